@@ -1,0 +1,3 @@
+//! Decides which packets pass, in the kernel.
+
+pub mod rule;

@@ -1,0 +1,3 @@
+//! The engines: one folder each, all of one shape (`mod.rs`, `config.rs`, `maps.rs`, `api.rs`).
+
+pub mod firewall;

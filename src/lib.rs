@@ -1,0 +1,4 @@
+//! eBPFsentinel: a network security agent in one binary.
+
+pub mod component;
+pub mod engines;
