@@ -2,3 +2,4 @@
 
 pub mod component;
 pub mod engines;
+pub mod packet;

@@ -1,0 +1,3 @@
+//! Bytes on the wire, without I/O.
+
+pub mod build;
