@@ -1,1 +1,42 @@
-fn main() {}
+//! Compiles bpf/*.bpf.c and writes a skeleton of each object into OUT_DIR; src/bpf includes them.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use libbpf_cargo::SkeletonBuilder;
+
+/// Objects with a skeleton, by the stem of their source.
+const OBJECTS: &[&str] = &["bpf/abi"];
+
+fn main() {
+    let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
+    println!("cargo:rerun-if-changed=bpf");
+    println!("cargo:rerun-if-changed=include");
+    println!("cargo:rerun-if-env-changed=EBPFSENTINEL_CLANG");
+    let clang = clang();
+    for object in OBJECTS {
+        let source = format!("{object}.bpf.c");
+        let stem = Path::new(object).file_name().expect("an object has a name").to_str().expect("ASCII").to_owned();
+        SkeletonBuilder::new()
+            .source(&source)
+            .clang(&clang)
+            .clang_args(["-Iinclude", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
+            .obj(out_dir.join(format!("{stem}.bpf.o")))
+            .build_and_generate(out_dir.join(format!("{stem}.skel.rs")))
+            .unwrap_or_else(|error| panic!("compiling {source}: {error:#}"));
+    }
+}
+
+/// The compiler: `EBPFSENTINEL_CLANG`, or the newest that the usual distributions install.
+fn clang() -> PathBuf {
+    if let Some(path) = env::var_os("EBPFSENTINEL_CLANG") {
+        return path.into();
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = ["clang-19", "clang-20", "clang-21", "clang"]
+        .iter()
+        .find_map(|name| env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()));
+    found.unwrap_or_else(|| {
+        panic!("no clang found that compiles for BPF; run packaging/setup or set EBPFSENTINEL_CLANG")
+    })
+}

@@ -1,5 +1,6 @@
 //! eBPFsentinel: a network security agent in one binary.
 
+pub mod abi;
 pub mod api;
 pub mod component;
 pub mod engines;

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* No program: one object of each shared type, so that BTF has it and libbpf-cargo makes the one Rust definition. */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+struct fw_tables abi_fw_tables;
+struct fw_control abi_fw_control;
+struct fw_row abi_fw_row;
+struct fw_rule_count abi_fw_rule_count;
+struct fw_iface_count abi_fw_iface_count;
+struct fw_misc_count abi_fw_misc_count;
+struct fw_event abi_fw_event;
+struct conn_key abi_conn_key;
+struct conn abi_conn;
+struct frag_key abi_frag_key;
+struct frag abi_frag;
+struct xdp_meta abi_xdp_meta;
+struct fw_question abi_fw_question;
+struct fw_answered abi_fw_answered;
+
+enum fw_limits abi_fw_limits;
+enum fw_mode abi_fw_mode;
+enum fw_uses abi_fw_uses;
+enum fw_answer abi_fw_answer;
+enum fw_stride abi_fw_stride;
+enum fw_trie_word abi_fw_trie_word;
+enum fw_policy_limits abi_fw_policy_limits;
+enum fw_reason abi_fw_reason;
+enum fw_verdict abi_fw_verdict;
+enum fw_unparsable abi_fw_unparsable;
+enum fw_state abi_fw_state;
+enum fw_counts abi_fw_counts;
+enum conn_origin abi_conn_origin;
+enum conn_phase abi_conn_phase;
+enum xdp_meta_limits abi_xdp_meta_limits;
+enum fw_exception abi_fw_exception;

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What crosses the line between kernel and agent, written once. bpf/abi.bpf.c names one object of each type, so that
+ * BTF and through it src/abi.rs know them. Fixed-width integers, explicit padding, host byte order unless a name says
+ * otherwise. Constants are enums: a #define does not reach BTF.
+ */
+#pragma once
+
+/* ---- the firewall's tables: written by the agent into the idle generation, read by xdp_firewall ---- */
+
+enum fw_limits {
+	FW_RULES = 4096,	    /* rules of one address family; a bit each */
+	FW_WORDS = 64,		    /* 64-bit words in a row */
+	FW_SLOTS = 8192,	    /* counters: one slot a rule for as long as the rule lives */
+	FW_NET_ROWS = 8192,	    /* rows of one address field: at most 4097, ids of 13 bits */
+	FW_APP_ROWS = 32768,	    /* rows of everything that is not an address, ids of 15 bits */
+	FW_PAIRS = 262144,	    /* source port class x destination port class */
+	FW_ENVS = 65536,	    /* protocol class x VLAN class x interface class */
+	FW_CELLS = 262144,	    /* pair class x environment class x state */
+	FW_BLOCKS = 16384,	    /* 256-entry blocks of the IPv4 stride tables, both fields together */
+	FW_TRIE = 262144,	    /* words of the IPv6 tries, both fields together */
+	FW_LEAVES = 8256,	    /* IPv6 prefixes, both fields together */
+	FW_CHAINS = 1048576,	    /* row ids of prefixes that nest, both fields together */
+	FW_CACHE = 16384,	    /* entries of the class cache, in sets of two */
+	FW_IFACES = 64,		    /* interfaces that the agent guards */
+};
+
+/* How the rows of a family are combined. */
+enum fw_mode {
+	FW_MODE_EMPTY = 0,	    /* no rule of this family: nothing ever matches */
+	FW_MODE_MERGED = 1,	    /* rows: source, destination, application */
+	FW_MODE_SPLIT = 2,	    /* rows: source, destination, source port, destination port, environment+state */
+	FW_MODE_APART = 3,	    /* rows: source, destination, both ports, protocol, VLAN, interface+state */
+};
+
+/* Which fields the rules of a family look at, so that a packet pays only for those. */
+enum fw_uses {
+	FW_USES_PORTS = 1,
+	FW_USES_TCP_FLAGS = 2,
+	FW_USES_ICMP = 4,
+	FW_USES_VLAN = 8,
+	FW_USES_IFACE = 16,
+	FW_USES_STATE = 32,
+};
+
+/* A rule as a hit sees it: slot | flags. Also the low bits of a cached answer. */
+enum fw_answer {
+	FW_SLOT_MASK = 8191,
+	FW_DENY = 1 << 13,	    /* the rule denies */
+	FW_TELL = 1 << 14,	    /* the rule records each packet */
+	FW_STATEFUL = 1 << 15,	    /* the rule asks for a state: look it up and ask again */
+	FW_NO_MATCH = 1 << 16,	    /* no rule matched; the slot means nothing */
+	FW_CACHED = 1 << 17,	    /* in a cache entry: valid */
+	FW_KEY_SHIFT = 18,	    /* in a cache entry: source row 13, destination row 13, application row 15 bits */
+};
+
+/* Entry of an IPv4 stride table: a row, or FW_BLOCK | number of a block. */
+enum fw_stride { FW_BLOCK = 0x8000 };
+
+/*
+ * Word of an IPv6 trie: FW_LEAF | number of a leaf, or a node: its children stand at trie[base + bits of the address].
+ * base is the low 20 bits, the position of the first bit (0 is the highest of 128) the next 7, the number of bits
+ * (1 to 15, never across bit 64) the next 4.
+ */
+enum fw_trie_word {
+	FW_TRIE_BASE_BITS = 20,
+	FW_TRIE_POS_BITS = 7,
+	FW_TRIE_SIZE_BITS = 4,
+	FW_TRIE_STEPS = 33,	    /* nodes on a path, at most */
+	FW_LEAF_BIT = 31,
+};
+
+/*
+ * An IPv6 prefix. The trie skips bits that do not branch, so a leaf must be compared; an address that leaves the
+ * prefix at bit b belongs to the longest prefix around it that is no longer than b. lengths has a bit for each prefix
+ * around this one (itself included), bit 63 of lengths[0] for length 1; chain[rank] is the row of the rank-th of them,
+ * chain[0] the row of ::/0.
+ */
+struct fw_leaf {
+	__u64 key[2];		    /* host order, high half first */
+	__u64 mask[2];
+	__u64 lengths[2];
+	__u32 chain;		    /* first of its row ids in fw_v6.chain */
+	__u16 row;		    /* row of the prefix itself */
+	__u16 pad;
+	__u64 pad2;
+};
+
+/* IPv4 address -> row, 16-8-8. field 0 is the source, 1 the destination. */
+struct fw_v4 {
+	__u16 top[2][65536];
+	__u16 block[FW_BLOCKS * 256];
+};
+
+/* IPv6 address -> row. */
+struct fw_v6 {
+	__u32 root[2];
+	__u32 pad[14];
+	struct fw_leaf leaf[FW_LEAVES];
+	__u32 trie[FW_TRIE];
+	__u16 chain[FW_CHAINS];
+};
+
+/*
+ * Everything of a family but its addresses. Class 0 of a port means: the packet has no port. Tables:
+ *   port_block[f][port >> 8] -> b, port_class[f][b << 8 | port & 255] -> class
+ *   proto_class[protocol] -> class; for TCP tcp_class[flags], for ICMP (ICMPv6 in the IPv6 family)
+ *   icmp_class[icmp_block[type] << 8 | code]; these two only when uses says so
+ *   vlan_class[vlan id, 0 when untagged], iface_class[number of the interface]
+ * MERGED: pair[source class * pair_stride + destination class] -> p
+ *         env[(protocol class * vlans + vlan class) * ifaces + interface class] -> e
+ *         cell[(p * envs + e) * states + state] -> application row; state is 0 while none was looked up, else 1 + state
+ * SPLIT:  the rows of the ports are port_row[f][class]; cell[e * states + state] -> row
+ * APART:  protocol: proto_row[class]; VLAN: vlan_row[class]; cell[interface class * states + state] -> row
+ * Row ids are local to source, destination and the rest; src_base, dst_base and app_base make keys of the map of rows.
+ */
+struct fw_family {
+	__u32 mode;		    /* enum fw_mode */
+	__u32 uses;		    /* enum fw_uses */
+	__u32 src_base, dst_base, app_base;
+	__u32 pair_stride;
+	__u32 vlans, ifaces, envs;
+	__u32 states;		    /* 1, or 5 when a rule asks for a state */
+	__u32 pad[6];
+	__u64 cache[FW_CACHE];
+	__u32 rule[FW_RULES];	    /* bit -> slot | FW_DENY | FW_TELL | FW_STATEFUL */
+	__u16 port_block[2][256];
+	__u16 port_class[2][65536];
+	__u16 proto_class[256];
+	__u16 tcp_class[256];
+	__u16 icmp_block[256];
+	__u16 icmp_class[65536];
+	__u16 vlan_class[4096];
+	__u16 iface_class[FW_IFACES];
+	__u16 pair[FW_PAIRS];
+	__u16 env[FW_ENVS];
+	__u16 cell[FW_CELLS];
+	__u16 port_row[2][16384];
+	__u16 proto_row[16384];
+	__u16 vlan_row[4096];
+};
+
+/* A row: the bits of the rules that a value of a field satisfies. Entry of the map of rows, one for each row id. */
+struct fw_row {
+	__u64 summary;		    /* a bit for each word that is not zero */
+	__u64 pad[7];
+	__u64 word[FW_WORDS];
+};
+
+/* ---- the firewall's policy: one for each generation, swapped with its tables ---- */
+
+enum fw_policy_limits {
+	FW_OTHER_IFACE = 63,	    /* number of an interface that the agent does not know; 0 to 62 are guarded ones */
+	FW_IFACE_SLOTS = 256,	    /* perfect hash of the interfaces' indexes */
+	FW_GUARD_PORTS = 8,	    /* TCP ports that the lock-out guard keeps open */
+	FW_GUARD_NETS = 64,	    /* networks from which it does */
+};
+
+/* Entry of the hash of interfaces. An ifindex of 0 is free. */
+struct fw_iface {
+	__u32 ifindex;
+	__u32 number;
+};
+
+/* An IPv6 or IPv4-mapped network, host order. */
+struct fw_net {
+	__u64 addr[2];
+	__u64 mask[2];
+};
+
+struct fw_policy {
+	__u32 generation;	    /* counts the swaps, from 1 */
+	__u32 iface_multiplier;	    /* slot = ifindex * multiplier >> 24 */
+	__u8 enforce;		    /* 0: mode = "alert", nothing is dropped */
+	__u8 drop_unmatched;	    /* default_policy = "drop" */
+	__u8 drop_unparsable;
+	__u8 stateful;
+	__u8 dhcp;		    /* DHCP answers to this host always pass */
+	__u8 guard_ports;	    /* used entries of guard_port */
+	__u8 guard_nets;
+	__u8 pad;
+	__u16 guard_port[FW_GUARD_PORTS];
+	struct fw_net guard_net[FW_GUARD_NETS];
+	struct fw_iface iface[FW_IFACE_SLOTS];
+};
+
+/* One generation of the firewall. The agent writes the idle one and makes it live by one store to fw_control.active. */
+struct fw_tables {
+	struct fw_policy policy;
+	struct fw_family family[2];  /* IPv4, IPv6 */
+	struct fw_v4 v4;
+	struct fw_v6 v6;
+};
+
+struct fw_control {
+	__u32 active;		    /* which of the two generations is live: 0 or 1 */
+	__u32 pad[15];
+};
+
+/* ---- verdicts ---- */
+
+/* What decided. Also the second half of the counters' index. */
+enum fw_reason {
+	FW_BY_RULE = 0,
+	FW_BY_POLICY = 1,	    /* no rule matched */
+	FW_BY_STATE = 2,	    /* no rule matched; it answers a connection that this host opened */
+	FW_BY_EXCEPTION = 3,	    /* ARP, neighbour discovery, DHCP, link control, lock-out guard */
+	FW_BY_PARSER = 4,	    /* could not be parsed */
+	FW_BY_FRAGMENT = 5,	    /* follows its first fragment */
+	FW_REASONS = 6,
+};
+
+enum fw_verdict {
+	FW_PASS = 0,
+	FW_DROP = 1,
+	FW_WOULD_DROP = 2,	    /* passed because mode = "alert" */
+	FW_VERDICTS = 3,
+};
+
+/* Why a packet could not be parsed. */
+enum fw_unparsable {
+	FW_PARSED = 0,
+	FW_SHORT_ETHERNET = 1,
+	FW_VLAN_DEPTH = 2,	    /* more than two tags */
+	FW_NOT_IP = 3,
+	FW_BAD_IPV4 = 4,	    /* version, header length or total length */
+	FW_BAD_IPV6 = 5,
+	FW_EXTENSIONS = 6,	    /* too many extension headers, or one that is cut off or out of place */
+	FW_SHORT_TRANSPORT = 7,	    /* TCP, UDP or ICMP header cut off, or TCP data offset below 5 */
+	FW_TINY_FRAGMENT = 8,	    /* a fragment that could split or rewrite the transport header (RFC 1858, 3128) */
+	FW_STRAY_FRAGMENT = 9,	    /* no first fragment was seen */
+	FW_OVERLAP_FRAGMENT = 10,   /* a second first fragment with another transport header (RFC 5722) */
+	FW_UNPARSABLE = 11,
+};
+
+/* State of a packet's connection, as a rule's state names it; 255 when none was looked up. */
+enum fw_state {
+	FW_NEW = 0,
+	FW_ESTABLISHED = 1,
+	FW_RELATED = 2,
+	FW_INVALID = 3,
+	FW_STATE_UNKNOWN = 255,
+};
+
+/* ---- counters, per CPU ---- */
+
+/* Counters of a rule, or of a reason at FW_SLOTS + reason. */
+struct fw_rule_count {
+	__u64 packets;
+	__u64 bytes;
+	__u64 last_jiffies;	    /* jiffies64 of the last match; 0 is never */
+	__u32 told_jiffies;	    /* low half of jiffies64 at the last event */
+	__u32 told_packets;	    /* low half of packets at the last event */
+};
+
+enum fw_counts { FW_RULE_COUNTS = FW_SLOTS + 16, FW_VERDICT_COUNTS = FW_REASONS * FW_VERDICTS };
+
+/* Counters of an interface, at reason * FW_VERDICTS + verdict. */
+struct fw_iface_count {
+	__u64 packets[FW_VERDICT_COUNTS];
+	__u64 bytes[FW_VERDICT_COUNTS];
+};
+
+/* Losses of the ring buffer, and what could not be parsed by reason. */
+struct fw_misc_count {
+	__u64 events;		    /* events written */
+	__u64 ring_full;	    /* events lost: no room */
+	__u64 unparsable[FW_UNPARSABLE];
+	__u64 conn_full;	    /* connections that could not be stored */
+};
+
+/* ---- events ---- */
+
+struct fw_event {
+	__u64 boot_ns;		    /* CLOCK_BOOTTIME */
+	__u64 src[2];		    /* host order, high half first; IPv4 in the low 32 bits of src[1] */
+	__u64 dst[2];
+	__u32 ifindex;
+	__u32 packets;		    /* how many packets this event stands for */
+	__u32 bytes;		    /* length of this packet's frame */
+	__u32 generation;
+	__u16 slot;		    /* of the rule, with FW_BY_RULE and FW_BY_FRAGMENT */
+	__u16 src_port;
+	__u16 dst_port;
+	__u16 vlan;
+	__u8 family;		    /* 4 or 6; 0 when not parsed so far */
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 verdict;
+	__u8 reason;
+	__u8 state;
+	__u8 unparsable;
+	__u8 pad[7];
+};
+
+/* ---- connections: written by tc_egress, read by xdp_firewall ---- */
+
+struct conn_key {
+	__u64 local[2];		    /* host order; the sender on egress, the receiver on ingress */
+	__u64 remote[2];
+	__u16 local_port;	    /* ICMP echo: the identifier, in both */
+	__u16 remote_port;
+	__u8 protocol;
+	__u8 family;
+	__u8 pad[2];
+};
+
+enum conn_origin { CONN_OPENED_HERE = 0, CONN_OPENED_THERE = 1 };
+enum conn_phase { CONN_OPENING = 0, CONN_OPEN = 1, CONN_CLOSING = 2, CONN_PHASES = 3 };
+
+struct conn {
+	__u64 last_jiffies;
+	__u32 generation;	    /* of the rules that judged it last */
+	__u8 origin;
+	__u8 phase;		    /* TCP; others go from OPENING to OPEN when both sides have spoken */
+	__u8 pad[2];
+};
+
+/* ---- fragments ---- */
+
+struct frag_key {
+	__u64 src[2];
+	__u64 dst[2];
+	__u32 id;
+	__u8 protocol;		    /* IPv4 only: RFC 8200 reassembles by addresses and id */
+	__u8 family;
+	__u16 vlan;
+};
+
+struct frag {
+	__u64 last_jiffies;
+	__u64 transport;	    /* ports and flags of the first fragment: a second one must agree */
+	__u32 generation;
+	__u32 answer;		    /* enum fw_answer */
+	__u8 reason;
+	__u8 drop;
+	__u8 broken;		    /* a second first fragment disagreed */
+	__u8 pad[5];
+};
+
+/* ---- XDP -> TC ---- */
+
+enum xdp_meta_limits { XDP_META_MAGIC = 0x45425331 };
+
+/* Stands before the frame of every packet that xdp_firewall passes, when a TC program reads it. */
+struct xdp_meta {
+	__u32 magic;
+	__u16 slot;		    /* of the rule that matched; FW_SLOTS + reason when none did */
+	__u8 verdict;
+	__u8 reason;
+	__u16 l3_offset;	    /* from the start of the frame */
+	__u16 l4_offset;	    /* 0: no transport header in this packet */
+	__u8 family;
+	__u8 protocol;
+	__u16 vlan;
+};
+
+/* ---- explain ---- */
+
+/*
+ * A packet run by BPF_PROG_TEST_RUN with the secret in front of it (as metadata) is judged, but neither counted, told
+ * nor remembered; the answer is written over the secret. The secret is drawn anew at each load, so no wire can ask.
+ */
+struct fw_question {
+	__u64 secret[2];
+	__u64 pad[2];
+};
+
+struct fw_answered {
+	__u32 generation;
+	__u32 answer;		    /* enum fw_answer */
+	__u8 verdict;
+	__u8 reason;
+	__u8 state;
+	__u8 unparsable;
+	__u8 exception;		    /* enum fw_exception */
+	__u8 iface;		    /* number */
+	__u8 family;
+	__u8 protocol;
+	__u64 boot_ns;
+	__u64 jiffies;
+};
+
+enum fw_exception {
+	FW_NO_EXCEPTION = 0,
+	FW_LINK_CONTROL = 1,	    /* ARP, LLDP, LACP, EAPOL */
+	FW_NEIGHBOUR = 2,	    /* RFC 4861 with hop limit 255, MLD queries */
+	FW_DHCP = 3,
+	FW_GUARD = 4,		    /* lock-out guard */
+};
+
+_Static_assert(sizeof(struct fw_leaf) == 64, "a leaf is a cache line");
+_Static_assert(sizeof(struct fw_row) == 576, "a summary line and 64 words");
+_Static_assert(sizeof(struct fw_event) == 80, "no hidden padding");
+_Static_assert(sizeof(struct conn_key) == 40, "no hidden padding");
+_Static_assert(sizeof(struct conn) == 16, "no hidden padding");
+_Static_assert(sizeof(struct frag_key) == 40, "no hidden padding");
+_Static_assert(sizeof(struct frag) == 32, "no hidden padding");
+_Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
+_Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
+_Static_assert(sizeof(struct fw_answered) == 32, "written over the question");
