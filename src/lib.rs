@@ -4,4 +4,5 @@ pub mod abi;
 pub mod api;
 pub mod component;
 pub mod engines;
+pub mod metrics;
 pub mod packet;

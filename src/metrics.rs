@@ -1,0 +1,471 @@
+//! Numbers for Prometheus. Every metric stands once in the table below; nothing else names one.
+//!
+//! Userspace moves its own counters here as things happen. What the kernel counts is read at scrape time, by
+//! [`Metrics::set_kernel_source`], so that a number exists in one place only and no heartbeat copies it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::component::Component;
+
+/// The media type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One metric as declared: the name as scraped is `name`, `_unit` where there is one, and `_total` for a counter.
+#[derive(Debug)]
+pub struct Declared {
+    name: &'static str,
+    unit: Option<&'static str>,
+    kind: MetricType,
+    labels: &'static [&'static str],
+    help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal $(in $unit:literal)? [$($label:literal),*] $help:literal;)*) => {
+        $(const $constant: Declared = Declared {
+            name: concat!("ebpfsentinel_", $name),
+            unit: metrics!(@unit $($unit)?),
+            kind: MetricType::$kind,
+            labels: &[$($label),*],
+            help: $help,
+        };)*
+        /// Every metric, in the order of the output.
+        pub const DECLARED: &[Declared] = &[$($constant),*];
+    };
+    (@unit) => { None };
+    (@unit $unit:literal) => { Some($unit) };
+}
+
+metrics! {
+    PACKETS = Counter "packets" ["interface", "verdict"] "Packets judged in the kernel";
+    BYTES = Counter "bytes_processed" ["interface", "direction"] "Bytes seen by the programs on an interface";
+    UNPARSABLE = Counter "unparsable_packets" ["reason"] "Packets that the kernel parser could not read";
+    RULE_PACKETS = Counter "firewall_rule_packets" ["rule", "family"] "Packets decided by a firewall rule";
+    RULE_BYTES = Counter "firewall_rule" in "bytes" ["rule", "family"] "Bytes of packets decided by a firewall rule";
+    CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
+    EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
+    PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
+    RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
+    ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
+    CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
+    HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
+    CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
+}
+
+impl Declared {
+    /// The name of the samples: what a query asks for. (A histogram adds `_bucket`, `_sum` and `_count`.)
+    pub fn full_name(&self) -> String {
+        let unit = self.unit.map(|unit| format!("_{unit}")).unwrap_or_default();
+        let total = if matches!(self.kind, MetricType::Counter) { "_total" } else { "" };
+        format!("{}{unit}{total}", self.name)
+    }
+
+    /// The names of its labels.
+    pub fn labels(&self) -> &'static [&'static str] {
+        self.labels
+    }
+
+    fn set<const N: usize>(&self, values: [&str; N]) -> Labels {
+        debug_assert_eq!(self.labels.len(), N, "{} has other labels", self.name);
+        self.labels.iter().zip(values).map(|(name, value)| (*name, Cow::Owned(value.to_owned()))).collect()
+    }
+}
+
+type Labels = Vec<(&'static str, Cow<'static, str>)>;
+type Counters = Family<Labels, Counter>;
+type Gauges = Family<Labels, Gauge>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// What the kernel counted until now; the firewall engine reads it from its maps when Prometheus scrapes.
+#[derive(Clone, Debug, Default)]
+pub struct KernelCounters {
+    pub interfaces: Vec<InterfaceCounters>,
+    pub rules: Vec<RuleCounters>,
+    /// Why packets could not be parsed, and how many.
+    pub unparsable: Vec<(&'static str, u64)>,
+    /// Why records did not reach the ring buffer, and how many.
+    pub events_lost: Vec<(&'static str, u64)>,
+    /// Entries of the connection table; `None` when there is none.
+    pub connections: Option<u64>,
+}
+
+/// Counters of one interface.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceCounters {
+    pub interface: String,
+    /// Packets by verdict: `("pass", 7)`.
+    pub packets: Vec<(&'static str, u64)>,
+    /// Bytes by direction: `("ingress", 7)`.
+    pub bytes: Vec<(&'static str, u64)>,
+}
+
+/// Counters of one firewall rule in one address family.
+#[derive(Clone, Debug, Default)]
+pub struct RuleCounters {
+    pub rule: String,
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
+
+/// The agent's metrics. One for a process, shared by `Arc`.
+pub struct Metrics {
+    registry: Registry,
+    state: Arc<State>,
+}
+
+impl Metrics {
+    /// All at zero, without a kernel source.
+    pub fn new() -> Arc<Metrics> {
+        let state = Arc::new(State::default());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Arc::clone(&state)));
+        Arc::new(Metrics { registry, state })
+    }
+
+    /// Where the kernel's numbers come from. Called at each scrape, on a control worker.
+    pub fn set_kernel_source(&self, source: KernelSource) {
+        *lock(&self.state.kernel) = Some(Arc::from(source));
+    }
+
+    /// The counter of events lost at `place` for `reason`. Keep it: incrementing it is one atomic instruction.
+    pub fn events_lost(&self, place: &'static str, reason: &'static str) -> Counter {
+        lock(&self.state.events_lost).entry((place, reason)).or_default().clone()
+    }
+
+    /// One alert.
+    pub fn alert(&self, component: Component, severity: &str) {
+        self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
+    }
+
+    /// One reload of the configuration.
+    pub fn config_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
+    }
+
+    /// The rules that a component has in force.
+    pub fn set_rules_loaded(&self, component: Component, rules: usize) {
+        self.state.rules_loaded.get_or_create(&RULES_LOADED.set([component.name()])).set(rules as i64);
+    }
+
+    /// Whether a program is attached.
+    pub fn set_program_active(&self, program: &str, active: bool) {
+        self.state.program_status.get_or_create(&PROGRAM_STATUS.set([program])).set(active.into());
+    }
+
+    /// The histogram of a component's time per event. Keep it, as [`Metrics::events_lost`].
+    pub fn processing(&self, component: Component) -> Histogram {
+        self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
+    }
+
+    /// One answered request; `operation` is the command of its spec.
+    pub fn http_request(&self, operation: &str, status: u16) {
+        self.state.http_requests.get_or_create(&HTTP_REQUESTS.set([operation, &status.to_string()])).inc();
+    }
+
+    /// One connection that the front refused or cut.
+    pub fn http_refused(&self, reason: &'static str) {
+        self.state.http_refused.get_or_create(&HTTP_REFUSED.set([reason])).inc();
+    }
+
+    /// The OpenMetrics text of all.
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        encode(&mut text, &self.registry).expect("a String takes all that is written");
+        text
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+struct State {
+    kernel: Mutex<Option<Arc<dyn Fn() -> KernelCounters + Send + Sync>>>,
+    process: Mutex<ProcessCpu>,
+    /// Not a `Family`: the kernel's losses are samples of the same metric.
+    events_lost: Mutex<BTreeMap<(&'static str, &'static str), Counter>>,
+    program_status: Gauges,
+    rules_loaded: Gauges,
+    alerts: Counters,
+    processing: Histograms,
+    config_reloads: Counters,
+    http_requests: Counters,
+    http_refused: Counters,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            kernel: Mutex::default(),
+            process: Mutex::new(ProcessCpu::start()),
+            events_lost: Mutex::default(),
+            program_status: Gauges::default(),
+            rules_loaded: Gauges::default(),
+            alerts: Counters::default(),
+            processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
+            config_reloads: Counters::default(),
+            http_requests: Counters::default(),
+            http_refused: Counters::default(),
+        }
+    }
+}
+
+/// An event takes microseconds; a rule change or a slow disk shows in the last buckets.
+const DURATION_BUCKETS_SECONDS: [f64; 10] = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1];
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("State")
+    }
+}
+
+impl Collector for State {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // Cloned out of the lock: the source may take as long as its maps are big.
+        let source = lock(&self.kernel).clone();
+        let kernel = source.map(|source| source()).unwrap_or_default();
+        let mut out = Output(encoder);
+
+        let interfaces = &kernel.interfaces;
+        let packets = interfaces.iter().flat_map(|i| i.packets.iter().map(|(v, n)| ([i.interface.as_str(), v], *n)));
+        out.counters(&PACKETS, packets)?;
+        let bytes = interfaces.iter().flat_map(|i| i.bytes.iter().map(|(d, n)| ([i.interface.as_str(), d], *n)));
+        out.counters(&BYTES, bytes)?;
+        out.counters(&UNPARSABLE, kernel.unparsable.iter().map(|(reason, n)| ([*reason], *n)))?;
+        out.counters(&RULE_PACKETS, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.packets)))?;
+        out.counters(&RULE_BYTES, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.bytes)))?;
+        if let Some(connections) = kernel.connections {
+            out.gauge(&CONNECTIONS, connections as f64)?;
+        }
+
+        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
+        let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
+        let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
+        out.counters(&EVENTS_LOST, own.chain(in_kernel))?;
+
+        out.family(&PROGRAM_STATUS, &self.program_status)?;
+        out.family(&RULES_LOADED, &self.rules_loaded)?;
+        out.family(&ALERTS, &self.alerts)?;
+        out.family(&PROCESSING, &self.processing)?;
+        out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&HTTP_REQUESTS, &self.http_requests)?;
+        out.family(&HTTP_REFUSED, &self.http_refused)?;
+
+        if let Some(bytes) = resident_bytes() {
+            out.gauge(&MEMORY, bytes as f64)?;
+        }
+        if let Some(percent) = lock(&self.process).percent() {
+            out.gauge(&CPU, percent)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes one declared metric after the other. One without samples leaves no trace.
+struct Output<'a>(DescriptorEncoder<'a>);
+
+impl Output<'_> {
+    fn describe<R>(
+        &mut self,
+        metric: &Declared,
+        write: impl FnOnce(MetricEncoder<'_>) -> Result<R, fmt::Error>,
+    ) -> Result<R, fmt::Error> {
+        let unit = metric.unit.map(|unit| match unit {
+            "bytes" => Unit::Bytes,
+            "seconds" => Unit::Seconds,
+            other => Unit::Other(other.to_owned()),
+        });
+        write(self.0.encode_descriptor(metric.name, metric.help, unit.as_ref(), metric.kind)?)
+    }
+
+    fn counters<'v, const N: usize>(
+        &mut self,
+        metric: &Declared,
+        samples: impl Iterator<Item = ([&'v str; N], u64)>,
+    ) -> fmt::Result {
+        let mut samples = samples.peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        self.describe(metric, |mut encoder| {
+            for (values, n) in samples {
+                let labels = metric.set(values);
+                ConstCounter::new(n).encode(encoder.encode_family(&labels)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn gauge(&mut self, metric: &Declared, value: f64) -> fmt::Result {
+        self.describe(metric, |encoder| ConstGauge::new(value).encode(encoder))
+    }
+
+    fn family<M, C>(&mut self, metric: &Declared, family: &Family<Labels, M, C>) -> fmt::Result
+    where
+        Family<Labels, M, C>: EncodeMetric,
+    {
+        if family.is_empty() {
+            return Ok(());
+        }
+        self.describe(metric, |encoder| family.encode(encoder))
+    }
+}
+
+/// The CPU time at the last look, for a percentage since then.
+struct ProcessCpu {
+    at: Instant,
+    used: Duration,
+    percent: Option<f64>,
+}
+
+impl ProcessCpu {
+    /// Two scrapers would halve each other's window; below this the last figure stands.
+    const WINDOW_MIN: Duration = Duration::from_secs(1);
+
+    fn start() -> ProcessCpu {
+        ProcessCpu { at: Instant::now(), used: cpu_time().unwrap_or_default(), percent: None }
+    }
+
+    fn percent(&mut self) -> Option<f64> {
+        let (now, used) = (Instant::now(), cpu_time()?);
+        let window = now - self.at;
+        if self.percent.is_none() || window >= Self::WINDOW_MIN {
+            let window = window.max(Duration::from_millis(1));
+            self.percent = Some(100.0 * used.saturating_sub(self.used).as_secs_f64() / window.as_secs_f64());
+            (self.at, self.used) = (now, used);
+        }
+        self.percent
+    }
+}
+
+/// User and system time of this process.
+fn cpu_time() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The command in parentheses may hold spaces; utime and stime are fields 14 and 15, counted from 1.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64;
+    Some(Duration::from_secs_f64(ticks as f64 / per_second))
+}
+
+/// Memory of this process that is in RAM.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * page as u64)
+}
+
+/// Counters stay right when a thread died while it held the lock: each is one word.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted() -> KernelCounters {
+        KernelCounters {
+            interfaces: vec![InterfaceCounters {
+                interface: "eth\"0".to_owned(),
+                packets: vec![("pass", 5), ("drop", 2)],
+                bytes: vec![("ingress", 700)],
+            }],
+            rules: vec![RuleCounters { rule: "fw-1".to_owned(), family: "ipv4", packets: 2, bytes: 128 }],
+            unparsable: vec![("truncated", 1)],
+            events_lost: vec![("ring_full", 9)],
+            connections: Some(3),
+        }
+    }
+
+    fn moved() -> Arc<Metrics> {
+        let metrics = Metrics::new();
+        metrics.set_kernel_source(Box::new(counted));
+        metrics.events_lost("engine", "queue_full").inc_by(4);
+        metrics.alert(Component::Firewall, "high");
+        metrics.config_reload(true);
+        metrics.config_reload(false);
+        metrics.set_rules_loaded(Component::Firewall, 12);
+        metrics.set_program_active("xdp_firewall", true);
+        metrics.processing(Component::Firewall).observe(2e-6);
+        metrics.http_request("firewall list", 200);
+        metrics.http_refused("head_timeout");
+        metrics
+    }
+
+    #[test]
+    fn samples() {
+        let text = moved().render();
+        for line in [
+            "ebpfsentinel_packets_total{interface=\"eth\\\"0\",verdict=\"pass\"} 5",
+            "ebpfsentinel_packets_total{interface=\"eth\\\"0\",verdict=\"drop\"} 2",
+            "ebpfsentinel_bytes_processed_total{interface=\"eth\\\"0\",direction=\"ingress\"} 700",
+            "ebpfsentinel_unparsable_packets_total{reason=\"truncated\"} 1",
+            "ebpfsentinel_firewall_rule_packets_total{rule=\"fw-1\",family=\"ipv4\"} 2",
+            "ebpfsentinel_firewall_rule_bytes_total{rule=\"fw-1\",family=\"ipv4\"} 128",
+            "ebpfsentinel_connections 3.0",
+            "ebpfsentinel_events_lost_total{place=\"engine\",reason=\"queue_full\"} 4",
+            "ebpfsentinel_events_lost_total{place=\"kernel\",reason=\"ring_full\"} 9",
+            "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
+            "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
+            "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
+            "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
+            "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
+    }
+
+    /// Each declared metric can be moved, has its samples after its TYPE, and ends as OpenMetrics must.
+    #[test]
+    fn every_declared_metric_is_rendered_once() {
+        let text = moved().render();
+        assert!(text.ends_with("# EOF\n"));
+        for metric in DECLARED {
+            let family = metric.full_name().trim_end_matches("_total").to_owned();
+            let types: Vec<_> = text.lines().filter(|l| l.starts_with(&format!("# TYPE {family} "))).collect();
+            assert_eq!(types.len(), 1, "{family} in\n{text}");
+        }
+        let types = text.lines().filter(|l| l.starts_with("# TYPE ")).count();
+        assert_eq!(types, DECLARED.len());
+    }
+
+    #[test]
+    fn the_process_is_seen() {
+        let text = Metrics::new().render();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find(|l| l.starts_with(&format!("{name} "))).unwrap();
+            line.rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(value("ebpfsentinel_memory_usage_bytes") > 100_000.0);
+        assert!(value("ebpfsentinel_cpu_usage_percent") >= 0.0);
+    }
+}
