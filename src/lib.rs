@@ -6,3 +6,4 @@ pub mod component;
 pub mod engines;
 pub mod metrics;
 pub mod packet;
+pub mod logging;
