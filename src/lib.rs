@@ -4,6 +4,6 @@ pub mod abi;
 pub mod api;
 pub mod component;
 pub mod engines;
+pub mod logging;
 pub mod metrics;
 pub mod packet;
-pub mod logging;
