@@ -7,3 +7,4 @@ pub mod engines;
 pub mod logging;
 pub mod metrics;
 pub mod packet;
+pub mod written;
