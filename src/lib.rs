@@ -8,3 +8,10 @@ pub mod logging;
 pub mod metrics;
 pub mod packet;
 pub mod written;
+
+// The support of the tests speaks of this crate by its name, from inside the crate as from outside.
+#[cfg(test)]
+extern crate self as ebpfsentinel;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+pub mod support;

@@ -1,0 +1,527 @@
+//! Rule sets in the manner of ClassBench (Taylor and Turner, 2005), and traffic for them.
+//!
+//! Real filters are far from random: addresses come from few sites and nest in them, the same services are named again
+//! and again, and a rule that lies within another one stands before it. Three kinds of filter differ in what they leave
+//! open: `acl` (access lists: destination services), `fw` (firewalls: many wildcards), `ipc` (IP chains: between the two).
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ebpfsentinel::engines::firewall::rule::{Action, PortRange, Protocol, Rule, States};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::packets::PacketFields;
+use super::random::{Random, Zipf, mix};
+use super::reference;
+
+/// Kind of filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    Acl,
+    Fw,
+    Ipc,
+}
+
+impl Style {
+    /// All kinds.
+    pub const ALL: [Style; 3] = [Style::Acl, Style::Fw, Style::Ipc];
+
+    /// Name in figures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Style::Acl => "acl",
+            Style::Fw => "fw",
+            Style::Ipc => "ipc",
+        }
+    }
+}
+
+/// Kind of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One flow.
+    Hot,
+    /// 4096 flows, the n-th of them with a share of 1/n.
+    Zipf,
+    /// Points drawn evenly from all rules, one in ten from nowhere.
+    Uniform,
+    /// Packets that match no rule.
+    NoMatch,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 4] = [Kind::Hot, Kind::Zipf, Kind::Uniform, Kind::NoMatch];
+
+    /// Name in figures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Hot => "hot",
+            Kind::Zipf => "zipf",
+            Kind::Uniform => "uniform",
+            Kind::NoMatch => "nomatch",
+        }
+    }
+}
+
+/// `n` different IPv4 rules of a style in priority order, priorities from 1; the same for the same arguments.
+pub fn classbench(style: Style, n: usize, seed: u64) -> Vec<Rule> {
+    let mut random = Random::new(mix(seed ^ (style as u64 + 1) << 32));
+    let shape = Shape::of(style);
+    let sources = Sites::new(n * shape.source_pool / 100, &mut random);
+    let destinations = Sites::new(n * shape.destination_pool / 100, &mut random);
+    let services = Services::new(&shape, &mut random);
+    let mut seen = HashSet::with_capacity(n);
+    let mut drawn = Vec::with_capacity(n);
+    while drawn.len() < n {
+        let match_ = Match {
+            source: sources.draw(shape.source_lengths, &mut random),
+            destination: destinations.draw(shape.destination_lengths, &mut random),
+            service: services.draw(&shape, &mut random),
+        };
+        if seen.insert(match_) {
+            drawn.push(match_);
+        }
+    }
+    specific_first(&drawn, &mut random)
+        .into_iter()
+        .enumerate()
+        .map(|(place, match_)| match_.rule(place, if random.chance(50) { Action::Allow } else { Action::Deny }))
+        .collect()
+}
+
+/// The same policy in IPv6: each address and prefix is mapped so that nesting stays as it was, so a packet mapped by
+/// [`packet_to_ipv6`] meets the rule in the place where its IPv4 packet does.
+pub fn to_ipv6(rules: &[Rule]) -> Vec<Rule> {
+    let map = |net: Option<IpNet>| net.map(|net| IpNet::V6(net_to_ipv6(net)));
+    rules
+        .iter()
+        .map(|rule| {
+            let protocol = match rule.protocol {
+                Protocol::Number(1) => Protocol::Number(58),
+                other => other,
+            };
+            Rule { src_ip: map(rule.src_ip), dst_ip: map(rule.dst_ip), protocol, ..rule.clone() }
+        })
+        .collect()
+}
+
+/// The packet of [`to_ipv6`]'s policy that stands for an IPv4 packet.
+pub fn packet_to_ipv6(packet: &PacketFields) -> PacketFields {
+    let map = |address: IpAddr| match address {
+        IpAddr::V4(address) => IpAddr::V6(address_to_ipv6(address)),
+        IpAddr::V6(_) => address,
+    };
+    let protocol = if packet.protocol == 1 { 58 } else { packet.protocol };
+    PacketFields { src: map(packet.src), dst: map(packet.dst), protocol, ..*packet }
+}
+
+/// `n` packets for `rules` (of one family); the same for the same arguments. Empty when [`Kind::NoMatch`] is asked for
+/// and nothing that was tried passed all rules.
+pub fn trace(rules: &[Rule], kind: Kind, n: usize, seed: u64) -> Vec<PacketFields> {
+    let mut random = Random::new(mix(seed ^ 0x7ace));
+    let ipv4 = rules.iter().find_map(Rule::is_ipv4).unwrap_or(true);
+    match kind {
+        Kind::Hot => vec![flow(rules, ipv4, 0, &mut random); n],
+        Kind::Zipf => {
+            let flows: Vec<_> = (0..4096).map(|_| flow(rules, ipv4, 10, &mut random)).collect();
+            let zipf = Zipf::new(flows.len());
+            (0..n).map(|_| flows[zipf.rank(&mut random)]).collect()
+        }
+        Kind::Uniform => (0..n).map(|_| flow(rules, ipv4, 10, &mut random)).collect(),
+        Kind::NoMatch => {
+            let missing: Vec<_> = (0..4 * n)
+                .map(|_| nowhere(ipv4, &mut random))
+                .filter(|packet| reference::first_match(rules, packet).is_none())
+                .take(n)
+                .collect();
+            missing.iter().copied().cycle().take(if missing.is_empty() { 0 } else { n }).collect()
+        }
+    }
+}
+
+/// A packet of a random rule, or in `miss_percent` of 100 cases of none in particular.
+fn flow(rules: &[Rule], ipv4: bool, miss_percent: usize, random: &mut Random) -> PacketFields {
+    if rules.is_empty() || random.chance(miss_percent) {
+        return nowhere(ipv4, random);
+    }
+    let rule = &rules[random.below(rules.len())];
+    let mut packet = PacketFields::inside(rule, ipv4, random);
+    if rule.protocol == Protocol::Any {
+        packet.protocol = random.pick(&[6, 17]);
+    }
+    if rule.vlan_id.is_none() {
+        packet.vlan_id = 0;
+    }
+    if rule.interfaces.is_empty() {
+        packet.interface = 0;
+    }
+    packet
+}
+
+fn nowhere(ipv4: bool, random: &mut Random) -> PacketFields {
+    let mut packet = PacketFields::random(ipv4, random);
+    packet.protocol = random.pick(&[6, 17]);
+    packet.vlan_id = 0;
+    packet.interface = 0;
+    packet
+}
+
+/// How the rules of a style are spread. Weights in percent; lengths are of IPv4 prefixes.
+struct Shape {
+    /// Sites for every hundred rules.
+    source_pool: usize,
+    destination_pool: usize,
+    source_lengths: &'static [(u32, Length)],
+    destination_lengths: &'static [(u32, Length)],
+    protocols: &'static [(u32, Protocol)],
+    source_ports: &'static [(u32, Ports)],
+    destination_ports: &'static [(u32, Ports)],
+    /// Different services that are named.
+    services: usize,
+    /// Different arbitrary ranges that are named.
+    ranges: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Length {
+    Any,
+    /// /8 to /16.
+    Wide,
+    /// /17 to /23.
+    Middle,
+    /// /24.
+    Site,
+    /// /25 to /31.
+    Part,
+    Host,
+}
+
+#[derive(Clone, Copy)]
+enum Ports {
+    Any,
+    Low,
+    High,
+    Range,
+    One,
+}
+
+const ANY: Protocol = Protocol::Any;
+const TCP: Protocol = Protocol::Number(6);
+const UDP: Protocol = Protocol::Number(17);
+const ICMP: Protocol = Protocol::Number(1);
+
+impl Shape {
+    fn of(style: Style) -> Shape {
+        match style {
+            Style::Acl => Shape {
+                source_pool: 9,
+                destination_pool: 5,
+                source_lengths: &[
+                    (3, Length::Any),
+                    (2, Length::Wide),
+                    (10, Length::Middle),
+                    (25, Length::Site),
+                    (20, Length::Part),
+                    (40, Length::Host),
+                ],
+                destination_lengths: &[
+                    (1, Length::Any),
+                    (4, Length::Wide),
+                    (10, Length::Middle),
+                    (15, Length::Site),
+                    (20, Length::Part),
+                    (50, Length::Host),
+                ],
+                protocols: &[(75, TCP), (15, UDP), (4, ICMP), (6, ANY)],
+                source_ports: &[(1, Ports::Any)],
+                destination_ports: &[(30, Ports::Any), (3, Ports::High), (7, Ports::Range), (60, Ports::One)],
+                services: 80,
+                ranges: 12,
+            },
+            Style::Fw => Shape {
+                source_pool: 30,
+                destination_pool: 50,
+                source_lengths: &[
+                    (30, Length::Any),
+                    (4, Length::Wide),
+                    (6, Length::Middle),
+                    (15, Length::Site),
+                    (10, Length::Part),
+                    (35, Length::Host),
+                ],
+                destination_lengths: &[
+                    (15, Length::Any),
+                    (3, Length::Wide),
+                    (7, Length::Middle),
+                    (15, Length::Site),
+                    (10, Length::Part),
+                    (50, Length::Host),
+                ],
+                protocols: &[(60, TCP), (25, UDP), (5, ICMP), (2, Protocol::Number(47)), (8, ANY)],
+                source_ports: &[(80, Ports::Any), (10, Ports::High), (2, Ports::Low), (8, Ports::One)],
+                destination_ports: &[
+                    (45, Ports::Any),
+                    (8, Ports::High),
+                    (2, Ports::Low),
+                    (5, Ports::Range),
+                    (40, Ports::One),
+                ],
+                services: 30,
+                ranges: 4,
+            },
+            Style::Ipc => Shape {
+                source_pool: 8,
+                destination_pool: 25,
+                source_lengths: &[
+                    (10, Length::Any),
+                    (5, Length::Wide),
+                    (10, Length::Middle),
+                    (20, Length::Site),
+                    (15, Length::Part),
+                    (40, Length::Host),
+                ],
+                destination_lengths: &[
+                    (8, Length::Any),
+                    (4, Length::Wide),
+                    (8, Length::Middle),
+                    (15, Length::Site),
+                    (15, Length::Part),
+                    (50, Length::Host),
+                ],
+                protocols: &[(55, TCP), (28, UDP), (7, ICMP), (10, ANY)],
+                source_ports: &[
+                    (65, Ports::Any),
+                    (8, Ports::High),
+                    (2, Ports::Low),
+                    (3, Ports::Range),
+                    (22, Ports::One),
+                ],
+                destination_ports: &[
+                    (45, Ports::Any),
+                    (7, Ports::High),
+                    (2, Ports::Low),
+                    (6, Ports::Range),
+                    (40, Ports::One),
+                ],
+                services: 30,
+                ranges: 6,
+            },
+        }
+    }
+}
+
+/// The addresses that the rules of one side talk about: hosts in few /24s in few /16s, drawn with a skew, so that
+/// prefixes of different lengths nest.
+struct Sites {
+    hosts: Vec<u32>,
+}
+
+impl Sites {
+    fn new(n: usize, random: &mut Random) -> Sites {
+        let n = n.max(4);
+        let wide: Vec<u32> = (0..n.div_ceil(24).max(2)).map(|_| (random.bits() as u32) & 0xffff_0000).collect();
+        let site: Vec<u32> = (0..n.div_ceil(3).max(2))
+            .map(|_| wide[skewed(wide.len(), random)] | (random.below(256) as u32) << 8)
+            .collect();
+        Sites { hosts: (0..n).map(|_| site[skewed(site.len(), random)] | random.below(256) as u32).collect() }
+    }
+
+    fn draw(&self, lengths: &[(u32, Length)], random: &mut Random) -> Prefix {
+        let length = match random.weighted(lengths) {
+            Length::Any => 0,
+            Length::Wide => random.pick(&[8, 12, 14, 15, 16, 16, 16]),
+            Length::Middle => random.between(17, 23) as u8,
+            Length::Site => 24,
+            Length::Part => random.pick(&[25, 26, 26, 27, 27, 28, 28, 29, 30, 30, 31]),
+            Length::Host => 32,
+        };
+        let host = self.hosts[random.below(self.hosts.len())];
+        Prefix { address: host & mask(length), length }
+    }
+}
+
+/// Low indexes more often than high ones.
+fn skewed(n: usize, random: &mut Random) -> usize {
+    random.below(n).min(random.below(n))
+}
+
+/// The services that the rules name.
+struct Services {
+    ports: Vec<u16>,
+    ranges: Vec<(u16, u16)>,
+    popularity: Zipf,
+}
+
+impl Services {
+    fn new(shape: &Shape, random: &mut Random) -> Services {
+        const WELL_KNOWN: [u16; 24] = [
+            80, 443, 22, 25, 53, 110, 143, 21, 23, 123, 161, 389, 445, 514, 993, 995, 1433, 1521, 3306, 3389, 5060,
+            8080, 8443, 135,
+        ];
+        let mut ports: Vec<u16> = WELL_KNOWN.into_iter().take(shape.services).collect();
+        while ports.len() < shape.services {
+            ports.push(if random.chance(40) { random.between(1, 1023) } else { random.between(1024, 20000) } as u16);
+        }
+        let ranges = (0..shape.ranges)
+            .map(|_| {
+                let low = random.between(1, 40000) as u16;
+                let width = random.pick(&[2, 4, 10, 50, 100, 1000, 5000]);
+                (low, low + width)
+            })
+            .collect();
+        Services { popularity: Zipf::new(ports.len()), ports, ranges }
+    }
+
+    fn draw(&self, shape: &Shape, random: &mut Random) -> Service {
+        let protocol = random.weighted(shape.protocols);
+        if protocol != TCP && protocol != UDP {
+            return Service { protocol, source: None, destination: None };
+        }
+        let mut ports = |weights| match random.weighted(weights) {
+            Ports::Any => None,
+            Ports::Low => Some((0, 1023)),
+            Ports::High => Some((1024, 65535)),
+            Ports::Range => Some(random.pick(&self.ranges)),
+            Ports::One => {
+                let port = self.ports[self.popularity.rank(random)];
+                Some((port, port))
+            }
+        };
+        Service { protocol, source: ports(shape.source_ports), destination: ports(shape.destination_ports) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Prefix {
+    address: u32,
+    length: u8,
+}
+
+impl Prefix {
+    fn covers(self, other: Prefix) -> bool {
+        self.length <= other.length && other.address & mask(self.length) == self.address
+    }
+
+    fn network(self) -> Option<IpNet> {
+        (self.length > 0).then(|| Ipv4Net::new_assert(Ipv4Addr::from_bits(self.address), self.length).into())
+    }
+}
+
+fn mask(length: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Service {
+    protocol: Protocol,
+    source: Option<(u16, u16)>,
+    destination: Option<(u16, u16)>,
+}
+
+impl Service {
+    fn covers(self, other: Service) -> bool {
+        let ports = |wide: Option<(u16, u16)>, narrow: Option<(u16, u16)>| match (wide, narrow) {
+            (None, _) => true,
+            (Some(wide), Some(narrow)) => wide.0 <= narrow.0 && narrow.1 <= wide.1,
+            (Some(_), None) => false,
+        };
+        (self.protocol == ANY || self.protocol == other.protocol)
+            && ports(self.source, other.source)
+            && ports(self.destination, other.destination)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Match {
+    source: Prefix,
+    destination: Prefix,
+    service: Service,
+}
+
+impl Match {
+    fn covers(self, other: Match) -> bool {
+        self.source.covers(other.source)
+            && self.destination.covers(other.destination)
+            && self.service.covers(other.service)
+    }
+
+    fn rule(self, place: usize, action: Action) -> Rule {
+        let range = |ports: Option<(u16, u16)>| ports.map(|(low, high)| PortRange { low, high });
+        Rule {
+            id: format!("rule-{place}"),
+            priority: place as u32 + 1,
+            enabled: true,
+            action,
+            log: false,
+            protocol: self.service.protocol,
+            src_ip: self.source.network(),
+            dst_ip: self.destination.network(),
+            src_port: range(self.service.source),
+            dst_port: range(self.service.destination),
+            vlan_id: None,
+            tcp_flags: None,
+            icmp_type: None,
+            icmp_code: None,
+            states: States::ANY,
+            interfaces: Vec::new(),
+            description: String::new(),
+        }
+    }
+}
+
+/// A random order in which whatever lies within another one stands before it.
+fn specific_first(matches: &[Match], random: &mut Random) -> Vec<Match> {
+    let mut covering: Vec<Vec<u32>> = vec![Vec::new(); matches.len()];
+    let mut waits_for = vec![0u32; matches.len()];
+    for (inner, narrow) in matches.iter().enumerate() {
+        for (outer, wide) in matches.iter().enumerate() {
+            if inner != outer && wide.covers(*narrow) {
+                covering[inner].push(outer as u32);
+                waits_for[outer] += 1;
+            }
+        }
+    }
+    let keys: Vec<u64> = matches.iter().map(|_| random.bits()).collect();
+    let mut ready: BinaryHeap<_> =
+        (0..matches.len()).filter(|&i| waits_for[i] == 0).map(|i| Reverse((keys[i], i))).collect();
+    let mut order = Vec::with_capacity(matches.len());
+    while let Some(Reverse((_, next))) = ready.pop() {
+        order.push(matches[next]);
+        for &outer in &covering[next] {
+            waits_for[outer as usize] -= 1;
+            if waits_for[outer as usize] == 0 {
+                ready.push(Reverse((keys[outer as usize], outer as usize)));
+            }
+        }
+    }
+    order
+}
+
+/// An IPv4 /16 becomes a provider's /32, a /24 a customer's /48, a /31 a group of /64s, an address one host in a /64
+/// with an arbitrary interface id. Bits 17 to 32 become two bits each; the second one depends on the prefix so far,
+/// since sites number sparsely.
+fn address_to_ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    let address = address.to_bits();
+    let mut network = 0x2a01 << 48 | u64::from(address >> 16) << 32;
+    for place in 16..32u32 {
+        let prefix = address & mask(place as u8 + 1);
+        let bit = u64::from(address >> (31 - place) & 1);
+        let filler = mix(u64::from(prefix) << 6 | u64::from(place)) & 1;
+        network |= (bit << 1 | filler) << (30 - 2 * (place - 16));
+    }
+    let interface = mix(u64::from(address));
+    Ipv6Addr::from_bits(u128::from(network) << 64 | u128::from(interface))
+}
+
+fn net_to_ipv6(net: IpNet) -> Ipv6Net {
+    let IpNet::V4(net) = net else { panic!("{net} is not IPv4") };
+    let length = match net.prefix_len() {
+        0 => 0,
+        length @ 1..=16 => 16 + length,
+        32 => 128,
+        length => 32 + 2 * (length - 16),
+    };
+    Ipv6Net::new_assert(address_to_ipv6(net.network()), length).trunc()
+}

@@ -1,0 +1,8 @@
+//! What tests and benches share: rule sets, packets, and the answer that a plain reading of the rules gives.
+//!
+//! Use it with `#[path = "../support/mod.rs"] pub mod support;`. `pub`, because no single user needs all of it.
+
+pub mod classbench;
+pub mod packets;
+pub mod random;
+pub mod reference;
