@@ -179,6 +179,7 @@ struct fw_policy {
 	__u8 guard_ports;	    /* used entries of guard_port */
 	__u8 guard_nets;
 	__u8 pad;
+	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
 	__u16 guard_port[FW_GUARD_PORTS];
 	struct fw_net guard_net[FW_GUARD_NETS];
 	struct fw_iface iface[FW_IFACE_SLOTS];
@@ -194,7 +195,8 @@ struct fw_tables {
 
 struct fw_control {
 	__u32 active;		    /* which of the two generations is live: 0 or 1 */
-	__u32 pad[15];
+	__u32 nothing;		    /* always 0, which the verifier cannot know; see forget_path() */
+	__u32 pad[14];
 };
 
 /* ---- verdicts ---- */

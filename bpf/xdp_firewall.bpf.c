@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The firewall: parse, classify, ask the state where it matters, judge, count, tell. The only place that drops.
+ * A packet reads the live generation once and is judged by that one whole.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+#include "parse.h"
+#include "classify.h"
+#include "conntrack.h"
+#include "fragments.h"
+#include "stats.h"
+#include "events.h"
+#include "xdp_meta.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Mapped into the agent, which swaps generations by one store. */
+struct fw_control control SEC(".bss.control");
+
+/* Drawn by the agent at each load; see struct fw_question. */
+const volatile __u64 explain_secret[2];
+
+/* A frame may stand in several buffers (jumbo frames): then its length takes a helper to find out. */
+const volatile __u8 multi_buffer;
+
+/* What runs after a pass; empty slots fall through. */
+enum { NEXT_RATELIMIT = 0 };
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 4);
+	__type(key, __u32);
+	__type(value, __u32);
+} xdp_next SEC(".maps");
+
+/* All that is known about the packet at the end. */
+struct judgement {
+	__u32 answer;	 /* enum fw_answer */
+	__u8 drop;
+	__u8 reason;
+	__u8 state;
+	__u8 unparsable;
+	__u8 exception;
+};
+
+static __always_inline __u32 iface_number(const struct fw_policy *policy, __u32 ifindex)
+{
+	const struct fw_iface *iface = &policy->iface[ifindex * policy->iface_multiplier >> 24];
+
+	return iface->ifindex == ifindex ? iface->number & (FW_IFACES - 1) : FW_OTHER_IFACE;
+}
+
+/*
+ * SSH and the control port, from where somebody is working: no rule may shut them out. IPv4 sources come mapped into
+ * IPv6. A function of its own, verified once.
+ */
+__noinline int is_guarded(struct fw_policy *policy, __u64 high, __u64 low, __u32 port)
+{
+	bool guarded = false;
+
+	if (!policy)
+		return false;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < FW_GUARD_PORTS; i++)
+		if (i < policy->guard_ports && policy->guard_port[i] == port)
+			guarded = true;
+	if (!guarded)
+		return false;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < FW_GUARD_NETS; i++) {
+		const struct fw_net *net = &policy->guard_net[i];
+
+		if (i >= policy->guard_nets)
+			break;
+		if (!(((high ^ net->addr[0]) & net->mask[0]) | ((low ^ net->addr[1]) & net->mask[1])))
+			return true;
+	}
+	return false;
+}
+
+/* Classes and rows of a packet, and the answer as long as no state is known. */
+static __always_inline __u32 classify_packet(struct fw_tables *t, struct fw_family *f, __u32 index,
+					     const struct packet *p, __u32 iface, struct classes *c)
+{
+	if (p->family == 4) {
+		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
+		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
+	} else {
+		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
+		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
+	}
+	find_classes(f, p, iface, c);
+	return classify(f, c, index, 0);
+}
+
+/*
+ * The state of the packet's connection. key is left for conn_confirm(); the result has bits of enum conn_known.
+ */
+static __always_inline int find_state(struct xdp_md *ctx, const struct packet *p, __u32 generation,
+				      struct conn_key *key, __u8 *state)
+{
+	bool error = is_icmp_error(p);
+	int known = 0;
+
+	if (!error) {
+		conn_key_of(p, false, key);
+		known = conn_find(key, generation);
+	} else if (quoted_key(ctx, p->l4_offset, p->family, key)) {
+		known = conn_find(key, generation);
+	}
+	if (!known)
+		*state = can_open(p) ? FW_NEW : FW_INVALID;
+	else if (error)
+		*state = FW_RELATED;
+	else /* after a change of rules it is judged again, as if it were new */
+		*state = known & CONN_STALE ? FW_NEW : FW_ESTABLISHED;
+	return error ? known & ~CONN_TOUCH : known;
+}
+
+/* A packet that could be parsed, against rules, state and policy. */
+static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32 index, __u32 iface,
+				  const struct packet *p, bool explaining, struct judgement *j)
+{
+	struct fw_family *f = &t->family[p->family == 6];
+	struct conn_key key = {};
+	struct classes c = {};
+	int known = 0;
+
+	j->answer = FW_NO_MATCH;
+	if (f->mode != FW_MODE_EMPTY)
+		j->answer = classify_packet(t, f, index, p, iface, &c);
+	if (j->answer & FW_STATEFUL ||
+	    (j->answer & FW_NO_MATCH && t->policy.drop_unmatched && t->policy.stateful)) {
+		known = find_state(ctx, p, t->policy.generation, &key, &j->state);
+		if (j->answer & FW_STATEFUL)
+			j->answer = classify(f, &c, index, 1 + j->state);
+	}
+	if (!(j->answer & FW_NO_MATCH)) {
+		j->reason = FW_BY_RULE;
+		j->drop = !!(j->answer & FW_DENY);
+	} else if (known & CONN_HERE && t->policy.stateful) {
+		j->reason = FW_BY_STATE;
+		j->drop = 0;
+	} else {
+		j->reason = FW_BY_POLICY;
+		j->drop = t->policy.drop_unmatched;
+	}
+	if (known & CONN_TOUCH && !j->drop && !explaining)
+		conn_confirm(&key, t->policy.generation, p->tcp_flags);
+	if (j->drop) {
+		/* Networks of the guard are kept as IPv6; an IPv4 source is mapped. */
+		__u64 mapped = p->family == 4 ? 0xffff00000000ULL : 0;
+
+		if (t->policy.dhcp && is_dhcp_answer(p))
+			j->exception = FW_DHCP;
+		else if (p->protocol == IPPROTO_TCP && t->policy.guard_filter >> (p->dst_port & 63) & 1 &&
+			 is_guarded(&t->policy, p->src[0], p->src[1] | mapped, p->dst_port))
+			j->exception = FW_GUARD;
+		if (j->exception) {
+			j->reason = FW_BY_EXCEPTION;
+			j->drop = 0;
+		}
+	}
+}
+
+static __always_inline void judge_unparsable(const struct fw_policy *policy, int why, struct judgement *j)
+{
+	j->reason = FW_BY_PARSER;
+	j->unparsable = why;
+	j->drop = policy->drop_unparsable;
+}
+
+/* A later fragment follows its first one, as long as the rules are the same. */
+static __always_inline void judge_later_fragment(const struct fw_policy *policy, const struct packet *p,
+						 struct judgement *j)
+{
+	struct frag_key key = {};
+	struct frag first = {};
+	int why;
+
+	frag_key_of(p, &key);
+	why = frag_later(&key, policy->generation, &first);
+	if (why) {
+		judge_unparsable(policy, why, j);
+	} else {
+		j->answer = first.answer;
+		j->reason = FW_BY_FRAGMENT;
+		j->drop = first.drop;
+	}
+}
+
+static __always_inline void remember_fragment(const struct packet *p, __u32 generation, const struct judgement *j)
+{
+	struct frag_key key = {};
+	struct frag frag = {
+		.transport = transport_of(p),
+		.generation = generation,
+		.answer = j->answer,
+		.reason = j->reason,
+		.drop = j->drop,
+	};
+
+	frag_key_of(p, &key);
+	frag_remember(&key, &frag);
+}
+
+/* Counts of a rule that matched, or of the reason that decided instead. */
+static __always_inline __u32 slot_of(const struct judgement *j)
+{
+	if ((j->reason == FW_BY_RULE || j->reason == FW_BY_FRAGMENT) && !(j->answer & FW_NO_MATCH))
+		return j->answer & FW_SLOT_MASK;
+	return FW_SLOTS + j->reason;
+}
+
+static __always_inline void count_unparsable(__u32 why)
+{
+	struct fw_misc_count *count = misc_count();
+
+	OPAQUE(why); /* clang knows that it is small, the verifier has to see it */
+	if (count && why < FW_UNPARSABLE)
+		count->unparsable[why]++;
+}
+
+/* Counts the packet, and records it when it is to be told. */
+static __always_inline void count_and_tell(const struct packet *p, const struct judgement *j, __u32 verdict,
+					   __u32 ifindex, __u32 iface, __u32 bytes, __u32 generation)
+{
+	__u32 slot = slot_of(j) + p->nothing, cell = j->reason * FW_VERDICTS + verdict + p->nothing, packets = 1;
+	struct fw_iface_count *by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
+	struct fw_rule_count *by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
+	__u64 now = bpf_jiffies64();
+	struct fw_event *event;
+
+	OPAQUE(cell);
+	if (!by_iface || !by_rule || cell >= FW_VERDICT_COUNTS)
+		return;
+	by_iface->packets[cell]++;
+	by_iface->bytes[cell] += bytes;
+	by_rule->packets++;
+	by_rule->bytes += bytes;
+	by_rule->last_jiffies = now;
+
+	if (j->unparsable)
+		count_unparsable(j->unparsable);
+	if (j->answer & FW_TELL && !(j->answer & FW_NO_MATCH)) {
+		packets = 1;
+	} else if (verdict != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval) {
+		packets = (__u32)by_rule->packets - by_rule->told_packets;
+		by_rule->told_jiffies = now;
+		by_rule->told_packets = by_rule->packets;
+	} else {
+		return;
+	}
+	event = new_event();
+	if (!event)
+		return;
+	event->boot_ns = bpf_ktime_get_boot_ns();
+	event->src[0] = p->src[0];
+	event->src[1] = p->src[1];
+	event->dst[0] = p->dst[0];
+	event->dst[1] = p->dst[1];
+	event->ifindex = ifindex;
+	event->packets = packets;
+	event->bytes = bytes;
+	event->generation = generation;
+	event->slot = slot;
+	event->src_port = p->src_port;
+	event->dst_port = p->dst_port;
+	event->vlan = p->vlan;
+	event->family = p->family;
+	event->protocol = p->protocol;
+	event->tcp_flags = p->tcp_flags;
+	event->icmp_type = p->icmp_type;
+	event->icmp_code = p->icmp_code;
+	event->verdict = verdict;
+	event->reason = j->reason;
+	event->state = j->state;
+	event->unparsable = j->unparsable;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	submit_event(event);
+}
+
+static __always_inline bool is_question(struct xdp_md *ctx)
+{
+	struct fw_question *question = (void *)(long)ctx->data_meta;
+
+	return (void *)(question + 1) <= (void *)(long)ctx->data && question->secret[0] == explain_secret[0] &&
+	       question->secret[1] == explain_secret[1];
+}
+
+static __always_inline void answer_question(struct xdp_md *ctx, const struct packet *p, const struct judgement *j,
+					    __u32 verdict, __u32 iface, __u32 generation)
+{
+	struct fw_answered *answered = (void *)(long)ctx->data_meta;
+
+	if ((void *)(answered + 1) > (void *)(long)ctx->data)
+		return;
+	answered->generation = generation;
+	answered->answer = j->answer;
+	answered->verdict = verdict;
+	answered->reason = j->reason;
+	answered->state = j->state;
+	answered->unparsable = j->unparsable;
+	answered->exception = j->exception;
+	answered->iface = iface;
+	answered->family = p->family;
+	answered->protocol = p->protocol;
+	answered->boot_ns = bpf_ktime_get_boot_ns();
+	answered->jiffies = bpf_jiffies64();
+}
+
+SEC("xdp")
+int xdp_firewall(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	__u32 index = *(volatile __u32 *)&control.active & 1;
+	struct fw_tables *t = &tables[index];
+	struct judgement j = { .answer = FW_NO_MATCH, .state = FW_STATE_UNKNOWN };
+	struct packet p = { .nothing = *(volatile __u32 *)&control.nothing };
+	__u32 ifindex = ctx->ingress_ifindex, iface, bytes, verdict, generation;
+	bool explaining = is_question(ctx);
+	int why;
+
+	iface = iface_number(&t->policy, ifindex);
+	generation = t->policy.generation;
+	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : data_end - data;
+	why = parse_frame(data, data_end, &p) + p.nothing;
+	forget_path(&p);
+	if (!why && p.fragment == FIRST_FRAGMENT) {
+		struct frag_key key = {};
+
+		frag_key_of(&p, &key);
+		why = frag_first(&key, transport_of(&p), !explaining);
+	}
+
+	if (why) {
+		judge_unparsable(&t->policy, why, &j);
+		if (p.link_control) {
+			j.reason = FW_BY_EXCEPTION;
+			j.exception = FW_LINK_CONTROL;
+			j.unparsable = FW_PARSED;
+			j.drop = 0;
+		}
+	} else if (p.fragment == LATER_FRAGMENT) {
+		judge_later_fragment(&t->policy, &p, &j);
+	} else if (is_neighbour_discovery(&p)) {
+		j.reason = FW_BY_EXCEPTION;
+		j.exception = FW_NEIGHBOUR;
+	} else {
+		judge(ctx, t, index, iface, &p, explaining, &j);
+		if (p.fragment == FIRST_FRAGMENT && !explaining)
+			remember_fragment(&p, generation, &j);
+	}
+
+	verdict = !j.drop ? FW_PASS : t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+	if (explaining) {
+		answer_question(ctx, &p, &j, verdict, iface, generation);
+		return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+	}
+	count_and_tell(&p, &j, verdict, ifindex, iface, bytes, generation);
+	if (verdict == FW_DROP)
+		return XDP_DROP;
+	if (write_meta) {
+		struct xdp_meta meta = {
+			.magic = XDP_META_MAGIC,
+			.slot = slot_of(&j),
+			.verdict = verdict,
+			.reason = j.reason,
+			.l3_offset = p.l3_offset,
+			.l4_offset = p.l4_offset,
+			.family = p.family,
+			.protocol = p.protocol,
+			.vlan = p.vlan,
+		};
+
+		write_xdp_meta(ctx, &meta);
+	}
+	bpf_tail_call(ctx, &xdp_next, NEXT_RATELIMIT);
+	return XDP_PASS;
+}
