@@ -4,6 +4,7 @@ pub mod abi;
 pub mod api;
 pub mod component;
 pub mod engines;
+pub mod lab;
 pub mod logging;
 pub mod metrics;
 pub mod packet;

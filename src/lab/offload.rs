@@ -1,0 +1,92 @@
+//! Switches off what a real card would finish later: checksums, segmentation, VLAN tags beside the frame. Between veth
+//! ends they are never finished, and XDP or a packet socket would see half-made frames.
+//!
+//! By the ethtool ioctl with the kernel's own feature names, so that no ethtool program is needed. The numbers are those
+//! of `linux/ethtool.h`; libc does not have them.
+
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
+const ETH_SS_FEATURES: u32 = 4;
+const NAME_BYTES: usize = 32;
+/// The kernel has under a hundred features; this bounds what is believed of its answer.
+const FEATURES_MAX: usize = 1024;
+
+const OFF: &[&str] = &[
+    "tx-checksum-ipv4",
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv6",
+    "tx-checksum-sctp",
+    "tx-generic-segmentation",
+    "tx-tcp-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-tcp-mangleid-segmentation",
+    "tx-tcp6-segmentation",
+    "tx-udp-segmentation",
+    "tx-sctp-segmentation",
+    "tx-vlan-hw-insert",
+    "tx-vlan-stag-hw-insert",
+    "rx-vlan-hw-parse",
+    "rx-vlan-stag-hw-parse",
+    "rx-gro",
+];
+
+/// Switches everything in [`OFF`] that the interface has off, in the namespace of the calling thread.
+pub fn switch_off(interface: &str) -> Result<()> {
+    let names = feature_names(interface)?;
+    // struct ethtool_sfeatures: cmd, count of blocks, then for each block of 32 features: valid, requested.
+    let blocks = names.len().div_ceil(32);
+    let mut request = vec![0u32; 2 + 2 * blocks];
+    request[0] = ETHTOOL_SFEATURES;
+    request[1] = blocks as u32;
+    for (bit, _) in names.iter().enumerate().filter(|(_, name)| OFF.contains(&name.as_str())) {
+        request[2 + 2 * (bit / 32)] |= 1 << (bit % 32);
+    }
+    // Features that are fixed on this device are left as they are by the kernel, which is fine: a VLAN interface has
+    // those of its parent.
+    ethtool(interface, &mut request).context("switching its offloads off")
+}
+
+fn feature_names(interface: &str) -> Result<Vec<String>> {
+    // struct ethtool_sset_info: cmd, reserved, 64-bit mask of sets, then a count for each set asked for.
+    let mut info = vec![ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0];
+    ethtool(interface, &mut info).context("counting its features")?;
+    let count = info[4] as usize;
+    if count > FEATURES_MAX {
+        bail!("{interface} claims to have {count} features");
+    }
+    // struct ethtool_gstrings: cmd, set, length, then the names of 32 bytes each.
+    let mut request = vec![0u32; 3 + count * NAME_BYTES / 4];
+    request[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count as u32]);
+    ethtool(interface, &mut request).context("naming its features")?;
+    let bytes: Vec<u8> = request[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text =
+        |name: &[u8]| String::from_utf8_lossy(name.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
+    Ok(bytes.chunks(NAME_BYTES).map(text).collect())
+}
+
+fn ethtool(interface: &str, request: &mut [u32]) -> Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: ifreq is plain data for which all zeros is a value.
+    let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= ifreq.ifr_name.len() {
+        bail!("interface name {interface} is too long");
+    }
+    for (to, from) in ifreq.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: `ifreq` and the request it points to live through the call, and the request is as long as its own counts
+    // say, which is all that the kernel writes.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut ifreq) };
+    // SFEATURES answers with a positive number when something was refused.
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("ethtool on {interface}"));
+    }
+    Ok(())
+}
