@@ -718,6 +718,14 @@ impl<'r> Field<'r> {
         matches!(self.node, Some(Node { value: Value::Array(_), .. }))
     }
 
+    /// The string that the user wrote here, if it is one.
+    pub fn as_text(&self) -> Option<&'r str> {
+        match &self.node?.value {
+            Value::String(text) | Value::Word(text) => Some(text),
+            _ => None,
+        }
+    }
+
     fn place(&self) -> &'r Place {
         self.node.map_or(self.around, |node| &node.place)
     }
@@ -913,7 +921,9 @@ pub struct Reader<'r> {
 impl<'r> Reader<'r> {
     /// The key `name`, present or not; from now on it is a known key.
     pub fn key(&mut self, name: &'static str) -> Field<'r> {
-        self.known.push(name);
+        if !self.known.contains(&name) {
+            self.known.push(name);
+        }
         let node = self.table.get(name).map(|entry| &entry.node);
         Field {
             pool: self.pool,
