@@ -1,12 +1,5 @@
 //! eBPFsentinel: a network security agent in one binary.
 
-
-// The support of the tests speaks of this crate by its name, from inside the crate as from outside.
-#[cfg(test)]
-extern crate self as ebpfsentinel;
-#[cfg(test)]
-#[path = "../tests/support/mod.rs"]
-
 pub mod abi;
 pub mod api;
 pub mod component;
@@ -16,6 +9,12 @@ pub mod logging;
 pub mod metrics;
 pub mod packet;
 pub mod supervise;
-pub mod support;
 pub mod system;
 pub mod written;
+
+// The support of the tests speaks of this crate by its name, from inside the crate as from outside.
+#[cfg(test)]
+extern crate self as ebpfsentinel;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+pub mod support;
