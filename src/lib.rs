@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod api;
+pub mod bpf;
 pub mod component;
 pub mod engines;
 pub mod lab;

@@ -1,0 +1,107 @@
+//! The only code that touches libbpf: loading programs, their maps, their attachment, and test runs.
+//!
+//! Everything here is mechanism. What goes into a map is decided by the engine that owns the program.
+
+pub mod attach;
+pub mod map;
+pub mod tc_egress;
+pub mod xdp_firewall;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub use attach::{AttachMode, Attached, XdpMode};
+
+/// Where links and maps are pinned with `on_exit = "keep"`.
+pub const PIN_DIR: &str = "/sys/fs/bpf/ebpfsentinel";
+
+/// A BPF program of this agent, as it is told about.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramSpec {
+    /// Name of the program, its object and its source.
+    pub name: &'static str,
+    /// What it is there for.
+    pub about: &'static str,
+}
+
+/// Every program that this build has.
+pub const PROGRAMS: &[ProgramSpec] = &[
+    ProgramSpec { name: "xdp_firewall", about: "judges every arriving packet" },
+    ProgramSpec { name: "tc_egress", about: "notes the connections that this host opens" },
+];
+
+#[allow(missing_docs, clippy::all, dead_code)] // generated code
+pub(crate) mod skeletons {
+    pub mod xdp_firewall {
+        include!(concat!(env!("OUT_DIR"), "/xdp_firewall.skel.rs"));
+    }
+    pub mod tc_egress {
+        include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
+    }
+}
+
+/// Numbers of a loaded program, from the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramFacts {
+    /// The kernel's id of the program.
+    pub id: u32,
+    /// Runs since load; only counted while `kernel.bpf_stats_enabled` is 1.
+    pub run_count: u64,
+    /// Nanoseconds spent in those runs.
+    pub run_time_ns: u64,
+    /// Instructions that the verifier walked (5.16+).
+    pub verified_insns: u32,
+}
+
+/// Asks the kernel about a program.
+pub fn program_facts(program: std::os::fd::BorrowedFd<'_>) -> Result<ProgramFacts> {
+    use std::os::fd::AsRawFd;
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: info is a zeroed bpf_prog_info and len its size; the kernel writes at most len bytes into it.
+    let rc = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(program.as_raw_fd(), std::ptr::from_mut(&mut info).cast(), &mut len)
+    };
+    check(rc).context("asking the kernel about a program")?;
+    Ok(ProgramFacts {
+        id: info.id,
+        run_count: info.run_cnt,
+        run_time_ns: info.run_time_ns,
+        verified_insns: info.verified_insns,
+    })
+}
+
+/// Whether the kernel counts runs: `kernel.bpf_stats_enabled`.
+pub fn run_stats_enabled() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1")
+}
+
+/// Ticks of the kernel's jiffies in a second. The coarse clocks move by one tick.
+pub fn jiffies_per_second() -> Result<u64> {
+    let tick =
+        nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).context("reading the length of a tick")?;
+    let tick = Duration::from(tick);
+    if tick.is_zero() {
+        bail!("the kernel says that a tick takes no time");
+    }
+    Ok((Duration::from_secs(1).as_nanos() as f64 / tick.as_nanos() as f64).round() as u64)
+}
+
+/// Makes libbpf's messages log records: warnings as such, the rest for those who debug.
+pub fn log_libbpf() {
+    fn record(level: libbpf_rs::PrintLevel, text: String) {
+        let text = text.trim_end();
+        match level {
+            libbpf_rs::PrintLevel::Warn => log::warn!(target: "libbpf", "{text}"),
+            libbpf_rs::PrintLevel::Info => log::debug!(target: "libbpf", "{text}"),
+            libbpf_rs::PrintLevel::Debug => log::trace!(target: "libbpf", "{text}"),
+        }
+    }
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, record)));
+}
+
+/// Turns libbpf's negative errno into an error.
+fn check(rc: i32) -> std::io::Result<i32> {
+    if rc < 0 { Err(std::io::Error::from_raw_os_error(-rc)) } else { Ok(rc) }
+}

@@ -1,0 +1,370 @@
+//! The object xdp_firewall: its switches, the two generations of its tables, its counters and its answers.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+
+use super::map::{self, MapFacts, Mapped};
+use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
+use super::{check, jiffies_per_second};
+use crate::abi::{
+    bytes_of, from_bytes, fw_answered, fw_control, fw_iface_count, fw_misc_count, fw_question, fw_row, fw_rule_count,
+    fw_tables,
+};
+use libbpf_rs::ProgramInput as Input;
+
+/// Silence after which a connection is forgotten, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnTimeouts {
+    /// TCP before the handshake is complete.
+    pub tcp_opening_secs: u32,
+    /// TCP in use.
+    pub tcp_open_secs: u32,
+    /// TCP after a FIN or RST.
+    pub tcp_closing_secs: u32,
+    /// Everything else until an answer came.
+    pub other_opening_secs: u32,
+    /// Everything else that was answered.
+    pub other_open_secs: u32,
+}
+
+impl Default for ConnTimeouts {
+    fn default() -> ConnTimeouts {
+        ConnTimeouts {
+            tcp_opening_secs: 120,
+            tcp_open_secs: 432_000,
+            tcp_closing_secs: 120,
+            other_opening_secs: 30,
+            other_open_secs: 120,
+        }
+    }
+}
+
+impl ConnTimeouts {
+    /// As the programs take them: `[1]` TCP, `[0]` everything else, by phase.
+    pub(super) fn jiffies(&self) -> Result<[[u64; 3]; 2]> {
+        let second = jiffies_per_second()?;
+        let jiffies = |secs: u32| u64::from(secs) * second;
+        Ok([
+            [jiffies(self.other_opening_secs), jiffies(self.other_open_secs), jiffies(self.other_opening_secs)],
+            [jiffies(self.tcp_opening_secs), jiffies(self.tcp_open_secs), jiffies(self.tcp_closing_secs)],
+        ])
+    }
+}
+
+/// What is fixed when the program is loaded.
+pub struct Switches<'a> {
+    /// Frames may stand in several buffers (MTU above a page; 5.18+).
+    pub multi_buffer: bool,
+    /// A TC program reads the metadata.
+    pub write_meta: bool,
+    /// Room for connections.
+    pub max_connections: u32,
+    /// When they are forgotten.
+    pub timeouts: ConnTimeouts,
+    /// Connections of an earlier agent to go on with.
+    pub connections: Option<&'a MapHandle>,
+}
+
+impl Default for Switches<'_> {
+    fn default() -> Self {
+        Switches {
+            multi_buffer: false,
+            write_meta: false,
+            max_connections: 131_072,
+            timeouts: ConnTimeouts::default(),
+            connections: None,
+        }
+    }
+}
+
+/// Seconds that the rest of a fragmented datagram is waited for.
+const FRAGMENT_SECS: u64 = 30;
+
+/// What the program said about a packet that was put to it as a question, or run as if it had arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// What the program returned: enum xdp_action.
+    pub action: u32,
+    /// Average nanoseconds of a run, as the kernel measured.
+    pub ns: u64,
+}
+
+/// The loaded object. One thread owns it; it is the only writer of its maps.
+pub struct XdpFirewall {
+    skel: XdpFirewallSkel<'static>,
+    tables: Mapped<fw_tables>,
+    control: Mapped<fw_control>,
+    rows_bytes: u64,
+    secret: [u64; 2],
+}
+
+impl XdpFirewall {
+    /// Opens, fixes the switches and loads. No rule is in it yet and nothing is attached.
+    ///
+    /// # Errors
+    /// What the kernel lacks or the verifier says.
+    pub fn load(switches: &Switches<'_>) -> Result<XdpFirewall> {
+        // The skeleton borrows its storage for as long as it lives, which is as long as the agent.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = XdpFirewallSkelBuilder::default().open(storage).context("opening xdp_firewall")?;
+        let mut secret = [0u64; 2];
+        for word in &mut secret {
+            *word = random()?;
+        }
+        let second = jiffies_per_second()?;
+        let constants = open.maps.rodata_data.as_deref_mut().context("xdp_firewall has no constants")?;
+        constants.multi_buffer = switches.multi_buffer.into();
+        constants.write_meta = switches.write_meta.into();
+        constants.conn_timeout = switches.timeouts.jiffies()?;
+        constants.fragment_timeout = FRAGMENT_SECS * second;
+        constants.tell_interval = second as u32;
+        constants.explain_secret = secret;
+        match switches.connections {
+            Some(kept) => open.maps.connections.reuse_fd(kept.as_fd()).context("taking over the connections")?,
+            None => {
+                open.maps.connections.set_max_entries(switches.max_connections).context("sizing the connections")?
+            }
+        }
+        if switches.multi_buffer {
+            open.progs.xdp_firewall.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+        }
+        let skel = open.load().context("loading xdp_firewall")?;
+        let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
+        let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
+        Ok(XdpFirewall { skel, tables, control, rows_bytes: 0, secret })
+    }
+
+    /// The program.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.skel.progs.xdp_firewall.as_fd()
+    }
+
+    fn active(&self) -> &AtomicU32 {
+        // SAFETY: active is an aligned u32 in memory that lives as long as self; the kernel only reads it.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.control.at(0)).active) }
+    }
+
+    /// The live tables, to look at.
+    pub fn live(&mut self) -> &fw_tables {
+        let live = self.active().load(Ordering::Acquire) as usize & 1;
+        &self.tables.values()[live]
+    }
+
+    /// Builds the next generation and makes it live.
+    ///
+    /// `build` writes policy and tables into memory that no packet reads (and that holds what an older generation left
+    /// there) and returns the rows that its tables refer to. When it fails, nothing changes. After the return no packet
+    /// is judged by the old generation any more.
+    pub fn swap<E: Into<anyhow::Error>>(
+        &mut self,
+        build: impl FnOnce(&mut fw_tables) -> Result<Vec<fw_row>, E>,
+    ) -> Result<()> {
+        let live = self.active().load(Ordering::Acquire) & 1;
+        let idle = 1 - live;
+        let rows = build(&mut self.tables.values()[idle as usize]).map_err(Into::into)?;
+        let map = rows_map(&rows)?;
+        self.set_rows(idle, &map)?;
+        self.rows_bytes = (size_of::<fw_row>() * rows.len().max(1)) as u64;
+        self.active().store(idle, Ordering::Release);
+        // The kernel waits here until every packet that may have read the old index is done (synchronize_rcu in the
+        // update of a map in a map), so that the old tables may be written again. Also gives their rows back.
+        self.set_rows(live, &rows_map(&[])?)
+    }
+
+    fn set_rows(&self, generation: u32, rows: &MapHandle) -> Result<()> {
+        let fd = rows.as_fd().as_raw_fd() as u32;
+        self.skel
+            .maps
+            .fw_rows
+            .update(&generation.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
+            .context("giving the kernel the rows of a generation")
+    }
+
+    /// A handle of the ring buffer of events.
+    pub fn events(&self) -> Result<MapHandle> {
+        handle(&self.skel.maps.fw_events)
+    }
+
+    /// A handle of the connections.
+    pub fn connections(&self) -> Result<MapHandle> {
+        handle(&self.skel.maps.connections)
+    }
+
+    /// A handle of the counters that other programs share.
+    pub fn misc_counts_map(&self) -> Result<MapHandle> {
+        handle(&self.skel.maps.misc_counts)
+    }
+
+    /// Counters by slot, and behind the slots by reason; all CPUs together.
+    pub fn rule_counts(&self) -> Result<Vec<fw_rule_count>> {
+        let map = handle(&self.skel.maps.rule_counts)?;
+        let mut all = vec![fw_rule_count::default(); map.max_entries() as usize];
+        map::read_per_cpu(&map, |slot, one: fw_rule_count| {
+            let sum = &mut all[slot as usize];
+            sum.packets += one.packets;
+            sum.bytes += one.bytes;
+            sum.last_jiffies = sum.last_jiffies.max(one.last_jiffies);
+        })?;
+        Ok(all)
+    }
+
+    /// Sets the counters of a slot to zero, for a new rule.
+    pub fn clear_slot(&self, slot: u32) -> Result<()> {
+        map::write_per_cpu(&handle(&self.skel.maps.rule_counts)?, slot, &fw_rule_count::default())
+    }
+
+    /// Counters by number of the interface; all CPUs together.
+    pub fn iface_counts(&self) -> Result<Vec<fw_iface_count>> {
+        let map = handle(&self.skel.maps.iface_counts)?;
+        let mut all = vec![fw_iface_count::default(); map.max_entries() as usize];
+        map::read_per_cpu(&map, |number, one: fw_iface_count| {
+            let sum = &mut all[number as usize];
+            for (sum, one) in sum.packets.iter_mut().zip(one.packets) {
+                *sum += one;
+            }
+            for (sum, one) in sum.bytes.iter_mut().zip(one.bytes) {
+                *sum += one;
+            }
+        })?;
+        Ok(all)
+    }
+
+    /// Losses and unparsable packets; all CPUs together.
+    pub fn misc_counts(&self) -> Result<fw_misc_count> {
+        let map = handle(&self.skel.maps.misc_counts)?;
+        let mut sum = fw_misc_count::default();
+        map::read_per_cpu(&map, |_, one: fw_misc_count| {
+            sum.events += one.events;
+            sum.ring_full += one.ring_full;
+            sum.conn_full += one.conn_full;
+            for (sum, one) in sum.unparsable.iter_mut().zip(one.unparsable) {
+                *sum += one;
+            }
+        })?;
+        Ok(sum)
+    }
+
+    /// Connections in the table now. Walks it, so it is for a person who asks, not for every scrape of a large table.
+    pub fn connection_count(&self) -> u64 {
+        self.skel.maps.connections.keys().count() as u64
+    }
+
+    /// Puts a program behind the firewall: it runs for every packet that passes.
+    pub fn set_next(&self, slot: u32, program: BorrowedFd<'_>) -> Result<()> {
+        let fd = program.as_raw_fd() as u32;
+        self.skel
+            .maps
+            .xdp_next
+            .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
+            .context("putting a program behind xdp_firewall")
+    }
+
+    /// Its maps, as status shows them; the rows of the live generation as one of them.
+    pub fn maps(&self) -> Vec<MapFacts> {
+        let maps = &self.skel.maps;
+        let mut all = vec![
+            map::facts(&maps.bss_tables),
+            map::facts(&maps.connections),
+            map::facts(&maps.fragments),
+            map::facts(&maps.rule_counts),
+            map::facts(&maps.iface_counts),
+            map::facts(&maps.misc_counts),
+            map::facts(&maps.fw_events),
+        ];
+        all.push(MapFacts {
+            name: "fw_rows".to_owned(),
+            kind: "array in arrayofmaps".to_owned(),
+            max_entries: (self.rows_bytes / size_of::<fw_row>() as u64) as u32,
+            bytes: self.rows_bytes,
+        });
+        all
+    }
+
+    /// Asks what would be done to a frame, without counting, telling or remembering it. `ifindex` 0 asks for no
+    /// particular interface.
+    pub fn explain(&self, frame: &[u8], ifindex: u32) -> Result<fw_answered> {
+        let question = fw_question { secret: self.secret, pad: [0; 2] };
+        let mut data = bytes_of(&question).to_vec();
+        data.extend_from_slice(frame);
+        let (_, out) = self.run(&data, size_of::<fw_question>() as u32, ifindex, 1)?;
+        from_bytes(&out).context("the program gave no answer")
+    }
+
+    /// Runs the program `repeat` times over a frame as if it had arrived on `ifindex`. Counts and tells like any packet.
+    pub fn test_run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<Ran> {
+        self.run(frame, 0, ifindex, repeat).map(|(ran, _)| ran)
+    }
+
+    /// As [`XdpFirewall::test_run`], once, and returns the frame with the metadata in front of it.
+    pub fn test_run_output(&self, frame: &[u8], ifindex: u32) -> Result<(Ran, Vec<u8>)> {
+        self.run(frame, 0, ifindex, 1)
+    }
+
+    /// `meta` bytes of `data` are metadata.
+    fn run(&self, data: &[u8], meta: u32, ifindex: u32, repeat: u32) -> Result<(Ran, Vec<u8>)> {
+        ensure!(data.len() - meta as usize >= 14, "a frame has at least 14 bytes");
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context: [u32; 6] = [meta, data.len() as u32, 0, ifindex, 0, 0];
+        let mut context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut out = vec![0u8; data.len() + 256];
+        let output = self
+            .skel
+            .progs
+            .xdp_firewall
+            .test_run(Input {
+                context_in: Some(&mut context),
+                data_in: Some(data),
+                data_out: Some(&mut out),
+                repeat,
+                ..Default::default()
+            })
+            .context("running xdp_firewall on a packet")?;
+        let ran = Ran { action: output.return_value, ns: output.duration.as_nanos() as u64 };
+        let len = output.data.map_or(0, |data| data.len());
+        out.truncate(len);
+        Ok((ran, out))
+    }
+}
+
+/// A map of rows, with at least one entry: an array cannot be empty.
+fn rows_map(rows: &[fw_row]) -> Result<MapHandle> {
+    let entries = rows.len().max(1);
+    let map = map::create_inner_array("fw_rows", size_of::<fw_row>() as u32, entries as u32)?;
+    if !rows.is_empty() {
+        Mapped::<fw_row>::new(&map, rows.len())?.values().copy_from_slice(rows);
+    }
+    Ok(map)
+}
+
+fn handle(map: &impl MapCore) -> Result<MapHandle> {
+    let info = libbpf_rs::MapInfo::new(map.as_fd()).context("asking about a map")?;
+    MapHandle::from_map_id(info.info.id).with_context(|| format!("opening map {:?}", map.name()))
+}
+
+fn random() -> Result<u64> {
+    let mut word = [0u8; 8];
+    // SAFETY: word has the 8 bytes that the kernel may write.
+    let got = unsafe { libc::getrandom(word.as_mut_ptr().cast(), word.len(), 0) };
+    if got != 8 {
+        bail!("the kernel gave no random numbers: {}", std::io::Error::last_os_error());
+    }
+    Ok(u64::from_ne_bytes(word))
+}
+
+/// Pins a map at `path`, replacing an older pin.
+pub fn pin_map(map: &MapHandle, path: &std::path::Path) -> Result<()> {
+    if path.exists() {
+        std::fs::remove_file(path).with_context(|| format!("removing the old pin {}", path.display()))?;
+    }
+    let text =
+        std::ffi::CString::new(path.to_str().context("a pin path is ASCII")?).context("a pin path has no NUL")?;
+    // SAFETY: a valid descriptor and a NUL-terminated path.
+    check(unsafe { libbpf_sys::bpf_obj_pin(map.as_fd().as_raw_fd(), text.as_ptr()) })
+        .with_context(|| format!("pinning a map at {}", path.display()))?;
+    Ok(())
+}

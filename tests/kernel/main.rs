@@ -1,0 +1,3 @@
+//! Packet in, verdict out: the loaded programs, by BPF_PROG_TEST_RUN. Needs root.
+
+mod firewall;
