@@ -4,6 +4,7 @@ pub mod abi;
 pub mod api;
 pub mod bpf;
 pub mod component;
+pub mod config;
 pub mod engines;
 pub mod lab;
 pub mod logging;

@@ -183,17 +183,16 @@ impl<T> Outcome<T> {
 
 impl Document {
     /// Parse TOML. Syntax errors carry line and column.
-    pub fn toml(origin: &str, bytes: Vec<u8>) -> Result<Document, Vec<WrittenError>> {
+    pub fn toml(origin: &str, bytes: &[u8]) -> Result<Document, Vec<WrittenError>> {
         let whole = |message: String| vec![WrittenError::whole(origin, message)];
         if bytes.len() > TEXT_MAX {
             return Err(whole(too_long(bytes.len())));
         }
-        let text = match String::from_utf8(bytes) {
-            Ok(text) => text,
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
             Err(e) => {
-                let good = e.utf8_error().valid_up_to();
-                let text = String::from_utf8_lossy(&e.as_bytes()[..good]).into_owned();
-                return Err(vec![at_offset(origin, &text, good, "", "not valid UTF-8")]);
+                let text = String::from_utf8_lossy(&bytes[..e.valid_up_to()]);
+                return Err(vec![at_offset(origin, &text, e.valid_up_to(), "", "not valid UTF-8")]);
             }
         };
         let mut document =
@@ -310,11 +309,6 @@ impl Document {
         };
         read(pool.root());
         pool.learned.map(RefCell::into_inner).unwrap_or_default()
-    }
-
-    /// The line of the text that an error speaks of.
-    pub fn line_of(&self, error: &WrittenError) -> Option<&str> {
-        self.text.lines().nth(error.line?.checked_sub(1)? as usize)
     }
 }
 
@@ -1011,7 +1005,7 @@ mod tests {
     use super::*;
 
     fn errors<T>(read: impl FnOnce(Field<'_>) -> T, toml: &str) -> Vec<String> {
-        match Document::toml("f.toml", toml.as_bytes().to_vec()) {
+        match Document::toml("f.toml", toml.as_bytes()) {
             Ok(document) => document.read(read).errors.iter().map(ToString::to_string).collect(),
             Err(errors) => errors.iter().map(ToString::to_string).collect(),
         }
@@ -1113,7 +1107,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text() {
-        let found = Document::toml("f", b"name='x'\n\xff".to_vec()).unwrap_err();
+        let found = Document::toml("f", b"name='x'\n\xff").unwrap_err();
         assert_eq!(found[0].to_string(), "f:2:1: not valid UTF-8");
     }
 
@@ -1147,8 +1141,8 @@ mod tests {
     #[test]
     fn depth_is_counted_exactly() {
         let text = |n: usize| format!("a = {}1{}", "[".repeat(n), "]".repeat(n));
-        assert!(Document::toml("f", text(DEPTH_MAX - 1).into_bytes()).is_ok());
-        assert!(Document::toml("f", text(DEPTH_MAX).into_bytes()).unwrap_err()[0].message.contains("nested deeper"));
+        assert!(Document::toml("f", text(DEPTH_MAX - 1).as_bytes()).is_ok());
+        assert!(Document::toml("f", text(DEPTH_MAX).as_bytes()).unwrap_err()[0].message.contains("nested deeper"));
         let json = |n: usize| format!("{{\"a\":{}1{}}}", "[".repeat(n), "]".repeat(n));
         assert!(Document::json(json(DEPTH_MAX - 1).as_bytes()).is_ok());
         assert!(Document::json(json(DEPTH_MAX).as_bytes()).unwrap_err()[0].message.contains("nested deeper"));
@@ -1180,7 +1174,7 @@ mod tests {
 
     #[test]
     fn what_is_set_outside_the_file_stands_in_front() {
-        let mut document = Document::toml("f.toml", b"name='x'\ndst_port=1".to_vec()).unwrap();
+        let mut document = Document::toml("f.toml", b"name='x'\ndst_port=1").unwrap();
         let keys = Document::known_keys(small);
         let paths = keys.iter().map(|key| key.path.as_str()).collect::<Vec<_>>();
         assert_eq!(paths, ["name", "src_port", "dst_port", "on", "sub", "sub[].word", "sub[].list"]);
