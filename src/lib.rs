@@ -3,6 +3,8 @@
 pub mod abi;
 pub mod api;
 pub mod bpf;
+pub mod cli;
+pub mod client;
 pub mod component;
 pub mod config;
 pub mod engines;

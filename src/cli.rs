@@ -1,0 +1,1104 @@
+//! The command line: reads it, asks the agent, prints the answer.
+//!
+//! argh wants an option before the command that follows it, and takes no `--option=value`. [`arrange`] moves the global
+//! options to the front first, so that `status --host h` and `--host h status` are the same.
+
+use std::fmt;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use comfy_table::{ContentArrangement, Table};
+use serde_json::{Map, Value, json};
+
+use crate::api::Method;
+use crate::client::{Answer, Client, ClientError, Endpoint, refused};
+
+/// Exit code: all went well.
+pub const OK: i32 = 0;
+/// Exit code: the agent said no, or is not healthy.
+pub const REFUSED: i32 = 1;
+/// Exit code: the command line or its input is wrong.
+pub const USAGE: i32 = 2;
+/// Exit code: nobody answered.
+pub const UNREACHABLE: i32 = 3;
+
+const PROGRAM: &str = "ebpfsentinel-agent";
+/// Rules fetched by one request; the API gives no more at once.
+const PAGE: usize = 5000;
+/// Pages fetched at most: more rules than an agent can hold.
+const PAGES_MAX: usize = 16;
+/// The longest body read from a file or stdin; the agent takes no longer one.
+const BODY_MAX: u64 = 4 << 20;
+
+/// What the user asked for.
+#[derive(Debug)]
+pub struct Invocation {
+    /// Options that every command takes.
+    pub global: Global,
+    /// The command.
+    pub command: Command,
+}
+
+/// Options that every command takes; `None` means not given.
+#[derive(Clone, Debug)]
+pub struct Global {
+    /// Config file.
+    pub config: Option<PathBuf>,
+    /// Log level.
+    pub log_level: Option<String>,
+    /// Log format.
+    pub log_format: Option<String>,
+    /// Bearer token.
+    pub token: Option<Secret>,
+    /// Table or JSON.
+    pub output: Output,
+    /// For the agent the address that it listens on, for a command the agent's.
+    pub host: Option<String>,
+    /// The port of the same.
+    pub port: Option<u16>,
+}
+
+/// A token that is not shown by `{:?}`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// The API's JSON.
+    Json,
+}
+
+/// A command, local or not.
+#[derive(Debug)]
+pub enum Command {
+    /// No command: run the agent.
+    Run,
+    /// Print the version.
+    Version,
+    /// Validate a config file: this one, else that of `--config`.
+    Check(Option<PathBuf>),
+    /// Show the agent at work in a laboratory.
+    Demo,
+    /// Ask a running agent.
+    Remote(Remote),
+}
+
+/// A command that a running agent answers.
+#[derive(Debug, PartialEq)]
+pub enum Remote {
+    /// Liveness and readiness.
+    Health,
+    /// The metrics, as Prometheus reads them.
+    Metrics,
+    /// The rules.
+    FirewallList,
+    /// One request whose answer is printed as it is.
+    Call(Call),
+}
+
+/// One request.
+#[derive(Debug, PartialEq)]
+pub struct Call {
+    /// HTTP method.
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    /// JSON body.
+    pub body: Option<Value>,
+}
+
+/// Why there is nothing to run: help to print, or a mistake.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code.
+    pub code: i32,
+    /// For stdout when the code is 0, else for stderr.
+    pub text: String,
+}
+
+#[derive(FromArgs)]
+#[argh(
+    description = "Filters packets in XDP, and tells about it. Without a command, runs the agent.",
+    help_triggers("-h", "--help", "help"),
+    note = "Options above may stand before or after the command, as --name VALUE or --name=VALUE.",
+    example = "{command_name} firewall add --id no-ssh --priority 10 --action deny --protocol tcp --dst-port 22 --confirm 60",
+    example = "{command_name} -o json firewall list | jq '.[] | .id'",
+    example = "{command_name} status --host 10.0.0.1 --port 8080",
+    error_code(0, "All went well."),
+    error_code(1, "The agent said no, or is not healthy."),
+    error_code(2, "The command line or its input is wrong."),
+    error_code(3, "The agent cannot be reached.")
+)]
+struct Line {
+    /// config file [default: /etc/ebpfsentinel/config.toml]
+    #[argh(option, short = 'c', arg_name = "path")]
+    config: Option<PathBuf>,
+
+    /// log level: error, warn, info, debug, trace
+    #[argh(option, short = 'l', arg_name = "level")]
+    log_level: Option<String>,
+
+    /// log format: json (default) or text
+    #[argh(option, arg_name = "format")]
+    log_format: Option<String>,
+
+    /// bearer token [env: EBPFSENTINEL_TOKEN, which other users cannot see]
+    #[argh(option, arg_name = "token")]
+    token: Option<String>,
+
+    /// output format: table (default) or json
+    #[argh(option, short = 'o', arg_name = "format", from_str_fn(output))]
+    output: Option<Output>,
+
+    /// address of the agent [env: EBPFSENTINEL_HOST, default: 127.0.0.1]
+    #[argh(option, arg_name = "host", from_str_fn(host))]
+    host: Option<String>,
+
+    /// port of the agent [env: EBPFSENTINEL_PORT, default: 8080]
+    #[argh(option, arg_name = "port", from_str_fn(port))]
+    port: Option<u16>,
+
+    /// print the version
+    #[argh(switch)]
+    version: bool,
+
+    #[argh(subcommand)]
+    command: Option<Sub>,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Sub {
+    Version(VersionArgs),
+    Status(StatusArgs),
+    Health(HealthArgs),
+    Metrics(MetricsArgs),
+    Firewall(FirewallArgs),
+    Config(ConfigArgs),
+    Check(CheckArgs),
+    Explain(ExplainArgs),
+    Ebpf(EbpfArgs),
+    Openapi(OpenapiArgs),
+    Demo(DemoArgs),
+}
+
+/// Display version and build information.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "version", help_triggers("-h", "--help", "help"))]
+struct VersionArgs {}
+
+/// Query the running agent's status.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "status", help_triggers("-h", "--help", "help"))]
+struct StatusArgs {}
+
+/// Check the agent's liveness and readiness.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "health", help_triggers("-h", "--help", "help"))]
+struct HealthArgs {}
+
+/// Display the Prometheus metrics.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "metrics", help_triggers("-h", "--help", "help"))]
+struct MetricsArgs {}
+
+/// Print the OpenAPI document of the REST API.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "openapi", help_triggers("-h", "--help", "help"))]
+struct OpenapiArgs {}
+
+/// Show the agent at work against genuine clients in network namespaces of its own (root).
+#[derive(FromArgs)]
+#[argh(subcommand, name = "demo", help_triggers("-h", "--help", "help"))]
+struct DemoArgs {}
+
+/// Validate a config file without starting.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help", "help"))]
+struct CheckArgs {
+    /// the file; else that of --config
+    #[argh(positional)]
+    path: Option<PathBuf>,
+}
+
+/// Manage the firewall's rules.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "firewall", help_triggers("-h", "--help", "help"))]
+struct FirewallArgs {
+    #[argh(subcommand)]
+    command: FirewallSub,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum FirewallSub {
+    List(ListArgs),
+    Show(ShowArgs),
+    Add(Box<AddArgs>),
+    Delete(DeleteArgs),
+}
+
+/// List the rules with their counters.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "list", help_triggers("-h", "--help", "help"))]
+struct ListArgs {}
+
+/// Show one rule.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "show", help_triggers("-h", "--help"))]
+struct ShowArgs {
+    /// the rule's id
+    #[argh(positional)]
+    id: String,
+}
+
+/// Delete a rule that was made through the API.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
+struct DeleteArgs {
+    /// the rule's id
+    #[argh(positional)]
+    id: String,
+
+    /// take it back after so many seconds unless `config confirm` comes first
+    #[argh(option, arg_name = "seconds")]
+    confirm: Option<u32>,
+}
+
+/// Add a rule, by its fields or as JSON (an array adds several at once).
+#[derive(FromArgs, Default)]
+#[argh(subcommand, name = "add", help_triggers("-h", "--help"))]
+struct AddArgs {
+    /// the rule as JSON: the text, @FILE, or - for stdin
+    #[argh(option, arg_name = "body")]
+    json: Option<String>,
+
+    /// take it back after so many seconds unless `config confirm` comes first
+    #[argh(option, arg_name = "seconds")]
+    confirm: Option<u32>,
+
+    /// unique id
+    #[argh(option)]
+    id: Option<String>,
+
+    /// lower numbers are asked first
+    #[argh(option)]
+    priority: Option<u32>,
+
+    /// allow, deny or log
+    #[argh(option)]
+    action: Option<String>,
+
+    /// tcp, udp, icmp, icmpv6, any, or a number
+    #[argh(option)]
+    protocol: Option<String>,
+
+    /// source network
+    #[argh(option, arg_name = "cidr")]
+    src_ip: Option<String>,
+
+    /// destination network
+    #[argh(option, arg_name = "cidr")]
+    dst_ip: Option<String>,
+
+    /// source port, or range as 1024-65535
+    #[argh(option, arg_name = "ports")]
+    src_port: Option<String>,
+
+    /// destination port, or range as 80-443
+    #[argh(option, arg_name = "ports")]
+    dst_port: Option<String>,
+
+    /// VLAN id; 0 is untagged only
+    #[argh(option, arg_name = "id")]
+    vlan_id: Option<u16>,
+
+    /// TCP flags as set/mask, such as S/SA
+    #[argh(option, arg_name = "flags")]
+    tcp_flags: Option<String>,
+
+    /// ICMP type
+    #[argh(option, arg_name = "number")]
+    icmp_type: Option<String>,
+
+    /// ICMP code
+    #[argh(option, arg_name = "number")]
+    icmp_code: Option<u8>,
+
+    /// connection states, by commas: new, established, related, invalid
+    #[argh(option, arg_name = "states")]
+    state: Option<String>,
+
+    /// interfaces, by commas
+    #[argh(option, arg_name = "names")]
+    interfaces: Option<String>,
+
+    /// free text
+    #[argh(option, arg_name = "text")]
+    description: Option<String>,
+
+    /// record each packet that matches
+    #[argh(switch)]
+    log: bool,
+
+    /// keep the rule switched off
+    #[argh(switch)]
+    disabled: bool,
+}
+
+/// Show, reload and confirm the agent's configuration.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "config", help_triggers("-h", "--help", "help"))]
+struct ConfigArgs {
+    #[argh(subcommand)]
+    command: ConfigSub,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum ConfigSub {
+    Show(ConfigShowArgs),
+    Reload(ReloadArgs),
+    Confirm(ConfirmArgs),
+}
+
+/// Show the configuration in force, secrets masked.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "show", help_triggers("-h", "--help", "help"))]
+struct ConfigShowArgs {}
+
+/// Read the configuration anew; on any error nothing changes.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "reload", help_triggers("-h", "--help", "help"))]
+struct ReloadArgs {
+    /// take it back after so many seconds unless `config confirm` comes first
+    #[argh(option, arg_name = "seconds")]
+    confirm: Option<u32>,
+}
+
+/// Keep a change that waits for its confirmation.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "confirm", help_triggers("-h", "--help", "help"))]
+struct ConfirmArgs {}
+
+/// Show the eBPF programs and their maps.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "ebpf", help_triggers("-h", "--help", "help"))]
+struct EbpfArgs {
+    #[argh(subcommand)]
+    command: EbpfSub,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum EbpfSub {
+    Status(EbpfStatusArgs),
+}
+
+/// Per program: state, attachment, figures, maps.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "status", help_triggers("-h", "--help", "help"))]
+struct EbpfStatusArgs {}
+
+/// Ask the loaded program what it would do to a packet, and which rule says so.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "explain", help_triggers("-h", "--help", "help"))]
+struct ExplainArgs {
+    /// source address
+    #[argh(option, arg_name = "address")]
+    src: String,
+
+    /// destination address
+    #[argh(option, arg_name = "address")]
+    dst: String,
+
+    /// tcp, udp, icmp, icmpv6, or a number
+    #[argh(option, arg_name = "protocol")]
+    proto: String,
+
+    /// source port
+    #[argh(option, arg_name = "port")]
+    sport: Option<u16>,
+
+    /// destination port
+    #[argh(option, arg_name = "port")]
+    dport: Option<u16>,
+
+    /// VLAN id
+    #[argh(option, arg_name = "id")]
+    vlan: Option<u16>,
+
+    /// interface on which it arrives; else the agent's first
+    #[argh(option, arg_name = "name")]
+    iface: Option<String>,
+
+    /// TCP flags that are set, such as SA; else S
+    #[argh(option, arg_name = "flags")]
+    tcp_flags: Option<String>,
+
+    /// ICMP type
+    #[argh(option, arg_name = "number")]
+    icmp_type: Option<u8>,
+
+    /// ICMP code
+    #[argh(option, arg_name = "number")]
+    icmp_code: Option<u8>,
+}
+
+/// Global options that take a value, with their short forms.
+const GLOBALS: &[(&str, Option<&str>)] = &[
+    ("--config", Some("-c")),
+    ("--log-level", Some("-l")),
+    ("--log-format", None),
+    ("--token", None),
+    ("--output", Some("-o")),
+    ("--host", None),
+    ("--port", None),
+];
+/// Options without a value; every other one has one.
+const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled"];
+
+fn output(text: &str) -> Result<Output, String> {
+    match text {
+        "table" => Ok(Output::Table),
+        "json" => Ok(Output::Json),
+        _ => Err("use table or json".to_owned()),
+    }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
+    let v6 = bare.parse::<std::net::Ipv6Addr>().is_ok();
+    if bare.is_empty() || !bare.chars().all(plain) || (bare.contains(':') && !v6) {
+        return Err("it is neither a name nor an address; the port is given by --port".to_owned());
+    }
+    Ok(bare.to_owned())
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(port @ 1..) => Ok(port),
+        _ => Err("a port is a number from 1 to 65535".to_owned()),
+    }
+}
+
+/// Reads the command line of this process; prints help or the mistake and exits where there is nothing to run.
+pub fn parse() -> Invocation {
+    let mut args = Vec::new();
+    for arg in std::env::args_os().skip(1) {
+        match arg.into_string() {
+            Ok(arg) => args.push(arg),
+            Err(arg) => leave(&Exit { code: USAGE, text: format!("{} is not UTF-8", arg.display()) }),
+        }
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    parse_from(&args, |name| std::env::var(name).ok()).unwrap_or_else(|exit| leave(&exit))
+}
+
+fn leave(exit: &Exit) -> ! {
+    if exit.code == OK {
+        print(&exit.text);
+    } else {
+        complain(&exit.text);
+    }
+    std::process::exit(exit.code)
+}
+
+/// Reads a command line; `environment` is asked for the variables that stand in for options.
+pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -> Result<Invocation, Exit> {
+    let args = arrange(args);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let line = Line::from_args(&[PROGRAM], &args).map_err(|early| match early.status {
+        Ok(()) => Exit { code: OK, text: early.output.trim_end().to_owned() },
+        Err(()) => usage(format!("{}\nSee {PROGRAM} --help", early.output.trim_end())),
+    })?;
+    let given = |name: &str| environment(name).filter(|value| !value.is_empty());
+    let command = match line.command {
+        _ if line.version => Command::Version,
+        None => Command::Run,
+        Some(sub) => command(sub)?,
+    };
+    let mut global = Global {
+        config: line.config,
+        log_level: line.log_level,
+        log_format: line.log_format,
+        token: line.token.or_else(|| given("EBPFSENTINEL_TOKEN")).map(Secret),
+        output: line.output.unwrap_or(Output::Table),
+        host: line.host,
+        port: line.port,
+    };
+    // For the agent itself the environment is a layer below the flags, which config knows; here it says whom to ask.
+    if matches!(command, Command::Remote(_)) {
+        let wrong = |name: &str, reason| usage(format!("{name} in the environment: {reason}"));
+        if let (None, Some(text)) = (&global.host, given("EBPFSENTINEL_HOST")) {
+            global.host = Some(host(&text).map_err(|reason| wrong("EBPFSENTINEL_HOST", reason))?);
+        }
+        if let (None, Some(text)) = (&global.port, given("EBPFSENTINEL_PORT")) {
+            global.port = Some(port(&text).map_err(|reason| wrong("EBPFSENTINEL_PORT", reason))?);
+        }
+    }
+    Ok(Invocation { global, command })
+}
+
+/// Moves global options to the front and splits `--name=value`. What follows another option is its value, whatever it
+/// looks like.
+fn arrange(args: &[&str]) -> Vec<String> {
+    let (mut front, mut rest) = (Vec::new(), Vec::new());
+    let mut args = args.iter();
+    while let Some(&arg) = args.next() {
+        if arg == "--" {
+            rest.push(arg.to_owned());
+            rest.extend(args.map(|&arg| arg.to_owned()));
+            break;
+        }
+        let (name, inline) = match arg.split_once('=') {
+            Some((name, value)) if arg.starts_with("--") => (name, Some(value)),
+            _ => (arg, None),
+        };
+        let global = GLOBALS.iter().any(|(long, short)| name == *long || Some(name) == *short);
+        let to = if global || name == "--version" { &mut front } else { &mut rest };
+        to.push(name.to_owned());
+        let option = name.starts_with('-') && name.len() > 1;
+        if option && (inline.is_some() || !SWITCHES.contains(&name)) {
+            to.extend(inline.or_else(|| args.next().copied()).map(str::to_owned));
+        }
+    }
+    front.extend(rest);
+    front
+}
+
+fn usage(text: String) -> Exit {
+    Exit { code: USAGE, text }
+}
+
+fn command(sub: Sub) -> Result<Command, Exit> {
+    let get = |path: &str| Remote::Call(Call { method: Method::Get, target: path.to_owned(), body: None });
+    let post = |target: String, body| Remote::Call(Call { method: Method::Post, target, body });
+    Ok(Command::Remote(match sub {
+        Sub::Version(_) => return Ok(Command::Version),
+        Sub::Check(args) => return Ok(Command::Check(args.path)),
+        Sub::Demo(_) => return Ok(Command::Demo),
+        Sub::Status(_) => get("/api/v1/agent/status"),
+        Sub::Health(_) => Remote::Health,
+        Sub::Metrics(_) => Remote::Metrics,
+        Sub::Openapi(_) => get("/api-docs/openapi.json"),
+        Sub::Ebpf(EbpfArgs { command: EbpfSub::Status(_) }) => get("/api/v1/ebpf/status"),
+        Sub::Config(args) => match args.command {
+            ConfigSub::Show(_) => get("/api/v1/config"),
+            ConfigSub::Reload(args) => post(confirmed("/api/v1/config/reload", args.confirm), None),
+            ConfigSub::Confirm(_) => post("/api/v1/config/confirm".to_owned(), None),
+        },
+        Sub::Firewall(args) => match args.command {
+            FirewallSub::List(_) => Remote::FirewallList,
+            FirewallSub::Show(args) => get(&rule_path(&args.id)),
+            FirewallSub::Delete(args) => {
+                let target = confirmed(&rule_path(&args.id), args.confirm);
+                Remote::Call(Call { method: Method::Delete, target, body: None })
+            }
+            FirewallSub::Add(args) => {
+                let target = confirmed(RULES, args.confirm);
+                post(target, Some(rule_body(*args).map_err(usage)?))
+            }
+        },
+        Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
+    }))
+}
+
+const RULES: &str = "/api/v1/firewall/rules";
+
+fn rule_path(id: &str) -> String {
+    let mut path = format!("{RULES}/");
+    for byte in id.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => path.push(byte as char),
+            _ => path += &format!("%{byte:02X}"),
+        }
+    }
+    path
+}
+
+fn confirmed(path: &str, seconds: Option<u32>) -> String {
+    seconds.map_or_else(|| path.to_owned(), |seconds| format!("{path}?confirm_secs={seconds}"))
+}
+
+/// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
+fn rule_body(args: AddArgs) -> Result<Value, String> {
+    let mut body = Map::new();
+    let mut put = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            body.insert(name.to_owned(), value);
+        }
+    };
+    // A port is a number in JSON, a range is text.
+    let port = |text: String| text.parse::<u16>().map_or_else(|_| json!(text), |port| json!(port));
+    let list = |text: String| json!(text.split(',').map(str::trim).collect::<Vec<_>>());
+    put("id", args.id.map(Value::from));
+    put("priority", args.priority.map(Value::from));
+    put("action", args.action.map(Value::from));
+    put("protocol", args.protocol.map(Value::from));
+    put("src_ip", args.src_ip.map(Value::from));
+    put("dst_ip", args.dst_ip.map(Value::from));
+    put("src_port", args.src_port.map(port));
+    put("dst_port", args.dst_port.map(port));
+    put("vlan_id", args.vlan_id.map(Value::from));
+    put("tcp_flags", args.tcp_flags.map(Value::from));
+    put("icmp_type", args.icmp_type.map(|text| text.parse::<u8>().map_or_else(|_| json!(text), |n| json!(n))));
+    put("icmp_code", args.icmp_code.map(Value::from));
+    put("state", args.state.map(list));
+    put("interfaces", args.interfaces.map(list));
+    put("description", args.description.map(Value::from));
+    put("log", args.log.then_some(Value::Bool(true)));
+    put("enabled", args.disabled.then_some(Value::Bool(false)));
+    let Some(text) = args.json else {
+        for name in ["id", "priority", "action"] {
+            if !body.contains_key(name) {
+                return Err(format!("firewall add: --{name} is missing (or give the whole rule by --json)"));
+            }
+        }
+        return Ok(Value::Object(body));
+    };
+    if let Some(name) = body.keys().next() {
+        return Err(format!("firewall add: --json holds the whole rule, so {name} cannot be an option beside it"));
+    }
+    let (from, text) = match text.strip_prefix('@') {
+        _ if text == "-" => ("stdin".to_owned(), read(std::io::stdin().lock(), "stdin")?),
+        Some(path) => {
+            let file = std::fs::File::open(path).map_err(|error| format!("firewall add: opening {path}: {error}"))?;
+            (path.to_owned(), read(file, path)?)
+        }
+        None => ("--json".to_owned(), text),
+    };
+    let body: Value =
+        serde_json::from_str(&text).map_err(|error| format!("firewall add: {from} is not JSON: {error}"))?;
+    match body {
+        Value::Object(_) | Value::Array(_) => Ok(body),
+        _ => Err(format!("firewall add: {from} is neither a rule nor an array of rules")),
+    }
+}
+
+fn read(from: impl Read, name: &str) -> Result<String, String> {
+    let mut text = String::new();
+    from.take(BODY_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| format!("firewall add: reading {name}: {error}"))?;
+    if text.len() as u64 > BODY_MAX {
+        return Err(format!("firewall add: {name} is longer than {} MiB", BODY_MAX >> 20));
+    }
+    Ok(text)
+}
+
+fn packet_body(args: ExplainArgs) -> Value {
+    let fields = [
+        ("src_ip", Some(json!(args.src))),
+        ("dst_ip", Some(json!(args.dst))),
+        ("protocol", Some(json!(args.proto))),
+        ("src_port", args.sport.map(Value::from)),
+        ("dst_port", args.dport.map(Value::from)),
+        ("vlan_id", args.vlan.map(Value::from)),
+        ("interface", args.iface.map(Value::from)),
+        ("tcp_flags", args.tcp_flags.map(Value::from)),
+        ("icmp_type", args.icmp_type.map(Value::from)),
+        ("icmp_code", args.icmp_code.map(Value::from)),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<Map<_, _>>().into()
+}
+
+/// What `version` prints.
+pub fn version(output: Output) -> String {
+    let (version, target) = (env!("CARGO_PKG_VERSION"), format!("{}-linux", std::env::consts::ARCH));
+    let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+    match output {
+        Output::Table => format!("{PROGRAM} {version} ({target}, {build} build)"),
+        Output::Json => pretty(&json!({"name": PROGRAM, "version": version, "target": target, "build": build})),
+    }
+}
+
+/// Asks the agent, prints its answer, and returns the exit code.
+pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
+    let host = match global.host.as_deref() {
+        None => "127.0.0.1",
+        // What an agent listens on when it listens everywhere; it is asked where it surely is.
+        Some("0.0.0.0") => "127.0.0.1",
+        Some("::") => "::1",
+        Some(host) => host,
+    };
+    let endpoint = Endpoint { host: host.to_owned(), port: global.port.unwrap_or(8080) };
+    let client = Client::new(endpoint, global.token.as_ref().map(|token| token.0.clone()));
+    match ask(&client, remote, global.output) {
+        Ok((text, code)) => {
+            print(&text);
+            code
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            match error {
+                ClientError::Refused { .. } => REFUSED,
+                ClientError::Unreachable { .. } | ClientError::Strange { .. } => UNREACHABLE,
+            }
+        }
+    }
+}
+
+/// The text for stdout and the exit code.
+fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32), ClientError> {
+    let show = |value: &Value| match output {
+        Output::Json => pretty(value),
+        Output::Table => fields(value),
+    };
+    Ok(match remote {
+        Remote::Metrics => (printable(&client.text(Method::Get, "/metrics", None)?), OK),
+        Remote::Health => {
+            client.json(Method::Get, "/healthz", None)?;
+            let answer = client.send(Method::Get, "/readyz", None)?;
+            let ready = ready(&answer)?;
+            let code = if answer.status == 200 { OK } else { REFUSED };
+            (show(&json!({"healthz": "ok", "readyz": ready})), code)
+        }
+        Remote::FirewallList => {
+            let rules = Value::Array(all_rules(client)?);
+            let text = match output {
+                Output::Json => pretty(&rules),
+                Output::Table => rule_table(rules.as_array().map_or(&[], Vec::as_slice)),
+            };
+            (text, OK)
+        }
+        Remote::Call(call) => {
+            let value = client.json(call.method, &call.target, call.body.as_ref())?;
+            (if value.is_null() { String::new() } else { show(&value) }, OK)
+        }
+    })
+}
+
+/// The body of `/readyz`, which is not an error when the agent is not ready.
+fn ready(answer: &Answer) -> Result<Value, ClientError> {
+    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    match answer.status {
+        200 => Ok(body),
+        503 if body.get("error").is_none() && body.is_object() => Ok(body),
+        _ => Err(refused(answer)),
+    }
+}
+
+fn all_rules(client: &Client) -> Result<Vec<Value>, ClientError> {
+    let mut all = Vec::new();
+    for page in 0..PAGES_MAX {
+        let target = format!("{RULES}?limit={PAGE}&offset={}", page * PAGE);
+        let Value::Array(rules) = client.json(Method::Get, &target, None)? else {
+            let (endpoint, reason) = (client.endpoint().clone(), "the rules are not a list".to_owned());
+            return Err(ClientError::Strange { endpoint, reason });
+        };
+        let last = rules.len() < PAGE;
+        all.extend(rules);
+        if last {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// Columns of the rule table: heading, and the fields that it shows, those that are absent left out.
+const RULE_COLUMNS: &[(&str, &[&str])] = &[
+    ("ID", &["id"]),
+    ("PRIORITY", &["priority"]),
+    ("ACTION", &["action"]),
+    ("PROTOCOL", &["protocol"]),
+    ("SOURCE", &["src_ip", "src_port"]),
+    ("DESTINATION", &["dst_ip", "dst_port"]),
+    ("VLAN", &["vlan_id"]),
+    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "state", "interfaces"]),
+    ("ENABLED", &["enabled"]),
+    ("ORIGIN", &["origin"]),
+    ("PACKETS", &["packets"]),
+    ("BYTES", &["bytes"]),
+    ("LAST HIT", &["last_hit"]),
+];
+
+fn rule_table(rules: &[Value]) -> String {
+    if rules.is_empty() {
+        return "no rules".to_owned();
+    }
+    let shown = |rule: &Value, field: &str| match &rule[field] {
+        Value::Null => None,
+        Value::Array(items) if items.is_empty() => None,
+        value => Some(scalar(value)),
+    };
+    let columns: Vec<_> = RULE_COLUMNS
+        .iter()
+        .filter(|(_, fields)| rules.iter().any(|rule| fields.iter().any(|field| shown(rule, field).is_some())))
+        .collect();
+    let rows = rules.iter().map(|rule| {
+        let cell = |(heading, names): &&(&str, &[&str])| {
+            let named = |name: &&str| match *heading {
+                "MORE" => shown(rule, name).map(|value| format!("{name} {value}")),
+                _ => shown(rule, name),
+            };
+            match names.iter().filter_map(named).collect::<Vec<_>>().join(" ") {
+                text if text.is_empty() => "-".to_owned(),
+                text => text,
+            }
+        };
+        columns.iter().map(cell).collect()
+    });
+    table(columns.iter().map(|(heading, _)| (*heading).to_owned()).collect(), rows)
+}
+
+/// An object as lines of dotted key and value.
+fn fields(value: &Value) -> String {
+    let mut rows = Vec::new();
+    flatten("", value, &mut rows);
+    table(Vec::new(), rows.into_iter())
+}
+
+fn flatten(key: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, value)| flatten(&below(name), value, rows)),
+        Value::Array(items) if items.iter().any(|item| item.is_object() || item.is_array()) => {
+            // An item that has a name is known by it, not by its place.
+            for (index, item) in items.iter().enumerate() {
+                let name = ["name", "id"].iter().find_map(|field| item[field].as_str());
+                flatten(&below(&name.map_or_else(|| index.to_string(), str::to_owned)), item, rows);
+            }
+        }
+        _ => rows.push(vec![printable(key), scalar(value)]),
+    }
+}
+
+/// A value in one cell, harmless to a terminal.
+fn scalar(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text).replace('\n', "\\n"),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(scalar).collect::<Vec<_>>().join(", "),
+        other => printable(&other.to_string()),
+    }
+}
+
+fn table(header: Vec<String>, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+fn pretty(value: &Value) -> String {
+    // JSON escapes the control characters below space; printable() does the rest, which inside of a JSON text can only
+    // stand in strings, where its escapes mean the same.
+    printable(&format!("{value:#}"))
+}
+
+/// `text` without what a terminal obeys: control characters other than line ends, and those that turn the direction of
+/// writing, are shown as escapes.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push(c),
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out += &format!("\\u{:04x}", c as u32)
+            }
+            c if c.is_control() => out += &format!("\\u{:04x}", c as u32),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Prints to stdout; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) {
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    }
+}
+
+/// Prints an error to stderr.
+pub fn complain(text: &str) {
+    let stderr = std::io::stderr();
+    let name = if stderr.is_terminal() { "\x1b[31mError:\x1b[0m" } else { "Error:" };
+    let _ = writeln!(stderr.lock(), "{name} {}", printable(text.trim_end()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::{http, serve};
+
+    fn line(text: &str) -> Result<Invocation, Exit> {
+        parse_from(&text.split_whitespace().collect::<Vec<_>>(), |_| None)
+    }
+
+    #[track_caller]
+    fn call(text: &str) -> Call {
+        match line(text).unwrap().command {
+            Command::Remote(Remote::Call(call)) => call,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for text in [
+            "--host h --port 99 -o json -c /x --token t status",
+            "status --host h --port 99 -o json -c /x --token t",
+            "--port=99 status --host=h --output json --config /x --token=t",
+        ] {
+            let Invocation { global, command } = line(text).unwrap();
+            assert!(matches!(command, Command::Remote(Remote::Call(_))), "{text}");
+            assert_eq!((global.host.as_deref(), global.port, global.output), (Some("h"), Some(99), Output::Json));
+            assert_eq!((global.config, global.token), (Some("/x".into()), Some(Secret("t".into()))));
+        }
+        // The value of another option is a value, also when it looks like a global option.
+        let body = call("firewall add --id --host --priority 1 --action deny --log --host h").body.unwrap();
+        assert_eq!(body, json!({"id": "--host", "priority": 1, "action": "deny", "log": true}));
+        let global = line("-l debug --log-format text").unwrap();
+        assert!(matches!(global.command, Command::Run));
+        assert_eq!(global.global.log_level.as_deref(), Some("debug"));
+        assert!(!format!("{:?}", line("--token secret").unwrap()).contains("secret"));
+    }
+
+    #[test]
+    fn the_environment_stands_in() {
+        let environment = |name: &str| match name {
+            "EBPFSENTINEL_TOKEN" => Some("t".to_owned()),
+            "EBPFSENTINEL_HOST" => Some("10.0.0.1".to_owned()),
+            "EBPFSENTINEL_PORT" => Some("81".to_owned()),
+            _ => None,
+        };
+        let global = parse_from(&["status", "--port", "82"], environment).unwrap().global;
+        assert_eq!((global.host.as_deref(), global.port), (Some("10.0.0.1"), Some(82)));
+        assert_eq!(global.token, Some(Secret("t".into())));
+        assert_eq!(parse_from(&[], environment).unwrap().global.host, None);
+        assert_eq!(parse_from(&["status"], |_| Some("9 9".into())).unwrap_err().code, USAGE);
+    }
+
+    #[test]
+    fn commands_become_requests() {
+        let check = |text: &str, method: Method, target: &str| {
+            let call = call(text);
+            assert_eq!((call.method, call.target.as_str()), (method, target), "{text}");
+        };
+        check("status", Method::Get, "/api/v1/agent/status");
+        check("config show", Method::Get, "/api/v1/config");
+        check("config reload", Method::Post, "/api/v1/config/reload");
+        check("config reload --confirm 60", Method::Post, "/api/v1/config/reload?confirm_secs=60");
+        check("config confirm", Method::Post, "/api/v1/config/confirm");
+        check("ebpf status", Method::Get, "/api/v1/ebpf/status");
+        check("firewall show fw-1", Method::Get, "/api/v1/firewall/rules/fw-1");
+        check("firewall delete ../x", Method::Delete, "/api/v1/firewall/rules/%2E%2E%2Fx");
+        check("firewall add --json {} --confirm=5", Method::Post, "/api/v1/firewall/rules?confirm_secs=5");
+        check("explain --src 1.2.3.4 --dst 5.6.7.8 --proto tcp", Method::Post, "/api/v1/explain");
+        assert_eq!(
+            call("explain --src ::1 --dst ::2 --proto udp --dport 53 --vlan 7 --iface e0").body.unwrap(),
+            json!({"src_ip": "::1", "dst_ip": "::2", "protocol": "udp", "dst_port": 53, "vlan_id": 7, "interface": "e0"})
+        );
+        assert_eq!(
+            call("firewall add --id a --priority 7 --action deny --dst-port 80-443 --src-port 53 --state new,related --disabled")
+                .body
+                .unwrap(),
+            json!({"id": "a", "priority": 7, "action": "deny", "dst_port": "80-443", "src_port": 53,
+                   "state": ["new", "related"], "enabled": false})
+        );
+        assert!(matches!(line("check /x").unwrap().command, Command::Check(Some(path)) if path.to_str() == Some("/x")));
+        assert!(matches!(line("status --version").unwrap().command, Command::Version));
+    }
+
+    #[test]
+    fn mistakes_are_exit_code_2() {
+        for text in [
+            "nosuch",
+            "firewall",
+            "firewall delete",
+            "status --nosuch 1",
+            "-o yaml status",
+            "--port 0 status",
+            "--port 70000 status",
+            "--host a/b status",
+            "--host a:80 status",
+            "--host",
+            "firewall add",
+            "firewall add --id a --priority 1",
+            "firewall add --id a --priority x --action deny",
+            "firewall add --json {",
+            "firewall add --json 7",
+            "firewall add --json {} --id x",
+            "firewall add --json @/nosuch/file",
+            "explain --src 1.2.3.4",
+        ] {
+            let exit = line(text).unwrap_err();
+            assert_eq!(exit.code, USAGE, "{text}: {}", exit.text);
+            assert!(!exit.text.is_empty(), "{text}");
+        }
+        for text in ["--help", "-h", "help", "firewall --help", "firewall add --help", "config help"] {
+            assert_eq!(line(text).unwrap_err().code, OK, "{text}");
+        }
+    }
+
+    #[test]
+    fn help_is_as_agreed() {
+        insta::assert_snapshot!("help", line("--help").unwrap_err().text);
+        insta::assert_snapshot!("help_firewall_add", line("firewall add --help").unwrap_err().text);
+    }
+
+    #[test]
+    fn rules_as_a_table_and_as_json() {
+        let rules = r#"[{"id":"a","priority":1,"action":"deny","protocol":"tcp","src_ip":"10.0.0.0/8","dst_port":22,"packets":3},
+                        {"id":"b\u001b[31m","priority":2,"action":"allow","protocol":"any","state":["new"]}]"#;
+        let (endpoint, server) = serve(vec![http(200, rules), http(200, rules)]);
+        let client = Client::new(endpoint, None);
+        let (text, code) = ask(&client, &Remote::FirewallList, Output::Table).unwrap();
+        assert_eq!(code, OK);
+        insta::assert_snapshot!("rules", text);
+        let (text, _) = ask(&client, &Remote::FirewallList, Output::Json).unwrap();
+        assert!(!text.contains('\x1b'));
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), serde_json::from_str::<Value>(rules).unwrap());
+        assert!(server.join().unwrap()[0].starts_with("GET /api/v1/firewall/rules?limit=5000&offset=0 "));
+    }
+
+    #[test]
+    fn health_and_errors_give_their_codes() {
+        let run = |answers: Vec<String>, remote: &Remote| {
+            let (endpoint, server) = serve(answers);
+            let mut global = line("status -o json").unwrap().global;
+            global.port = Some(endpoint.port);
+            let code = run_remote(&global, remote);
+            server.join().unwrap();
+            code
+        };
+        let ok = || http(200, r#"{"status":"ok"}"#);
+        assert_eq!(run(vec![ok(), http(200, r#"{"status":"ready"}"#)], &Remote::Health), OK);
+        assert_eq!(run(vec![ok(), http(503, r#"{"status":"not_ready","reasons":["x"]}"#)], &Remote::Health), REFUSED);
+        assert_eq!(run(vec![http(200, "a_total 1\n# EOF\n")], &Remote::Metrics), OK);
+        let status = Remote::Call(call("status"));
+        assert_eq!(run(vec![http(401, r#"{"error":{"code":"UNAUTHORIZED","message":"no"}}"#)], &status), REFUSED);
+        assert_eq!(run(vec![http(200, "<html>")], &status), UNREACHABLE);
+        let mut global = line("status").unwrap().global;
+        global.port = Some(1);
+        assert_eq!(run_remote(&global, &status), UNREACHABLE);
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys() {
+        assert_eq!(printable("a\x1b[2J\u{9b}b\rc\n\u{202e}ä"), "a\\u001b[2J\\u009bb\\u000dc\n\\u202eä");
+        let text = fields(&json!({"programs": [{"name": "xdp\x07", "maps": []}], "ok": true, "list": [1, 2]}));
+        assert!(text.contains("programs.xdp\\u0007.maps") && text.contains("1, 2"), "{text}");
+        assert!(pretty(&json!({"a": "\u{9b}"})).contains("\\u009b"));
+    }
+}
