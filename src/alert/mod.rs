@@ -1,0 +1,258 @@
+//! Alerts: what an engine tells people. The router folds repeats, throttles sources, and hands what is left to the sinks.
+
+mod router;
+pub mod sinks;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::component::Component;
+use crate::logging::rfc3339;
+
+pub use router::{AlertSender, Limits, Route, Router, queue};
+
+/// How bad it is, from the mildest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth a look some day.
+    Low,
+    /// Worth a look today.
+    Medium,
+    /// Someone should look now.
+    High,
+    /// Someone should be woken.
+    Critical,
+}
+
+impl Severity {
+    /// The word in JSON, metrics and configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Severity::Low => "low",
+            Severity::Medium => "medium",
+            Severity::High => "high",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
+impl FromStr for Severity {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Severity, String> {
+        let all = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
+        let found = all.into_iter().find(|severity| severity.name() == s);
+        found.ok_or_else(|| format!("\"{s}\" is not a severity; use low, medium, high or critical"))
+    }
+}
+
+/// Names one alert among those of all runs of all agents: a random number of the process, then a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AlertId {
+    process: u64,
+    sequence: u64,
+}
+
+impl AlertId {
+    /// An id that was never given before.
+    pub fn next() -> AlertId {
+        static PROCESS: OnceLock<u64> = OnceLock::new();
+        static SEQUENCE: AtomicU64 = AtomicU64::new(1);
+        // The standard library seeds its hasher from the system's random source.
+        let process = *PROCESS.get_or_init(|| RandomState::new().build_hasher().finish());
+        AlertId { process, sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl fmt::Display for AlertId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.process, self.sequence)
+    }
+}
+
+/// The alerts that a summary stands for, all alike and close in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folded {
+    /// The alert that was told at once.
+    pub first_id: AlertId,
+    /// When that one was.
+    pub first_ns: u64,
+}
+
+/// One alert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alert {
+    /// Unique.
+    pub id: AlertId,
+    /// When it happened, in nanoseconds since 1970. Of a summary: when it last happened.
+    pub timestamp_ns: u64,
+    /// Who noticed.
+    pub component: Component,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The rule of the component that matched, or the name of the check.
+    pub rule_id: Arc<str>,
+    /// What was done with the packet, in the component's own word.
+    pub action: &'static str,
+    /// The packet's source address.
+    pub src_ip: Option<IpAddr>,
+    /// The packet's source port.
+    pub src_port: Option<u16>,
+    /// The packet's destination address.
+    pub dst_ip: Option<IpAddr>,
+    /// The packet's destination port.
+    pub dst_port: Option<u16>,
+    /// IP protocol number; written as a word where it has one.
+    pub protocol: Option<u8>,
+    /// Name of the interface.
+    pub interface: Option<String>,
+    /// For people, one line.
+    pub message: String,
+    /// How many events this alert stands for.
+    pub count: u64,
+    /// Set in a summary of repeats.
+    pub folded: Option<Folded>,
+}
+
+impl Alert {
+    /// An alert without a packet; the fields of one are set after.
+    pub fn new(
+        component: Component,
+        severity: Severity,
+        rule_id: impl Into<Arc<str>>,
+        action: &'static str,
+        timestamp_ns: u64,
+        message: impl Into<String>,
+    ) -> Alert {
+        Alert {
+            id: AlertId::next(),
+            timestamp_ns,
+            component,
+            severity,
+            rule_id: rule_id.into(),
+            action,
+            src_ip: None,
+            src_port: None,
+            dst_ip: None,
+            dst_port: None,
+            protocol: None,
+            interface: None,
+            message: message.into(),
+            count: 1,
+            folded: None,
+        }
+    }
+
+    /// The fields in the order in which every sink writes them; those that are absent are left out.
+    pub fn fields(&self) -> Vec<(&'static str, Field<'_>)> {
+        let mut fields = vec![
+            ("id", Field::Text(self.id.to_string().into())),
+            ("timestamp", Field::Text(rfc3339(self.timestamp_ns).into())),
+            ("timestamp_ns", Field::Number(self.timestamp_ns)),
+            ("component", Field::Text(self.component.name().into())),
+            ("severity", Field::Text(self.severity.name().into())),
+            ("rule_id", Field::Text(self.rule_id.as_ref().into())),
+            ("action", Field::Text(self.action.into())),
+        ];
+        let address = |address: IpAddr| Field::Text(address.to_string().into());
+        let port = |port: u16| Field::Number(port.into());
+        fields.extend(self.src_ip.map(|ip| ("src_ip", address(ip))));
+        fields.extend(self.src_port.map(|number| ("src_port", port(number))));
+        fields.extend(self.dst_ip.map(|ip| ("dst_ip", address(ip))));
+        fields.extend(self.dst_port.map(|number| ("dst_port", port(number))));
+        fields.extend(self.protocol.map(|number| ("protocol", Field::Text(protocol_name(number)))));
+        fields.extend(self.interface.as_deref().map(|name| ("interface", Field::Text(name.into()))));
+        fields.push(("message", Field::Text(self.message.as_str().into())));
+        fields.push(("count", Field::Number(self.count)));
+        if let Some(folded) = self.folded {
+            fields.push(("first_id", Field::Text(folded.first_id.to_string().into())));
+            fields.push(("first_timestamp", Field::Text(rfc3339(folded.first_ns).into())));
+        }
+        fields
+    }
+}
+
+/// The value of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Field<'a> {
+    /// Text.
+    Text(Cow<'a, str>),
+    /// A number.
+    Number(u64),
+}
+
+impl Serialize for Alert {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let fields = self.fields();
+        let mut map = serializer.serialize_map(Some(fields.len()))?;
+        for (key, value) in &fields {
+            match value {
+                Field::Text(text) => map.serialize_entry(key, text)?,
+                Field::Number(number) => map.serialize_entry(key, number)?,
+            }
+        }
+        map.end()
+    }
+}
+
+fn protocol_name(number: u8) -> Cow<'static, str> {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmpv6".into(),
+        other => other.to_string().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn an_alert_in_json_has_addresses_as_text_and_two_times() {
+        let mut alert = Alert::new(Component::Firewall, Severity::High, "ssh", "deny", 1_500_000_000, "ssh from afar");
+        alert.src_ip = Some("2001:db8::7".parse().unwrap());
+        alert.src_port = Some(40_000);
+        alert.dst_port = Some(22);
+        alert.protocol = Some(6);
+        let json = serde_json::to_string(&alert).unwrap();
+        assert_eq!(
+            json,
+            format!(
+                "{{\"id\":\"{}\",\"timestamp\":\"1970-01-01T00:00:01.500000000Z\",\"timestamp_ns\":1500000000,\
+                 \"component\":\"firewall\",\"severity\":\"high\",\"rule_id\":\"ssh\",\"action\":\"deny\",\
+                 \"src_ip\":\"2001:db8::7\",\"src_port\":40000,\"dst_port\":22,\"protocol\":\"tcp\",\
+                 \"message\":\"ssh from afar\",\"count\":1}}",
+                alert.id
+            )
+        );
+    }
+
+    #[test]
+    fn ids_differ_across_threads() {
+        let threads: Vec<_> = (0..4)
+            .map(|_| std::thread::spawn(|| (0..1000).map(|_| AlertId::next().to_string()).collect::<Vec<_>>()))
+            .collect();
+        let ids: HashSet<String> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(ids.len(), 4000);
+    }
+
+    #[test]
+    fn severities_are_ordered_and_read_back() {
+        assert!(Severity::Low < Severity::Medium && Severity::High < Severity::Critical);
+        assert_eq!("high".parse(), Ok(Severity::High));
+        assert!("urgent".parse::<Severity>().unwrap_err().contains("use low, medium, high or critical"));
+    }
+}

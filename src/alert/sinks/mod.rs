@@ -1,0 +1,17 @@
+//! Where alerts go.
+
+mod log;
+
+pub use self::log::LogSink;
+
+use super::Alert;
+
+/// A way out for alerts. Runs on the router's thread, so it must not wait: a sink that has to talk to someone slow
+/// keeps a bounded queue and a thread of its own.
+pub trait Sink: Send {
+    /// The sink's name, as the metric of lost alerts shows it.
+    fn name(&self) -> &'static str;
+
+    /// Takes an alert, or says in a word why it was lost.
+    fn write(&mut self, alert: &Alert) -> Result<(), &'static str>;
+}
