@@ -1,6 +1,7 @@
 //! eBPFsentinel: a network security agent in one binary.
 
 pub mod abi;
+pub mod alert;
 pub mod api;
 pub mod bpf;
 pub mod cli;

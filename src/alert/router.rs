@@ -328,9 +328,8 @@ mod tests {
     impl Heard {
         /// Source, destination port and count of what was told since the last look.
         fn take(&self) -> Vec<(String, u16, u64)> {
-            let brief = |alert: Alert| {
-                (alert.src_ip.unwrap().to_string(), alert.dst_port.unwrap_or_default(), alert.count)
-            };
+            let brief =
+                |alert: Alert| (alert.src_ip.unwrap().to_string(), alert.dst_port.unwrap_or_default(), alert.count);
             std::mem::take(&mut *self.alerts.lock().unwrap()).into_iter().map(brief).collect()
         }
     }
@@ -437,7 +436,10 @@ mod tests {
         bench.at(1, alert("198.51.100.1", 2));
         bench.at(2, alert("198.51.100.1", 3));
         let source = "198.51.100.1";
-        assert_eq!(bench.heard.take(), [told(source, 1, 1), told(source, 2, 1), told(source, 1, 1), told(source, 3, 1)]);
+        assert_eq!(
+            bench.heard.take(),
+            [told(source, 1, 1), told(source, 2, 1), told(source, 1, 1), told(source, 3, 1)]
+        );
         assert_eq!(bench.lost("fold_window_cut"), 1);
         assert_eq!((bench.router.folds.len(), bench.router.fold_ends.len()), (2, 2));
     }
