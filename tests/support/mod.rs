@@ -6,3 +6,4 @@ pub mod classbench;
 pub mod packets;
 pub mod random;
 pub mod reference;
+pub mod rulesets;

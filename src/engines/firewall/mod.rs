@@ -1,4 +1,5 @@
 //! Decides which packets pass, in the kernel.
 
+pub mod compile;
 pub mod config;
 pub mod rule;

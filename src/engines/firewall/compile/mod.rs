@@ -1,0 +1,142 @@
+//! Rules of one address family in, the kernel's tables out. Pure computation, no I/O.
+//!
+//! Each field of a packet picks a row, a bit for each rule whose condition on that field holds; the lowest bit that all
+//! rows share is the first rule that matches (Lakshman and Stiliadis 1998, Baboescu and Varghese 2001). What is compiled
+//! here is the way from a field's value to its row; include/abi.h says how the kernel walks it, `lookup` does the same in
+//! Rust for the tests.
+//!
+//! The tables are those of the idle generation and hold what an older rule set left there. Every entry that a lookup can
+//! reach is written again and nothing else: what cannot be reached from a written entry keeps its old content.
+//!
+//! - `nets` gives each distinct prefix of an address field its row; `addresses_v4` and `addresses_v6` find the prefix.
+//! - `ports` and `environment` sort the values of the other fields into classes of equal rows.
+//! - `application` merges those classes into as few rows as the tables hold: [`Mode`].
+
+mod addresses_v4;
+mod addresses_v6;
+mod application;
+mod environment;
+#[cfg(test)]
+mod lookup;
+mod nets;
+mod ports;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod two_level;
+
+use thiserror::Error;
+
+use self::environment::Environment;
+use self::nets::Nets;
+use self::ports::PortClasses;
+use super::rule::{Action, RULES_MAX, Rule, proto};
+use crate::abi::{fw_answer, fw_family, fw_uses, fw_v4, fw_v6};
+
+pub use self::application::Mode;
+pub use self::rows::Rows;
+
+/// An enabled rule with its place in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// What it matches.
+    pub rule: &'a Rule,
+    /// Its counters, below `FW_SLOTS`: the same for as long as the rule lives, wherever it stands among the others.
+    pub slot: u16,
+    /// A bit for each interface, by number, on which it applies.
+    pub interfaces: u64,
+}
+
+impl Placed<'_> {
+    /// Every interface, known or not.
+    pub const ALL_INTERFACES: u64 = u64::MAX;
+}
+
+/// Why a rule set cannot be compiled. The idle tables are of no use afterwards; the live ones were not touched.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CompileError {
+    /// More rules than a row has bits.
+    #[error("{0} rules of one address family; the kernel tables hold {RULES_MAX}")]
+    TooManyRules(usize),
+    /// A table is full. Each table holds whatever [`RULES_MAX`] rules can need, so this is a bug; it stops the change.
+    #[error("the kernel table \"{0}\" is full")]
+    Full(&'static str),
+}
+
+/// Compiles IPv4 rules, given in the order in which they are asked, into the tables of the idle generation. The rows
+/// belong into the shared map of rows from `row_base` on.
+pub fn compile_v4(
+    rules: &[Placed],
+    row_base: usize,
+    family: &mut fw_family,
+    addresses: &mut fw_v4,
+) -> Result<Rows, CompileError> {
+    compile(rules, row_base, proto::ICMP, family, |nets| addresses_v4::write(nets, addresses))
+}
+
+/// Compiles IPv6 rules; otherwise as [`compile_v4`].
+pub fn compile_v6(
+    rules: &[Placed],
+    row_base: usize,
+    family: &mut fw_family,
+    addresses: &mut fw_v6,
+) -> Result<Rows, CompileError> {
+    compile(rules, row_base, proto::ICMPV6, family, |nets| addresses_v6::write(nets, addresses))
+}
+
+fn compile(
+    rules: &[Placed],
+    row_base: usize,
+    icmp: u8,
+    family: &mut fw_family,
+    write_addresses: impl FnOnce([&Nets; 2]) -> Result<(), CompileError>,
+) -> Result<Rows, CompileError> {
+    if rules.len() > RULES_MAX {
+        return Err(CompileError::TooManyRules(rules.len()));
+    }
+    let src = Nets::of(rules, |rule| rule.src_ip);
+    let dst = Nets::of(rules, |rule| rule.dst_ip);
+    write_addresses([&src, &dst])?;
+
+    let src_ports = PortClasses::of(rules, |rule| rule.src_port)?;
+    let dst_ports = PortClasses::of(rules, |rule| rule.dst_port)?;
+    src_ports.write(&mut family.port_block[0], &mut family.port_class[0]);
+    dst_ports.write(&mut family.port_block[1], &mut family.port_class[1]);
+    let environment = Environment::of(rules, icmp, family)?;
+    let app = application::write([&src_ports, &dst_ports], &environment, rules.is_empty(), family)?;
+
+    let rows = Rows { src: src.rows, dst: dst.rows, app };
+    family.uses = uses(rules);
+    family.src_base = row_base as u32;
+    family.dst_base = family.src_base + rows.src.len() as u32;
+    family.app_base = family.dst_base + rows.dst.len() as u32;
+    for (entry, rule) in family.rule.iter_mut().zip(rules) {
+        *entry = answer(rule);
+    }
+    family.cache.fill(0);
+    Ok(rows)
+}
+
+/// What a hit on the rule tells the kernel.
+fn answer(placed: &Placed) -> u32 {
+    let rule = placed.rule;
+    let flag = |on: bool, flag: fw_answer| if on { flag.0 } else { 0 };
+    u32::from(placed.slot) & fw_answer::FW_SLOT_MASK.0
+        | flag(rule.action == Action::Deny, fw_answer::FW_DENY)
+        | flag(rule.log || rule.action == Action::Log, fw_answer::FW_TELL)
+        | flag(!rule.states.is_any(), fw_answer::FW_STATEFUL)
+}
+
+/// The fields that the rules look at.
+fn uses(rules: &[Placed]) -> u32 {
+    rules.iter().fold(0, |uses, placed| {
+        let rule = placed.rule;
+        let flag = |on: bool, flag: fw_uses| if on { flag.0 } else { 0 };
+        uses | flag(rule.src_port.is_some() || rule.dst_port.is_some(), fw_uses::FW_USES_PORTS)
+            | flag(rule.tcp_flags.is_some(), fw_uses::FW_USES_TCP_FLAGS)
+            | flag(rule.icmp_type.is_some() || rule.icmp_code.is_some(), fw_uses::FW_USES_ICMP)
+            | flag(rule.vlan_id.is_some(), fw_uses::FW_USES_VLAN)
+            | flag(placed.interfaces != Placed::ALL_INTERFACES, fw_uses::FW_USES_IFACE)
+            | flag(!rule.states.is_any(), fw_uses::FW_USES_STATE)
+    })
+}
