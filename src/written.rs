@@ -397,8 +397,24 @@ fn is_duplicate(error: &toml::de::Error) -> bool {
 }
 
 fn syntax_error(document: &Document, error: &toml::de::Error) -> WrittenError {
-    let offset = error.span().map_or(document.text.len(), |span| span.start);
-    at_offset(&document.origin, &document.text, offset, "", error.message())
+    let text = &document.text;
+    let offset = error.span().map_or(text.len(), |span| span.start);
+    let bare =
+        ["invalid boolean", "string values must be quoted"].iter().any(|start| error.message().starts_with(start));
+    let message = if bare { bare_word(text, offset) } else { None };
+    at_offset(&document.origin, text, offset, "", message.as_deref().unwrap_or(error.message()))
+}
+
+/// What to say of a value without quotes, which is the mistake of everybody who comes from YAML.
+fn bare_word(text: &str, offset: usize) -> Option<String> {
+    let line = text.get(offset..)?.lines().next().unwrap_or_default();
+    let word = line.split([',', ']', '}', '#']).next()?.trim();
+    Some(match word.to_lowercase().as_str() {
+        "" => "the value is missing".to_owned(),
+        "true" | "yes" | "on" => format!("{} is not a value; write true, or put a string in quotes", shortened(word)),
+        "false" | "no" | "off" => format!("{} is not a value; write false, or put a string in quotes", shortened(word)),
+        _ => format!("a string needs quotes; write \"{}\"", shortened(word.trim_matches(['"', '\'']))),
+    })
 }
 
 /// One mistake makes the parser stumble several times: keep the first of each line, and nothing after a bracket or a
@@ -406,9 +422,11 @@ fn syntax_error(document: &Document, error: &toml::de::Error) -> WrittenError {
 fn without_echoes(mut errors: Vec<WrittenError>) -> Vec<WrittenError> {
     errors.sort_by_key(|error| (error.line, error.column));
     errors.dedup_by_key(|error| error.line);
-    if let Some(open) =
-        errors.iter().position(|e| e.message.starts_with("unclosed") || e.message.starts_with("invalid "))
-    {
+    let opens = |error: &WrittenError| {
+        let message = &error.message;
+        message.starts_with("unclosed") || message.starts_with("invalid") && message.contains("string")
+    };
+    if let Some(open) = errors.iter().position(opens) {
         errors.truncate(open + 1);
     }
     errors.truncate(ERRORS_MAX);
@@ -420,6 +438,18 @@ fn duplicate_error(document: &Document, root: &Node, error: &toml::de::Error) ->
     let span = error.span().unwrap_or_default();
     let written = document.text.get(span.clone()).unwrap_or_default();
     let name = written.trim_matches(['"', '\'']);
+    // The parser forgets where a table stood first.
+    let (number, _) = position(&document.text, span.start);
+    let header = |line: &str| line.split('#').next().unwrap_or_default().split_whitespace().collect::<String>();
+    let mut headers = document.text.lines().map(header);
+    if let Some(twice) = headers.clone().nth(number as usize - 1).filter(|line| line.starts_with('[')) {
+        let message = match headers.position(|line| line == twice).filter(|&first| first + 1 < number as usize) {
+            Some(first) => format!("written twice; it stands first on line {}", first + 1),
+            None => "written twice".to_owned(),
+        };
+        let path = twice.trim_matches(['[', ']']);
+        return at_offset(&document.origin, &document.text, span.start, path, &message);
+    }
     let mut first = None;
     find_key(root, name, span.start as u32, &document.text, &mut String::new(), &mut first);
     let (path, message) = match first {
@@ -992,7 +1022,7 @@ fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Vec<&'k str>
         return vec![same];
     }
     let slips_max = (word.chars().count() / 3).clamp(1, 3);
-    let slips = |candidate: &&&str| strsim::damerau_levenshtein(&word.to_lowercase(), candidate);
+    let slips = |candidate: &&&str| strsim::damerau_levenshtein(&word.to_lowercase(), &candidate.to_lowercase());
     if let Some(near) = known.iter().min_by_key(slips).filter(|near| slips(near) <= slips_max) {
         return vec![near];
     }

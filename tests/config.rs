@@ -1,0 +1,369 @@
+//! Config files as users write them: good ones, and a folder of bad ones that say what must be said about them.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ebpfsentinel::config::agent::{GuardFrom, OnExit, XdpMode};
+use ebpfsentinel::config::{self, Config, Flag, variable_of};
+use ebpfsentinel::engines::firewall::config::{Mode, Policy, RuleText};
+use ebpfsentinel::engines::firewall::rule::Rule;
+use ebpfsentinel::written::{Document, Kind, WrittenError};
+use proptest::prelude::*;
+
+const MINIMAL: &str = "[agent]\ninterfaces = [\"eth0\"]\n";
+
+fn in_tree(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(in_tree(path)).unwrap()
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    config::parse("c.toml", text.as_bytes(), [], &[]).map(|(config, _)| config).map_err(|e| e.to_string())
+}
+
+fn with(text: &str, variables: &[(&str, &str)], flags: &[(&str, &str, &str)]) -> Result<Config, String> {
+    let environment = variables.iter().map(|&(name, value)| (OsString::from(name), OsString::from(value)));
+    let flags = flags.iter().map(|&(name, key, value)| Flag { name, key, value }).collect::<Vec<_>>();
+    config::parse("c.toml", text.as_bytes(), environment, &flags).map(|(config, _)| config).map_err(|e| e.to_string())
+}
+
+/// What a file under bad_configs expects: lines `#! LINE PATH: PART` at its top, `-` for no line and `.` for no path.
+fn expected(text: &[u8]) -> Vec<(Option<u32>, String, String)> {
+    let lines = text.split(|&byte| byte == b'\n').map(String::from_utf8_lossy);
+    let marked = lines.map_while(|line| line.strip_prefix("#! ").map(str::to_owned));
+    marked
+        .map(|line| {
+            let (line, rest) = line.split_once(' ').expect("LINE PATH: PART");
+            let (path, part) = rest.split_once(": ").unwrap_or((rest.trim_end_matches(':'), ""));
+            (line.parse().ok(), path.trim_start_matches('.').to_owned(), part.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn each_bad_config_gives_exactly_its_errors() {
+    let mut files = std::fs::read_dir(in_tree("tests/data/bad_configs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect::<Vec<_>>();
+    files.sort();
+    assert!(files.len() >= 60, "{} files", files.len());
+    let mut wrong = Vec::new();
+    for path in files {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = std::fs::read(&path).unwrap();
+        let expected = expected(&text);
+        assert!(!expected.is_empty(), "{name} says nothing about its errors");
+        let errors = match config::parse(name, &text, [], &[]) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.errors,
+        };
+        let fits = |error: &WrittenError, (line, path, part): &(Option<u32>, String, String)| {
+            error.line == *line && error.path == *path && error.message.contains(part.as_str())
+        };
+        if errors.len() != expected.len() || !errors.iter().zip(&expected).all(|(error, wish)| fits(error, wish)) {
+            let lines = errors.iter().map(|error| format!("    {error}\n")).collect::<String>();
+            wrong.push(format!("{name}: expected {expected:?}, found\n{lines}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_least_config_has_the_defaults() {
+    let config = parse(MINIMAL).unwrap();
+    assert_eq!(config.agent.interfaces, ["eth0"]);
+    assert_eq!(config.agent.http_port, 8080);
+    assert_eq!(config.agent.bind_address.to_string(), "127.0.0.1");
+    assert_eq!((config.agent.xdp_mode, config.agent.on_exit), (XdpMode::Auto, OnExit::Detach));
+    assert_eq!(config.agent.anti_lockout.from, GuardFrom::Sessions);
+    assert_eq!((config.firewall.mode, config.firewall.default_policy), (Mode::Alert, Policy::Pass));
+    assert!(config.firewall.enabled && config.firewall.stateful && config.firewall.dhcp);
+    assert!(config.firewall.rules.is_empty());
+}
+
+#[test]
+fn words_with_the_same_meaning() {
+    let firewall = |line: &str| parse(&format!("{MINIMAL}[firewall]\n{line}\n")).unwrap().firewall;
+    for (word, mode) in [("monitor", Mode::Alert), ("observe", Mode::Alert), ("enforce", Mode::Block)] {
+        assert_eq!(firewall(&format!("mode = '{word}'")).mode, mode);
+    }
+    assert_eq!(firewall("default_policy = 'deny'").unparsable, Policy::Drop, "it follows the default policy");
+    assert_eq!(firewall("default_policy = 'deny'\nunparsable = 'allow'").unparsable, Policy::Pass);
+}
+
+#[test]
+fn the_installed_config_is_the_defaults() {
+    let installed = text_of("conf/ebpfsentinel.toml");
+    assert_eq!(parse(&installed), parse(MINIMAL));
+
+    // With every comment that is a setting switched on it still says the defaults, and has a rule of every key.
+    let setting = |line: &str| {
+        let rest = line.strip_prefix("# ")?;
+        let is_key =
+            rest.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b == b'_' || b.is_ascii_lowercase()));
+        (is_key || rest.starts_with("[[")).then(|| rest.to_owned())
+    };
+    let full =
+        installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
+    let rule = full.find("[[firewall.rules]]").expect("the rule is switched on");
+    assert_eq!(parse(&full[..rule]), parse(MINIMAL));
+
+    // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
+    let errors = parse(&full).unwrap_err();
+    let lines = errors.lines().collect::<Vec<_>>();
+    assert_eq!(lines.len(), 1, "{errors}");
+    assert!(lines[0].contains("icmp_type: needs protocol"), "{errors}");
+
+    for key in config::known_keys() {
+        let last = key.path.rsplit('.').next().unwrap();
+        let (table, _) = key.path.rsplit_once('.').unwrap_or(("", ""));
+        let header = match table.strip_suffix("[]") {
+            Some(list) => format!("[[{list}]]"),
+            None => format!("[{table}]"),
+        };
+        let stands = if key.kind == Kind::Table {
+            full.contains(&format!("[{}]", key.path))
+        } else {
+            let section = full.split(&header).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
+            section.lines().any(|line| line.starts_with(&format!("{last} = ")))
+        };
+        assert!(stands, "{} does not stand in conf/ebpfsentinel.toml", key.path);
+    }
+}
+
+#[test]
+fn the_example_is_good() {
+    let (config, warnings) =
+        config::parse("firewall.toml", text_of("conf/examples/firewall.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let rules = &config.firewall.rules;
+    assert_eq!((config.firewall.mode, config.firewall.default_policy), (Mode::Block, Policy::Drop));
+    let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
+    has("IPv4 rule", rules.iter().any(|rule| rule.is_ipv4() == Some(true)));
+    has("IPv6 rule", rules.iter().any(|rule| rule.is_ipv4() == Some(false)));
+    has("VLAN", rules.iter().any(|rule| rule.vlan_id.is_some_and(|id| id > 0)));
+    has("TCP flags", rules.iter().any(|rule| rule.tcp_flags.is_some()));
+    has("ICMP type", rules.iter().any(|rule| rule.icmp_type.is_some()));
+    has("ICMP code", rules.iter().any(|rule| rule.icmp_code.is_some()));
+    has("port range", rules.iter().any(|rule| rule.dst_port.is_some_and(|range| range.low < range.high)));
+    has("state", rules.iter().any(|rule| !rule.states.is_any()));
+    has("interface", rules.iter().any(|rule| !rule.interfaces.is_empty()));
+    has("log", rules.iter().any(|rule| rule.log));
+    has("disabled rule", rules.iter().any(|rule| !rule.enabled));
+}
+
+#[test]
+fn flags_before_environment_before_file_before_defaults() {
+    let file = format!("{MINIMAL}log_level = 'warn'\n");
+    let level = |variables: &[(&str, &str)], flags: &[(&str, &str, &str)]| {
+        with(&file, variables, flags).unwrap().agent.log_level.as_str().to_lowercase()
+    };
+    let variable = [("EBPFSENTINEL_AGENT_LOG_LEVEL", "debug")];
+    let flag = [("--log-level", "agent.log_level", "trace")];
+    assert_eq!(parse(MINIMAL).unwrap().agent.log_level.as_str(), "INFO");
+    assert_eq!(level(&[], &[]), "warn");
+    assert_eq!(level(&variable, &[]), "debug");
+    assert_eq!(level(&variable, &flag), "trace");
+}
+
+#[test]
+fn the_environment_sets_every_key() {
+    let config = with(
+        "",
+        &[
+            ("EBPFSENTINEL_AGENT_INTERFACES", "eth0, eth1"),
+            ("EBPFSENTINEL_HOST", "::1"),
+            ("EBPFSENTINEL_PORT", "81"),
+            ("EBPFSENTINEL_FIREWALL_MODE", "block"),
+            ("EBPFSENTINEL_FIREWALL_STATEFUL", "false"),
+            ("EBPFSENTINEL_FIREWALL_TIMEOUTS_TCP_CLOSING_SECS", "7"),
+            ("EBPFSENTINEL_AGENT_ANTI_LOCKOUT_SSH_PORTS", "22,2222"),
+            ("EBPFSENTINEL_TOKEN", "secret"),
+            ("EBPFSENTINEL_CONFIG", "/etc/x"),
+            ("PATH", "/bin"),
+        ],
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.agent.interfaces, ["eth0", "eth1"]);
+    assert_eq!((config.agent.bind_address.to_string().as_str(), config.agent.http_port), ("::1", 81));
+    assert_eq!((config.firewall.mode, config.firewall.stateful), (Mode::Block, false));
+    assert_eq!(config.firewall.timeouts.tcp_closing_secs, 7);
+    assert_eq!(config.agent.anti_lockout.ssh_ports, [22, 2222]);
+}
+
+#[test]
+fn errors_outside_the_file_name_their_origin() {
+    let errors =
+        |variables: &[(&str, &str)], flags: &[(&str, &str, &str)]| with(MINIMAL, variables, flags).unwrap_err();
+    assert_eq!(
+        errors(&[("EBPFSENTINEL_PORT", "80x")], &[]),
+        "environment variable EBPFSENTINEL_PORT: agent.http_port: expected an integer from 1 to 65535, found the string \
+         \"80x\""
+    );
+    assert_eq!(
+        errors(&[("EBPFSENTINEL_FIREWAL_MODE", "block")], &[]),
+        "environment variable EBPFSENTINEL_FIREWAL_MODE: sets no key; did you mean EBPFSENTINEL_FIREWALL_MODE?"
+    );
+    assert_eq!(
+        errors(&[("EBPFSENTINEL_PORT", "1"), ("EBPFSENTINEL_AGENT_HTTP_PORT", "1")], &[]),
+        "environment variable EBPFSENTINEL_PORT: sets agent.http_port, and so does EBPFSENTINEL_AGENT_HTTP_PORT; keep \
+         one of the two"
+    );
+    assert_eq!(
+        errors(&[], &[("--log-level", "agent.log_level", "loud")]),
+        "--log-level: agent.log_level: \"loud\" is not known here; use error, warn, info, debug or trace"
+    );
+    // A variable repairs what the file has wrong, since the file's value is not used.
+    assert!(with("[agent]\ninterfaces=['eth0']\nhttp_port=0", &[("EBPFSENTINEL_PORT", "1")], &[]).is_ok());
+}
+
+#[test]
+fn each_variable_belongs_to_one_key() {
+    let mut names = config::known_keys().iter().map(|key| variable_of(&key.path)).collect::<Vec<_>>();
+    names.sort();
+    let all = names.len();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[test]
+fn files_that_are_not_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    let load = |path: &Path| config::load(path, [], &[]).map(|loaded| loaded.config).map_err(|e| e.to_string());
+
+    assert!(load(&path).unwrap_err().ends_with("c.toml: cannot be read: No such file or directory"));
+    std::fs::write(&path, MINIMAL).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(load(&path), parse(MINIMAL));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(load(&path).unwrap_err().contains("may write to it (mode 0666)"));
+    assert!(load(folder.path()).unwrap_err().ends_with("not a regular file"));
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    assert!(load(&fifo).unwrap_err().ends_with("not a regular file"));
+
+    let large = folder.path().join("large");
+    let begin = std::time::Instant::now();
+    std::fs::File::create(&large).unwrap().set_len(100 << 20).unwrap();
+    std::fs::set_permissions(&large, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(load(&large).unwrap_err().contains("more than the 16 MiB"));
+    assert!(begin.elapsed().as_secs() < 1, "refused by its length, not by reading it");
+}
+
+#[test]
+fn details_show_the_line() {
+    let text = format!("{MINIMAL}\thttp_port = 0\n");
+    let errors = config::parse("c.toml", text.as_bytes(), [], &[]).unwrap_err();
+    assert_eq!(
+        errors.detailed(),
+        "c.toml:3:14: agent.http_port: expected an integer from 1 to 65535, found the integer 0\n 3 | \thttp_port = 0\n   | \
+         \t            ^\n"
+    );
+}
+
+#[test]
+fn a_reload_names_what_needs_a_restart() {
+    let old = parse(MINIMAL).unwrap();
+    let changed = |text: &str| parse(text).unwrap().restart_needed(&old);
+    assert_eq!(changed(MINIMAL), [""; 0]);
+    assert_eq!(changed("[agent]\ninterfaces=['eth1']\nhttp_port=1"), ["agent.interfaces", "agent.http_port"]);
+    assert_eq!(changed(&format!("{MINIMAL}log_level='debug'\n[firewall]\nmode='block'\nstateful=false")), [""; 0]);
+    assert_eq!(changed(&format!("{MINIMAL}[firewall.timeouts]\ntcp_closing_secs=1")), ["firewall.timeouts"]);
+}
+
+#[test]
+fn the_shown_config_is_the_used_one() {
+    let config = parse(&format!(
+        "{MINIMAL}anti_lockout.from = ['10.0.0.9/8']\n[[firewall.rules]]\nid='a'\npriority=1\naction='drop'\ndst_port='80-90'"
+    ))
+    .unwrap();
+    let shown = config.masked();
+    assert_eq!(shown["agent"]["log_level"], "info");
+    assert_eq!(shown["agent"]["anti_lockout"]["from"], serde_json::json!(["10.0.0.0/8"]));
+    assert_eq!(shown["firewall"]["rules"][0]["action"], "deny");
+    assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
+    // Each key that can be written is shown, and the other way round.
+    let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
+    known.retain(|key| key.kind != Kind::Table || key.path == "firewall.rules");
+    let count = |value: &serde_json::Value| value.as_object().unwrap().len();
+    let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
+        + count(&shown["firewall"]["timeouts"]);
+    assert_eq!(known.len(), leaves);
+    for key in known {
+        assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
+    }
+}
+
+#[test]
+fn rules_beyond_the_limit_are_counted_by_family() {
+    let rules = |v4: usize, both: usize| {
+        let rule = |n, ip| format!("[[firewall.rules]]\nid='r{n}'\npriority=1\naction='deny'\n{ip}\n");
+        let rules = (0..v4 + both).map(|n| rule(n, if n < v4 { "src_ip='10.0.0.1'" } else { "" })).collect::<String>();
+        parse(&format!("{MINIMAL}{rules}"))
+    };
+    assert_eq!(rules(4000, 96).unwrap().firewall.rules.len(), 4096);
+    let error = rules(4000, 97).unwrap_err();
+    assert!(
+        error.contains("4097 rules for IPv4, and 4096 is the limit for each family (4000 with IPv4 addresses"),
+        "{error}"
+    );
+}
+
+#[test]
+fn host_bits_are_dropped_with_a_warning() {
+    let text = format!("{MINIMAL}[[firewall.rules]]\nid='a'\npriority=1\naction='deny'\nsrc_ip='10.1.2.3/8'");
+    let (config, warnings) = config::parse("c.toml", text.as_bytes(), [], &[]).unwrap();
+    assert_eq!(config.firewall.rules[0].src_ip.unwrap().to_string(), "10.0.0.0/8");
+    assert_eq!(
+        warnings[0].to_string(),
+        "c.toml:7:8: firewall.rules[0].src_ip: 10.1.2.3/8 has host bits; it means 10.0.0.0/8"
+    );
+}
+
+/// TOML and JSON of the same rule are read alike.
+#[test]
+fn toml_and_json_read_the_same_rule() {
+    let config = parse(&text_of("conf/examples/firewall.toml")).unwrap();
+    for rule in &config.firewall.rules {
+        let json = serde_json::to_vec(&RuleText::from(rule)).unwrap();
+        let read = Document::json(&json).unwrap().read(|root| Rule::read(root.table()?, Default::default()));
+        assert_eq!(read.into_result().unwrap().as_ref(), Some(rule));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// Whatever is done to the example, reading it ends in a config or in errors that stand inside the text.
+    #[test]
+    fn mutations_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..6u8, any::<u8>()), 1..20)) {
+        let mut text = text_of("conf/examples/firewall.toml").into_bytes();
+        for (index, kind, byte) in edits {
+            let at = index.index(text.len().max(1));
+            match kind {
+                0 => text[at] = byte,
+                1 => { text.remove(at); }
+                2 => text.insert(at, b"[]{}\"'=.,\n#\\"[byte as usize % 12]),
+                3 => text.truncate(text.len() - (byte as usize).min(text.len() - 1)),
+                4 => { let piece = text[at..(at + byte as usize).min(text.len())].to_vec(); text.splice(at..at, piece); }
+                _ => { text.drain(at..(at + byte as usize).min(text.len() - 1).max(at)); }
+            }
+        }
+        if let Err(errors) = config::parse("c.toml", &text, [], &[]) {
+            let lines = 1 + text.iter().filter(|&&b| b == b'\n').count();
+            prop_assert!(!errors.errors.is_empty() && errors.errors.len() <= 101);
+            for error in &errors.errors {
+                prop_assert!(error.line.is_none_or(|line| (1..=lines as u32).contains(&line)), "{error}");
+                prop_assert!(!error.message.is_empty());
+            }
+            errors.detailed();
+        }
+    }
+}
