@@ -38,6 +38,8 @@ pub const LISTENER_HEADER: &str = "x-agent-listener";
 
 /// Descriptors that tiny_http and the front need for a request: the two ends and tiny_http's copy of its one.
 const DESCRIPTORS_PER_REQUEST: usize = 3;
+/// Descriptors in reserve for clients, when there are none left and no connection gives way.
+const DESCRIPTORS_TO_ACCEPT: usize = 4;
 /// Until accepting is tried again after the lack of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Accepted before the connections that are there have their turn.
@@ -125,7 +127,7 @@ impl Front {
         }
         let waker = Arc::new(Waker::new(poll.registry(), Token(2 * slots))?);
         let stop = Arc::new(AtomicBool::new(false));
-        let reserve = Reserve::new(DESCRIPTORS_PER_REQUEST * limits.in_flight);
+        let reserve = Reserve::new(reserve_size(limits.in_flight));
         let front = Front {
             poll,
             listeners,
@@ -175,7 +177,7 @@ impl Front {
             self.accept();
             self.hand_on();
             self.expire();
-            self.reserve.refill(DESCRIPTORS_PER_REQUEST * (self.limits.in_flight - self.in_flight()));
+            self.reserve.refill(reserve_size(self.limits.in_flight - self.in_flight()));
             if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.iter().all(Option::is_none)) {
                 return;
             }
@@ -266,6 +268,7 @@ impl Front {
         }
         self.accept_after = None;
         for i in 0..self.listeners.len() {
+            let mut made_room = false;
             for _ in 0..ACCEPT_TURN {
                 let listener = &mut self.listeners[i];
                 if !listener.ready {
@@ -280,11 +283,16 @@ impl Front {
                     // The client left before it was accepted.
                     Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                     Err(e) => {
-                        log::warn!("control: accepting a client: {e}; trying again");
                         self.metrics.http_refused("accept");
-                        self.make_room(|_| true);
-                        self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-                        return;
+                        if made_room {
+                            log::warn!("control: accepting a client: {e}; trying again");
+                            self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                            return;
+                        }
+                        made_room = true;
+                        if !self.make_room(|_| true) {
+                            self.reserve.release(1);
+                        }
                     }
                 }
             }
@@ -385,6 +393,11 @@ fn address_key(address: IpAddr) -> u128 {
         // Shifted so that no network looks like an IPv4 address.
         IpAddr::V6(v6) => v6.to_bits() & (u128::MAX << 64) | 1 << 63,
     }
+}
+
+/// How many descriptors are kept while `free` more requests may be handed on.
+fn reserve_size(free: usize) -> usize {
+    DESCRIPTORS_PER_REQUEST * free + DESCRIPTORS_TO_ACCEPT
 }
 
 /// Descriptors kept for requests that are handed on, so that connections cannot take the last ones.
