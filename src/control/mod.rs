@@ -12,6 +12,7 @@ mod server;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -27,7 +28,7 @@ use crate::api::Operation;
 use crate::metrics::Metrics;
 
 /// What control listens on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ControlConfig {
     /// `agent.bind_address` and `agent.http_port`; port 0 takes a free one.
     pub rest: SocketAddr,
@@ -38,13 +39,24 @@ pub struct ControlConfig {
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
+    pub on_failure: OnFailure,
 }
 
+/// See [`ControlConfig::on_failure`].
+pub type OnFailure = Arc<dyn Fn(String, String) + Send + Sync>;
+
 impl ControlConfig {
-    /// REST on `rest`, nothing else, default limits.
+    /// REST on `rest`, nothing else, default limits, failures to the log only.
     pub fn new(rest: SocketAddr, runtime_dir: impl Into<PathBuf>) -> ControlConfig {
-        let limits = Limits::default();
-        ControlConfig { rest, metrics: None, runtime_dir: runtime_dir.into(), host_names: Vec::new(), limits }
+        ControlConfig {
+            rest,
+            metrics: None,
+            runtime_dir: runtime_dir.into(),
+            host_names: Vec::new(),
+            limits: Limits::default(),
+            on_failure: Arc::new(|_, _| {}),
+        }
     }
 }
 
@@ -88,8 +100,7 @@ impl Control {
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let hosts = Hosts::new(bound.iter().map(SocketAddr::ip), &config.host_names);
-        let backend = Arc::clone(&server);
-        let backend = Arc::new(move || backend.socket());
+        let backend: Arc<dyn front::Backend> = server.clone();
         let limits = config.limits;
         let (front, stopper) = Front::new(sockets, limits.clone(), hosts, backend, metrics)
             .context("setting up the control port's event loop")?;
@@ -103,10 +114,10 @@ impl Control {
             directory,
             stop_timeout: limits.stop_timeout,
         };
-        control.front = Some(spawn("http-front".to_owned(), move || front.run())?);
+        control.front = Some(spawn("http-front".to_owned(), &config.on_failure, move || front.run())?);
         for i in 0..limits.workers {
             let server = Arc::clone(&server);
-            control.workers.push(spawn(format!("http-{i}"), move || server.work())?);
+            control.workers.push(spawn(format!("http-{i}"), &config.on_failure, move || server.work())?);
         }
         Ok(control)
     }
@@ -148,8 +159,23 @@ fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("listening on {address} ({key})"))
 }
 
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+fn spawn(name: String, on_failure: &OnFailure, run: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    let on_failure = Arc::clone(on_failure);
+    let inside = name.clone();
+    let run = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            let message = panic_message(&*panic);
+            log::error!("control: the thread {inside} panicked: {message}");
+            on_failure(inside, message.to_owned());
+        }
+    };
     std::thread::Builder::new().name(name.clone()).spawn(run).with_context(|| format!("starting the thread {name}"))
+}
+
+/// The text of a panic.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 /// `JoinHandle` has no join with a deadline.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tiny_http::{Header, Response, StatusCode};
 
-use super::front::{Kind, LISTENER_HEADER, PEER_HEADER};
+use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
+use super::panic_message;
 use super::routes::{Miss, Routes};
 use crate::api::{ApiError, Reply};
 use crate::metrics::Metrics;
@@ -45,11 +46,6 @@ impl Server {
         Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, stop: AtomicBool::new(false) })
     }
 
-    /// Where requests are to be sent at present.
-    pub fn socket(&self) -> PathBuf {
-        socket_path(&self.directory, self.backend().generation)
-    }
-
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
     pub fn stop(&self, workers: usize) {
         self.stop.store(true, Ordering::Release);
@@ -79,23 +75,29 @@ impl Server {
 
     /// Puts another tiny_http in the place of the one whose accept thread has ended. Tries until it succeeds.
     fn replace(&self, generation: u32, error: &io::Error) {
-        while !self.stop.load(Ordering::Acquire) {
-            let mut backend = self.backend();
-            if backend.generation != generation {
-                return;
-            }
-            match listen(&socket_path(&self.directory, generation + 1)) {
-                Ok(http) => {
-                    log::warn!("control: accepting ended ({error}); listening anew");
-                    let old = std::mem::replace(&mut *backend, Backend { http, generation: generation + 1 });
-                    // For the workers that wait on the old one; more than there are does no harm.
-                    (0..64).for_each(|_| old.http.unblock());
-                    return;
-                }
-                Err(e) => log::error!("control: accepting ended ({error}) and listening anew failed: {e}"),
-            }
-            drop(backend);
+        while !self.stop.load(Ordering::Acquire) && !self.try_replace(generation, &error.to_string()) {
             std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    /// Whether another than `generation` is in place now.
+    fn try_replace(&self, generation: u32, why: &str) -> bool {
+        let mut backend = self.backend();
+        if backend.generation != generation {
+            return true;
+        }
+        match listen(&socket_path(&self.directory, generation + 1)) {
+            Ok(http) => {
+                log::warn!("control: accepting ended ({why}); listening anew");
+                let old = std::mem::replace(&mut *backend, Backend { http, generation: generation + 1 });
+                // For the workers that wait on the old one; more than there are does no harm.
+                (0..64).for_each(|_| old.http.unblock());
+                true
+            }
+            Err(e) => {
+                log::error!("control: accepting ended ({why}) and listening anew failed: {e}");
+                false
+            }
         }
     }
 
@@ -149,11 +151,23 @@ impl Server {
             Ok(Ok(reply)) => (command, reply.into()),
             Ok(Err(error)) => (command, error.into()),
             Err(panic) => {
-                let what = panic.downcast_ref::<String>().map(String::as_str);
-                let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                log::error!("control: {method} {path} panicked: {what}");
+                log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
                 (command, ApiError::internal("the operation failed; the agent's log says why").into())
             }
+        }
+    }
+}
+
+impl front::Backend for Server {
+    fn socket(&self) -> PathBuf {
+        socket_path(&self.directory, self.backend().generation)
+    }
+
+    /// tiny_http's accept thread panics when descriptors run out at a bad moment, and tells nobody.
+    fn gone(&self, socket: &Path) {
+        let generation = self.backend().generation;
+        if socket == socket_path(&self.directory, generation) {
+            self.try_replace(generation, "it refuses connections");
         }
     }
 }

@@ -112,6 +112,11 @@ impl Connection {
         body + self.forward.left() + self.answer.left()
     }
 
+    /// Handed on, and tiny_http has not said anything yet.
+    pub fn is_unanswered(&self) -> bool {
+        self.upstream.is_some() && !self.answer_marked
+    }
+
     /// Order in which connections give way when there are too many: those that have not even said what they want, then
     /// those that do not finish saying it, then those that do not read. A request that is being answered never does.
     pub fn gives_way(&self) -> Option<Stage> {

@@ -18,7 +18,7 @@ mod limits;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -64,8 +64,13 @@ impl Kind {
     }
 }
 
-/// Where tiny_http listens at present.
-pub type Backend = Arc<dyn Fn() -> PathBuf + Send + Sync>;
+/// tiny_http, as the front needs it.
+pub trait Backend: Send + Sync {
+    /// Where it listens at present.
+    fn socket(&self) -> PathBuf;
+    /// It no longer listens at `socket`: another one is to take its place.
+    fn gone(&self, socket: &Path);
+}
 
 /// The front before it runs.
 pub struct Front {
@@ -79,7 +84,7 @@ pub struct Front {
     reserve: Reserve,
     limits: Limits,
     hosts: Hosts,
-    backend: Backend,
+    backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
     stop: Arc<AtomicBool>,
 }
@@ -113,7 +118,7 @@ impl Front {
         sockets: Vec<(std::net::TcpListener, Kind)>,
         limits: Limits,
         hosts: Hosts,
-        backend: Backend,
+        backend: Arc<dyn Backend>,
         metrics: Arc<Metrics>,
     ) -> io::Result<(Front, Stopper)> {
         let poll = Poll::new()?;
@@ -177,7 +182,10 @@ impl Front {
             self.accept();
             self.hand_on();
             self.expire();
-            self.reserve.refill(reserve_size(self.limits.in_flight - self.in_flight()));
+            // Not while tiny_http may still have to take its descriptors for a request.
+            if self.connections.iter().flatten().all(|c| !c.is_unanswered()) {
+                self.reserve.refill(reserve_size(self.limits.in_flight - self.in_flight()));
+            }
             if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.iter().all(Option::is_none)) {
                 return;
             }
@@ -244,7 +252,13 @@ impl Front {
                 return;
             };
             self.reserve.release(DESCRIPTORS_PER_REQUEST);
-            let upstream = UnixStream::connect((self.backend)()).and_then(|mut upstream| {
+            let socket = self.backend.socket();
+            let mut connected = UnixStream::connect(&socket);
+            if connected.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) {
+                self.backend.gone(&socket);
+                connected = UnixStream::connect(self.backend.socket());
+            }
+            let upstream = connected.and_then(|mut upstream| {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.registry().register(&mut upstream, Token(2 * slot + 1), interest)?;
                 Ok(upstream)
