@@ -8,7 +8,6 @@ pub mod cli;
 pub mod client;
 pub mod component;
 pub mod config;
-pub mod control;
 pub mod engines;
 pub mod lab;
 pub mod logging;
