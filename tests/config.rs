@@ -11,6 +11,12 @@ use ebpfsentinel::engines::firewall::rule::Rule;
 use ebpfsentinel::written::{Document, Kind, WrittenError};
 use proptest::prelude::*;
 
+// What the fuzz targets do with their bytes; here it is run over a corpus and mutations of it, without a fuzzer.
+#[path = "fuzz/targets/config.rs"]
+mod fuzz_config;
+#[path = "fuzz/targets/rule_json.rs"]
+mod fuzz_rule_json;
+
 const MINIMAL: &str = "[agent]\ninterfaces = [\"eth0\"]\n";
 
 fn in_tree(path: &str) -> PathBuf {
@@ -341,29 +347,59 @@ fn toml_and_json_read_the_same_rule() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
-    /// Whatever is done to the example, reading it ends in a config or in errors that stand inside the text.
+    /// Whatever is done to a good text, reading it ends in what it says or in errors that stand inside it.
     #[test]
-    fn mutations_never_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..6u8, any::<u8>()), 1..20)) {
-        let mut text = text_of("conf/examples/firewall.toml").into_bytes();
-        for (index, kind, byte) in edits {
-            let at = index.index(text.len().max(1));
-            match kind {
-                0 => text[at] = byte,
-                1 => { text.remove(at); }
-                2 => text.insert(at, b"[]{}\"'=.,\n#\\"[byte as usize % 12]),
-                3 => text.truncate(text.len() - (byte as usize).min(text.len() - 1)),
-                4 => { let piece = text[at..(at + byte as usize).min(text.len())].to_vec(); text.splice(at..at, piece); }
-                _ => { text.drain(at..(at + byte as usize).min(text.len() - 1).max(at)); }
-            }
-        }
-        if let Err(errors) = config::parse("c.toml", &text, [], &[]) {
-            let lines = 1 + text.iter().filter(|&&b| b == b'\n').count();
-            prop_assert!(!errors.errors.is_empty() && errors.errors.len() <= 101);
-            for error in &errors.errors {
-                prop_assert!(error.line.is_none_or(|line| (1..=lines as u32).contains(&line)), "{error}");
-                prop_assert!(!error.message.is_empty());
-            }
-            errors.detailed();
+    fn mutations_never_panic(edits in edits()) {
+        fuzz_config::run(&mutated(text_of("conf/examples/firewall.toml").into_bytes(), &edits));
+        fuzz_rule_json::run(&mutated(RULES_JSON.to_vec(), &edits));
+        for rule in RULES_JSON.split(|&byte| byte == b'\n') {
+            fuzz_rule_json::run(&mutated(rule.to_vec(), &edits[..1]));
         }
     }
+}
+
+const RULES_JSON: &[u8] = br#"[
+{"id":"a","priority":1,"action":"allow","protocol":"tcp","src_ip":"10.0.0.0/8","dst_port":"80-443","tcp_flags":"S/SA"},
+{"id":"b","priority":2,"action":"deny","protocol":"icmpv6","dst_ip":"2001:db8::1","icmp_type":"echo-request","log":true},
+{"id":"c","priority":3,"action":"log","protocol":47,"vlan_id":0,"state":["new","related"],"interfaces":["eth0"]},
+{"id":"d","priority":4,"action":"drop","src_port":53,"enabled":false,"description":"\u00e9 \"x\"","dst_ip":null}
+]"#;
+
+#[test]
+fn the_fuzz_targets_take_the_corpus() {
+    for path in ["conf/ebpfsentinel.toml", "conf/examples/firewall.toml"] {
+        fuzz_config::run(text_of(path).as_bytes());
+    }
+    for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {
+        let text = std::fs::read(entry.unwrap().path()).unwrap();
+        fuzz_config::run(&text);
+        fuzz_rule_json::run(&text);
+    }
+    fuzz_rule_json::run(RULES_JSON);
+}
+
+type Edit = (prop::sample::Index, u8, u8);
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    prop::collection::vec((any::<prop::sample::Index>(), 0..6u8, any::<u8>()), 1..20)
+}
+
+/// Bytes overwritten, removed and inserted, pieces doubled and cut out, the end torn off.
+fn mutated(mut text: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
+    for &(index, kind, byte) in edits {
+        if text.is_empty() {
+            break;
+        }
+        let at = index.index(text.len());
+        let piece = at..(at + byte as usize).min(text.len());
+        match kind {
+            0 => text[at] = byte,
+            1 => drop(text.remove(at)),
+            2 => text.insert(at, b"[]{}\"'=.,\n#\\"[byte as usize % 12]),
+            3 => text.truncate(text.len() - (byte as usize).min(text.len() - 1)),
+            4 => drop(text.splice(at..at, text[piece].to_vec()).count()),
+            _ => drop(text.drain(piece).count()),
+        }
+    }
+    text
 }

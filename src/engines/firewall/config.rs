@@ -671,3 +671,136 @@ impl From<&Rule> for RuleText {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::rule::TcpFlags;
+    use super::*;
+
+    fn messages(body: &str) -> Vec<String> {
+        read_rule_json(body.as_bytes()).map_or_else(|e| e.iter().map(ToString::to_string).collect(), |_| Vec::new())
+    }
+
+    #[test]
+    fn a_body_is_read_like_a_file() {
+        let rule = r#"{"id":"fw-block-ssh","priority":10,"action":"drop","protocol":"tcp","dst_port":22}"#;
+        let read = read_rule_json(rule.as_bytes()).unwrap();
+        assert_eq!((read.action, read.dst_port), (Action::Deny, Some(PortRange { low: 22, high: 22 })));
+        assert_eq!(read_rules_json(rule.as_bytes()), Ok(RuleBody::One(read.clone())));
+        assert_eq!(read_rules_json(format!("[{rule}]").as_bytes()), Ok(RuleBody::Many(vec![read])));
+        assert_eq!(
+            messages(r#"{"id":"a","priority":"10","action":"deny","dst_prot":22}"#),
+            [
+                "priority: expected an integer from 1 to 4294967295, found the string \"10\"; remove the quotes",
+                "dst_prot: unknown key; did you mean dst_port?"
+            ]
+        );
+        assert_eq!(messages("[]"), ["expected an object, found an array"]);
+        assert_eq!(messages("{}").len(), 3);
+        let many = |body: &str| read_rules_json(body.as_bytes()).unwrap_err()[0].to_string();
+        assert_eq!(many(&format!("[{rule},{rule}]")), "[1].id: \"fw-block-ssh\" is already the id of [0]");
+        assert_eq!(many("[]"), "no rule in it");
+        assert_eq!(many("[1]"), "[0]: expected an object, found the integer 1");
+        assert_eq!(many("7"), "expected an object, found the integer 7");
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_that_are_read() {
+        let schema = serde_json::to_value(schemars::schema_for!(RuleText)).unwrap();
+        let mut described = schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let read = Document::known_keys(|root| Rule::read(root.table()?, Surroundings::default()));
+        let mut read = read.into_iter().map(|key| key.path).collect::<Vec<_>>();
+        described.sort();
+        read.sort();
+        assert_eq!(described, read);
+        assert_eq!(schema["required"], serde_json::json!(["id", "priority", "action"]));
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    #[test]
+    fn clashes_with_the_surroundings() {
+        let body = r#"{"id":"a","priority":1,"action":"deny","state":["new"],"interfaces":["eth1","eht0"]}"#;
+        let rule = read_rule_json(body.as_bytes()).unwrap();
+        assert_eq!(rule.clashes(Surroundings::default()), []);
+        let known = ["eth0".to_owned(), "eth1".to_owned()];
+        let clashes = rule.clashes(Surroundings { stateful: Some(false), interfaces: Some(&known) });
+        assert_eq!(clashes.len(), 2);
+        assert_eq!(clashes[1].1, "\"eht0\" is not among agent.interfaces (eth0, eth1); did you mean eth0?");
+    }
+
+    fn network(v4: bool) -> impl Strategy<Value = IpNet> {
+        (any::<u128>(), 0..=128u8).prop_map(move |(bits, prefix)| {
+            let address = if v4 { IpAddr::V4((bits as u32).into()) } else { IpAddr::V6((bits | 1 << 127).into()) };
+            IpNet::new(address, if v4 { prefix % 33 } else { prefix }).unwrap().trunc()
+        })
+    }
+
+    fn ports() -> impl Strategy<Value = Option<PortRange>> {
+        prop::option::of((any::<u16>(), any::<u16>()).prop_map(|(a, b)| PortRange { low: a.min(b), high: a.max(b) }))
+    }
+
+    prop_compose! {
+        /// Any rule that can be written.
+        fn rule()(
+            id in "[A-Za-z0-9_-]{1,64}",
+            priority in 1..=u32::MAX,
+            (enabled, log) in any::<(bool, bool)>(),
+            action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
+            number in prop::option::of(prop::sample::select(vec![1u8, 6, 17, 58, 132, 136, 0, 47, 255])),
+            (src, dst) in any::<bool>().prop_flat_map(|v4| (prop::option::of(network(v4)), prop::option::of(network(v4)))),
+            (src_port, dst_port) in (ports(), ports()),
+            vlan_id in prop::option::of(0..=4094u16),
+            flags in prop::option::of((any::<u8>(), 1..=255u8)),
+            (icmp_type, icmp_code) in any::<(Option<u8>, Option<u8>)>(),
+            states in 0..16u8,
+            interfaces in prop::collection::btree_set("[a-z0-9.@-]{2,15}".prop_filter("not ..", |name| name != ".."), 0..4),
+            description in "\\PC{0,256}",
+        ) -> Rule {
+            let protocol = number.map_or(Protocol::Any, Protocol::Number);
+            let v4 = src.or(dst).map(|net: IpNet| net.addr().is_ipv4());
+            let protocol = match (protocol, v4) {
+                (Protocol::Number(proto::ICMP), Some(false)) => Protocol::Number(proto::ICMPV6),
+                (Protocol::Number(proto::ICMPV6), Some(true)) => Protocol::Number(proto::ICMP),
+                _ => protocol,
+            };
+            let icmp_type = icmp_type.filter(|_| is_icmp(protocol));
+            Rule {
+                id,
+                priority,
+                enabled,
+                action,
+                log: log || action == Action::Log,
+                protocol,
+                src_ip: src,
+                dst_ip: dst,
+                src_port: src_port.filter(|_| has_ports(protocol)),
+                dst_port: dst_port.filter(|_| has_ports(protocol)),
+                vlan_id,
+                tcp_flags: flags
+                    .filter(|_| protocol == Protocol::Number(proto::TCP))
+                    .map(|(set, mask)| TcpFlags { set: set & mask, mask }),
+                icmp_type,
+                icmp_code: icmp_code.filter(|_| icmp_type.is_some()),
+                states: States(states),
+                interfaces: interfaces.into_iter().collect(),
+                description,
+            }
+        }
+    }
+
+    proptest! {
+        /// What is shown can be typed back, as JSON and as TOML.
+        #[test]
+        fn a_shown_rule_reads_back_equal(rule in rule()) {
+            let shown = RuleText::from(&rule);
+            prop_assert_eq!(read_rule_json(&serde_json::to_vec(&shown).unwrap()), Ok(rule.clone()));
+            let toml = toml::to_string(&shown).unwrap();
+            let document = Document::toml("rule", toml.as_bytes()).unwrap();
+            let read = document.read(|root| Rule::read(root.table()?, Surroundings::default()));
+            prop_assert_eq!(read.warnings.len(), 0);
+            prop_assert_eq!(read.into_result(), Ok(Some(rule)));
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! A request body: a rule that is taken is shown so that it reads back equal.
+
+use ebpfsentinel::engines::firewall::config::{RuleBody, RuleText, read_rule_json, read_rules_json};
+use ebpfsentinel::written::ERRORS_MAX;
+
+pub fn run(body: &[u8]) {
+    let rules = match read_rules_json(body) {
+        Ok(RuleBody::One(rule)) => vec![rule],
+        Ok(RuleBody::Many(rules)) => rules,
+        Err(errors) => {
+            assert!(!errors.is_empty() && errors.len() <= ERRORS_MAX + 1);
+            return;
+        }
+    };
+    for rule in rules {
+        let shown = serde_json::to_vec(&RuleText::from(&rule)).expect("a rule is strings, numbers and lists");
+        assert_eq!(read_rule_json(&shown), Ok(rule));
+    }
+}
