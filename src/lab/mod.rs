@@ -6,6 +6,7 @@
 //! not every kernel has VLAN interfaces. No thread of the caller ever changes its
 //! namespace; work is done on threads made for it. Needs root, and `ip` of iproute2.
 
+pub mod demo;
 mod frames;
 mod offload;
 mod process;
