@@ -38,6 +38,9 @@ const ADMIN: &str = "10.20.5.7";
 const ADMIN_V6: &str = "2001:db8:20::7";
 const PARTNER: &str = "203.0.113.5";
 
+/// The configuration that the steps are about.
+const CONFIG: &str = include_str!("../../conf/examples/firewall.toml");
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What is sent.
@@ -177,9 +180,9 @@ static STEPS: &[Step] = &[
     ),
 ];
 
-/// Runs the demonstration with this configuration, whose interface is `eth0`. True when everything happened as expected.
+/// Runs the demonstration. True when everything happened as expected.
 /// Everything that it made is gone when it returns, also after an interruption by a signal.
-pub fn run(config: &str) -> Result<bool> {
+pub fn run() -> Result<bool> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the demo makes network namespaces and loads eBPF programs: run it as root"
@@ -190,7 +193,7 @@ pub fn run(config: &str) -> Result<bool> {
         unsafe { sigaction(signal, &action) }.with_context(|| format!("watching for {signal}"))?;
     }
     sweep();
-    let mut stage = Stage::new(config)?;
+    let mut stage = Stage::new()?;
     println!("{:<36} {:<32} {:<9} {:<9} {:<20}", "STEP", "SENT", "EXPECTED", "HAPPENED", "RULE");
     let mut wrong = 0;
     for step in STEPS {
@@ -262,10 +265,10 @@ struct Scene {
 }
 
 impl Stage {
-    fn new(config: &str) -> Result<Stage> {
+    fn new() -> Result<Stage> {
         let folder = Folder::new()?;
         let scene = Scene::new()?;
-        let agent = start_agent(&scene.host, &folder, config)?;
+        let agent = start_agent(&scene.host, &folder)?;
         let mut stage = Stage { agent, scene, _folder: folder };
         stage.wait_ready()?;
         Ok(stage)
@@ -393,9 +396,9 @@ fn client() -> Client {
     Client::new(Endpoint { host: "127.0.0.1".to_owned(), port: 8080 }, None)
 }
 
-fn start_agent(host: &Namespace, folder: &Folder, config: &str) -> Result<Process> {
+fn start_agent(host: &Namespace, folder: &Folder) -> Result<Process> {
     let path = folder.0.join("config.toml");
-    std::fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+    std::fs::write(&path, CONFIG).with_context(|| format!("writing {}", path.display()))?;
     let mut command = host.command(std::env::current_exe().context("finding the agent's program")?)?;
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EBPFSENTINEL_")) {
         command.env_remove(name);
@@ -462,6 +465,13 @@ mod tests {
         let mut scene = Scene::new().unwrap();
         for step in STEPS {
             assert!(scene.send(&step.traffic).unwrap(), "{}: {}", step.about, step.traffic.words());
+        }
+    }
+
+    #[test]
+    fn the_steps_speak_of_rules_that_exist() {
+        for rule in STEPS.iter().filter_map(|step| step.rule) {
+            assert!(CONFIG.contains(&format!("id = \"{rule}\"")), "{rule}");
         }
     }
 
