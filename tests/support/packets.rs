@@ -112,8 +112,8 @@ impl PacketFields {
             packet.icmp_code = code;
         }
         if !rule.interfaces.is_empty() {
-            let number = |name: &String| name.trim_start_matches("test").parse().expect("interface of a test");
-            packet.interface = number(&rule.interfaces[random.below(rule.interfaces.len())]);
+            let name = &rule.interfaces[random.below(rule.interfaces.len())];
+            packet.interface = name.trim_start_matches("test").parse().expect("interface of a test");
         }
         packet
     }

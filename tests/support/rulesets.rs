@@ -14,7 +14,7 @@ pub fn open_rule(place: usize) -> Rule {
         id: format!("rule-{place}"),
         priority: place as u32 + 1,
         enabled: true,
-        action: if place % 2 == 0 { Action::Deny } else { Action::Allow },
+        action: if place.is_multiple_of(2) { Action::Deny } else { Action::Allow },
         log: false,
         protocol: Protocol::Any,
         src_ip: None,
@@ -207,8 +207,11 @@ pub fn environments(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
     rules
 }
 
+/// Makes `n` rules of one family (IPv4 or not) from a seed.
+pub type Generator = fn(usize, bool, u64) -> Vec<Rule>;
+
 /// The hostile sets by name.
-pub const HOSTILE: [(&str, fn(usize, bool, u64) -> Vec<Rule>); 5] = [
+pub const HOSTILE: [(&str, Generator); 5] = [
     ("port_ranges", port_ranges),
     ("nested", nested),
     ("caterpillar", caterpillar),
