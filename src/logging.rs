@@ -173,8 +173,15 @@ impl Output {
         let Some(journal) = &self.journal else {
             return self.stderr.log(record);
         };
+        if !self.stderr.matches(record) {
+            return;
+        }
+        // journald keeps any bytes, but journalctl shows a message with controls in it as "blob data" only.
+        let mut message = String::new();
+        push_escaped(&mut message, &record.args().to_string());
+        let sent = journal.journal_send(&record.to_builder().args(format_args!("{message}")).build());
         // journald may be restarting: the stream on stderr then still takes the line.
-        if self.stderr.matches(record) && journal.journal_send(record).is_err() {
+        if sent.is_err() {
             self.stderr.log(record);
         }
     }
