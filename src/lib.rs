@@ -1,6 +1,7 @@
 //! eBPFsentinel: a network security agent in one binary.
 
 pub mod abi;
+pub mod agent;
 pub mod alert;
 pub mod api;
 pub mod bpf;
@@ -8,7 +9,10 @@ pub mod cli;
 pub mod client;
 pub mod component;
 pub mod config;
+pub mod confirm;
+pub mod control;
 pub mod engines;
+pub mod event;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

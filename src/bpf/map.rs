@@ -153,6 +153,8 @@ pub struct MapFacts {
     pub kind: String,
     /// Room for entries.
     pub max_entries: u32,
+    /// Entries in use, where that can be told.
+    pub entries: Option<u64>,
     /// Memory that keys and values take, in bytes; per-CPU maps once for each CPU.
     pub bytes: u64,
 }
@@ -174,6 +176,7 @@ pub fn facts(map: &impl MapCore) -> MapFacts {
         name: map.name().to_string_lossy().into_owned(),
         kind: format!("{:?}", map.map_type()).to_lowercase(),
         max_entries: map.max_entries(),
+        entries: map.map_type().is_hash_map().then(|| map.keys().count() as u64),
         bytes,
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod attach;
 pub mod map;
+pub mod ringbuf;
 pub mod tc_egress;
 pub mod xdp_firewall;
 
@@ -104,4 +105,18 @@ pub fn log_libbpf() {
 /// Turns libbpf's negative errno into an error.
 fn check(rc: i32) -> std::io::Result<i32> {
     if rc < 0 { Err(std::io::Error::from_raw_os_error(-rc)) } else { Ok(rc) }
+}
+
+/// What this kernel lacks that the agent would use, and what it does instead.
+pub fn missing_features() -> Vec<(&'static str, &'static str)> {
+    let release = nix::sys::utsname::uname().map(|uts| uts.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    [
+        ((5, 18), "multi-buffer XDP", "frames longer than a page are not filtered in native mode"),
+        ((6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
+    ]
+    .into_iter()
+    .filter_map(|(since, name, fallback)| (version < since).then_some((name, fallback)))
+    .collect()
 }

@@ -82,6 +82,21 @@ impl Default for Switches<'_> {
     }
 }
 
+/// The kernel's jiffies at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    jiffies: u64,
+    per_second: u64,
+}
+
+impl Clock {
+    /// How long ago `jiffies` were; `None` for 0, which means never.
+    pub fn age_of(self, jiffies: u64) -> Option<std::time::Duration> {
+        let ticks = self.jiffies.saturating_sub(jiffies);
+        (jiffies != 0).then(|| std::time::Duration::from_millis(ticks.saturating_mul(1000) / self.per_second.max(1)))
+    }
+}
+
 /// Seconds that the rest of a fragmented datagram is waited for.
 const FRAGMENT_SECS: u64 = 30;
 
@@ -279,6 +294,7 @@ impl XdpFirewall {
         all.push(MapFacts {
             name: "fw_rows".to_owned(),
             kind: "array in arrayofmaps".to_owned(),
+            entries: Some(self.rows_bytes / size_of::<fw_row>() as u64),
             max_entries: (self.rows_bytes / size_of::<fw_row>() as u64) as u32,
             bytes: self.rows_bytes,
         });
@@ -293,6 +309,12 @@ impl XdpFirewall {
         data.extend_from_slice(frame);
         let (_, out) = self.run(&data, size_of::<fw_question>() as u32, ifindex, 1)?;
         from_bytes(&out).context("the program gave no answer")
+    }
+
+    /// The kernel's jiffies now.
+    pub fn clock(&self) -> Result<Clock> {
+        let arp = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat().into_iter().chain([8, 6]).chain([0; 46]).collect::<Vec<u8>>();
+        Ok(Clock { jiffies: self.explain(&arp, 0)?.jiffies, per_second: jiffies_per_second()? })
     }
 
     /// Runs the program `repeat` times over a frame as if it had arrived on `ifindex`. Counts and tells like any packet.

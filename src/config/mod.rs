@@ -50,9 +50,11 @@ impl Config {
             ("agent.http_port", new.0.http_port != old.0.http_port),
             ("agent.metrics_port", new.0.metrics_port != old.0.metrics_port),
             ("agent.xdp_mode", new.0.xdp_mode != old.0.xdp_mode),
+            ("agent.on_exit", new.0.on_exit != old.0.on_exit),
             ("agent.state_dir", new.0.state_dir != old.0.state_dir),
             // Whether programs are attached, and what the verifier saw of them.
             ("firewall.enabled", new.1.enabled != old.1.enabled),
+            ("firewall.stateful", new.1.stateful != old.1.stateful),
             ("firewall.max_connections", new.1.max_connections != old.1.max_connections),
             ("firewall.timeouts", new.1.timeouts != old.1.timeouts),
         ]

@@ -1,0 +1,534 @@
+//! Start, wire, reload, stop: the only file that knows all parts.
+//!
+//! Order of start: configuration, programs loaded and their maps filled, attached, then the control port. Order of stop is
+//! the reverse; what the kernel goes on doing is `agent.on_exit`.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::alert::sinks::LogSink;
+use crate::alert::{self, Route, Router};
+use crate::api::ApiError;
+use crate::bpf::attach::XdpMode;
+use crate::bpf::{self, PIN_DIR};
+use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::{self, Config};
+use crate::confirm::Confirmations;
+use crate::control::agent::{
+    self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus, PendingConfirm,
+    Readiness, Reloaded,
+};
+use crate::control::{Control, ControlConfig};
+use crate::engines::firewall::guard::Guard;
+use crate::engines::firewall::store::Store;
+use crate::engines::firewall::{self, Facts, Firewall};
+use crate::event::Event;
+use crate::logging::rfc3339;
+use crate::metrics::Metrics;
+use crate::supervise::{Handle, Mailbox, Supervisor};
+use crate::system::{MainEvent, MainLoop, Notifier, Signal, Signals};
+
+/// Records that wait for the firewall engine.
+const EVENTS_MAX: usize = 8192;
+/// Alerts that wait for the router.
+const ALERTS_MAX: usize = 4096;
+/// How often the poller looks at the ring buffers; records do not wake it.
+const POLL: Duration = Duration::from_millis(1);
+/// How long a thread may take to end.
+const STOP: Duration = Duration::from_secs(5);
+/// How long a thread may give no sign of life before the watchdog is left to bark.
+const STALL: Duration = Duration::from_secs(10);
+
+/// What the command line says about the run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Flags that override keys: name, key, value.
+    pub flags: Vec<(String, String, String)>,
+}
+
+impl Options {
+    /// Reads and checks the configuration as the agent would.
+    pub fn load(&self) -> Result<config::Loaded, config::ConfigErrors> {
+        let flags: Vec<config::Flag<'_>> =
+            self.flags.iter().map(|(name, key, value)| config::Flag { name, key, value }).collect();
+        config::load(&self.config, std::env::vars_os(), &flags)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    /// Once a second: what waits for its confirmation.
+    Second,
+    Watchdog,
+    Links,
+}
+
+/// The agent's main thread: reloads and the configuration in force belong to it.
+struct Agent {
+    options: Options,
+    config: Config,
+    firewall: Handle<Firewall>,
+    metrics: Arc<Metrics>,
+    confirmations: Arc<Confirmations>,
+    shared: Arc<Mutex<Config>>,
+}
+
+/// What the control port sees of the agent.
+struct Front {
+    agent: Handle<Agent>,
+    firewall: Handle<Firewall>,
+    confirmations: Arc<Confirmations>,
+    shared: Arc<Mutex<Config>>,
+    started: Instant,
+}
+
+/// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
+pub fn run(options: Options) -> Result<()> {
+    // Before any thread starts: threads inherit the mask.
+    let signals = Signals::block().context("blocking signals")?;
+    let loaded = options.load().map_err(|errors| anyhow::anyhow!("the configuration has errors\n{errors}"))?;
+    let config = loaded.config;
+    crate::logging::init(config.agent.log_level, config.agent.log_format)?;
+    bpf::log_libbpf();
+    for warning in &loaded.warnings {
+        log::warn!("{warning}");
+    }
+
+    let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
+    let _lock = lock_state(&config.agent.state_dir)?;
+    let metrics = Metrics::new();
+    let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
+    let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
+    main_loop.watch_links().context("listening to changes of network links")?;
+    main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
+    let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
+    main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
+
+    let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
+    let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
+    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+
+    let guard = guard_of(&config.agent);
+    let engine = Firewall::start(firewall::Start {
+        config: config.firewall.clone(),
+        interfaces: config.agent.interfaces.clone(),
+        xdp_mode: match config.agent.xdp_mode {
+            WrittenXdpMode::Auto => XdpMode::Auto,
+            WrittenXdpMode::Native => XdpMode::Native,
+            WrittenXdpMode::Generic => XdpMode::Generic,
+        },
+        guard,
+        pins: (config.agent.on_exit == OnExit::Keep).then(|| pin_dir(&config.agent.state_dir)),
+        store: Store::new(&config.agent.state_dir),
+        alerts,
+        metrics: metrics.clone(),
+    })
+    .context("starting the firewall")?;
+    let (events, event_queue) = crossbeam_channel::bounded(EVENTS_MAX);
+    let ring = engine.events()?;
+    let (firewall, firewall_thread) = supervisor.spawn_owner("firewall", engine, event_queue)?;
+    let stop_poller = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let poller_thread = spawn_poller(&supervisor, ring, events, &metrics, stop_poller.clone())?;
+    metrics.set_kernel_source(Box::new({
+        let firewall = firewall.clone();
+        move || match firewall.call(|firewall| firewall.counters()) {
+            Ok(Ok(counters)) => counters,
+            Ok(Err(error)) => {
+                log::warn!("reading the kernel's counters: {error:#}");
+                Default::default()
+            }
+            Err(gone) => {
+                log::warn!("reading the kernel's counters: {gone}");
+                Default::default()
+            }
+        }
+    }));
+
+    let confirmations = Arc::new(Confirmations::default());
+    let shared = Arc::new(Mutex::new(config.clone()));
+    let front = Front {
+        agent: agent_handle,
+        firewall: firewall.clone(),
+        confirmations: confirmations.clone(),
+        shared: shared.clone(),
+        started: Instant::now(),
+    };
+    let control = start_control(&config.agent, &supervisor, front, &firewall, &confirmations, &metrics)?;
+    log::info!(
+        version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
+        "agent started; REST on {}", control.addresses().rest
+    );
+    notifier.ready("protecting");
+
+    let mut agent = Agent { options, config, firewall: firewall.clone(), metrics, confirmations, shared };
+    let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
+    notifier.stopping();
+    // From here on a second signal ends the process at once.
+    let _ = main_loop.signals().release();
+    control.stop();
+    stop_poller.store(true, std::sync::atomic::Ordering::Release);
+    let _ = poller_thread.join(STOP);
+    // The engines tell what they still know before the router does.
+    for gone in [
+        firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
+        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+    ] {
+        if let Err(gone) = gone {
+            log::warn!("{gone}");
+        }
+    }
+    log::info!("agent stopped");
+    ended
+}
+
+impl Agent {
+    /// Serves until a signal (then all is well) or the failure of a thread.
+    fn serve(
+        &mut self,
+        main_loop: &mut MainLoop<Timer>,
+        mailbox: &Mailbox<Agent>,
+        notifier: &Notifier,
+        supervisor: &Supervisor,
+    ) -> Result<()> {
+        main_loop.set_timer(Timer::Second, Instant::now() + Duration::from_secs(1));
+        if let Some(interval) = notifier.watchdog_interval() {
+            main_loop.set_timer(Timer::Watchdog, Instant::now() + interval);
+        }
+        loop {
+            match main_loop.wait().context("waiting for events")? {
+                MainEvent::Signal(Signal::Terminate | Signal::Interrupt) => return Ok(()),
+                MainEvent::Signal(Signal::Hangup) => self.reload_and_tell(notifier, "SIGHUP"),
+                MainEvent::ConfigChanged => self.reload_and_tell(notifier, "the configuration file changed"),
+                MainEvent::Link(event) => {
+                    log::debug!("link {} ({}): {:?}", event.name, event.ifindex, event.change);
+                    // Changes come in bunches; they are looked at once, and soon.
+                    main_loop.set_timer(Timer::Links, Instant::now() + Duration::from_millis(20));
+                }
+                MainEvent::Timer(Timer::Links) => match self.firewall.call(Firewall::links_changed) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => log::error!("after a change of links: {error:#}"),
+                    Err(gone) => log::error!("after a change of links: {gone}"),
+                },
+                MainEvent::Timer(Timer::Second) => {
+                    if let Some((what, undone)) = self.confirmations.expire(Instant::now()) {
+                        match undone {
+                            Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
+                            Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
+                        }
+                        self.config = self.lock().clone();
+                    }
+                    main_loop.set_timer(Timer::Second, Instant::now() + Duration::from_secs(1));
+                }
+                MainEvent::Timer(Timer::Watchdog) => {
+                    let stalled = supervisor.stalled(STALL);
+                    match stalled.is_empty() {
+                        true => notifier.watchdog(),
+                        false => log::error!("no sign of life from {}", stalled.join(", ")),
+                    }
+                    if let Some(interval) = notifier.watchdog_interval() {
+                        main_loop.set_timer(Timer::Watchdog, Instant::now() + interval);
+                    }
+                }
+                MainEvent::Call => {
+                    mailbox.serve(self);
+                }
+                MainEvent::Fatal(fatal) => bail!("{fatal}"),
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reload_and_tell(&mut self, notifier: &Notifier, why: &str) {
+        notifier.reloading();
+        match self.reload(None) {
+            Ok(message) => log::info!("{why}: {message}"),
+            Err(error) => log::error!("{why}: nothing was changed: {error}"),
+        }
+        notifier.ready("protecting");
+    }
+
+    /// Reads the configuration anew and puts all of it in force, or changes nothing.
+    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+        let result = self.try_reload(confirm_secs);
+        self.metrics.config_reload(result.is_ok());
+        result
+    }
+
+    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+        self.confirmations.refuse_while_pending()?;
+        let loaded = self.options.load().map_err(|errors| ApiError::validation(errors.to_string()))?;
+        let fixed = loaded.config.restart_needed(&self.config);
+        if !fixed.is_empty() {
+            return Err(ApiError::validation(format!("{} cannot change without a restart", fixed.join(", "))));
+        }
+        for warning in &loaded.warnings {
+            log::warn!("{warning}");
+        }
+        let (section, guard) = (loaded.config.firewall.clone(), guard_of(&loaded.config.agent));
+        let before = self
+            .firewall
+            .call(move |firewall| {
+                let before = firewall.snapshot();
+                firewall.replace(section, guard).map(|()| before)
+            })
+            .map_err(|gone| ApiError::unavailable(gone.to_string()))?
+            .map_err(|error| ApiError::conflict(format!("{error:#}")))?;
+        if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
+            log::warn!("{error}");
+        }
+        let old = std::mem::replace(&mut self.config, loaded.config.clone());
+        *self.lock() = loaded.config;
+        if let Some(secs) = confirm_secs {
+            let (firewall, shared) = (self.firewall.clone(), self.shared.clone());
+            self.confirmations.begin(
+                "config reload",
+                Instant::now() + Duration::from_secs(secs.into()),
+                || Ok(()),
+                move || {
+                    firewall.call(move |firewall| firewall.restore(before))??;
+                    *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
+                    Ok(())
+                },
+            );
+        }
+        Ok(format!("configuration reloaded, {} rules in the file", self.config.firewall.rules.len()))
+    }
+}
+
+impl Front {
+    fn facts(&self) -> Result<Facts, String> {
+        self.firewall.call(|firewall| firewall.facts()).map_err(|gone| gone.to_string())
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        self.firewall.call(|firewall| firewall.degraded()).unwrap_or_else(|gone| vec![gone.to_string()])
+    }
+
+    fn pending(&self) -> Option<PendingConfirm> {
+        let (what, left) = self.confirmations.pending(Instant::now())?;
+        let deadline = (SystemTime::now() + left).duration_since(UNIX_EPOCH).unwrap_or_default();
+        Some(PendingConfirm { what, deadline: rfc3339(deadline.as_nanos() as u64), seconds_left: left.as_secs() })
+    }
+}
+
+impl AgentControl for Front {
+    fn readiness(&self) -> Readiness {
+        let mut reasons = self.degraded();
+        let ebpf_loaded = match self.facts() {
+            Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
+            Err(gone) => {
+                reasons.push(gone);
+                false
+            }
+        };
+        Readiness { ebpf_loaded, reasons }
+    }
+
+    fn status(&self) -> AgentStatus {
+        let mut degraded = self.degraded();
+        let facts = self.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
+        let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
+        let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ebpf_loaded: facts.as_ref().is_some_and(|facts| facts.programs.iter().all(|one| !one.enabled || one.facts.is_some())),
+            rule_count: number(|facts| facts.config.rules.len() + facts.added_rules),
+            firewall_enabled: config.enabled,
+            firewall_mode: config.mode.name().to_owned(),
+            firewall_default_policy: config.default_policy.name().to_owned(),
+            rules: FirewallRuleCounts {
+                file: number(|facts| facts.config.rules.len()),
+                api: number(|facts| facts.added_rules),
+                disabled: number(|facts| facts.disabled_rules),
+                ipv4: number(|facts| facts.ipv4_rules),
+                ipv6: number(|facts| facts.ipv6_rules),
+            },
+            interfaces: facts
+                .iter()
+                .flat_map(|facts| &facts.interfaces)
+                .map(|one| InterfaceStatus {
+                    name: one.name.clone(),
+                    ifindex: one.ifindex,
+                    attached: one.xdp.is_some(),
+                    xdp_mode: one.xdp.map(|mode| mode.name().to_owned()),
+                    reason: one.reason.clone(),
+                })
+                .collect(),
+            pending_confirm: self.pending(),
+            degraded,
+        }
+    }
+
+    fn config(&self) -> Value {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).masked()
+    }
+
+    fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
+        let message = self
+            .agent
+            .call(move |agent| agent.reload(confirm_secs))
+            .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
+        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending() })
+    }
+
+    fn confirm(&self) -> Result<Confirmed, ApiError> {
+        let Some((what, kept)) = self.confirmations.confirm() else {
+            return Err(ApiError::conflict("nothing waits for a confirmation"));
+        };
+        kept.map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        log::info!("{what}: confirmed");
+        Ok(Confirmed { status: "confirmed".to_owned(), message: what })
+    }
+
+    fn ebpf_status(&self) -> EbpfStatus {
+        let stats_enabled = bpf::run_stats_enabled();
+        let facts = self.facts().ok();
+        let programs = facts.iter().flat_map(|facts| {
+            facts.programs.iter().map(|program| {
+                let attached: Vec<shown::AttachPoint> = facts
+                    .interfaces
+                    .iter()
+                    .filter_map(|one| {
+                        let mode = if program.name == "xdp_firewall" { one.xdp } else { one.egress }?;
+                        Some(shown::AttachPoint { interface: one.name.clone(), mode: mode.into() })
+                    })
+                    .collect();
+                let runs = program.facts.as_ref().filter(|_| stats_enabled);
+                let state = match (program.enabled, &program.facts) {
+                    (false, _) => shown::ProgramState::Disabled,
+                    (true, Some(_)) if !attached.is_empty() => shown::ProgramState::Active,
+                    _ => shown::ProgramState::Failed,
+                };
+                let reason = program.failure.clone().or_else(|| {
+                    (state == shown::ProgramState::Failed).then(|| "attached to no interface".to_owned())
+                });
+                shown::ProgramStatus {
+                    name: program.name.to_owned(),
+                    loaded: program.facts.is_some(),
+                    state,
+                    reason,
+                    attached,
+                    run_count: runs.map(|facts| facts.run_count),
+                    run_time_ns: runs.map(|facts| facts.run_time_ns),
+                    ns_per_run: runs.filter(|facts| facts.run_count > 0).map(|facts| facts.run_time_ns as f64 / facts.run_count as f64),
+                    verified_insns: program.facts.as_ref().map(|facts| facts.verified_insns),
+                    maps: program
+                        .maps
+                        .iter()
+                        .map(|map| shown::MapStatus {
+                            name: map.name.clone(),
+                            kind: map.kind.clone(),
+                            max_entries: map.max_entries,
+                            entries: map.entries,
+                            bytes: map.bytes,
+                        })
+                        .collect(),
+                }
+            })
+        });
+        EbpfStatus {
+            kernel: nix::sys::utsname::uname().map_or_else(|_| "unknown".to_owned(), |uts| uts.release().to_string_lossy().into_owned()),
+            stats_enabled,
+            missing_features: bpf::missing_features()
+                .into_iter()
+                .map(|(name, fallback)| shown::MissingFeature { name: name.to_owned(), fallback: fallback.to_owned() })
+                .collect(),
+            programs: programs.collect(),
+        }
+    }
+}
+
+/// Hands the kernel's records to the engine. Never waits for it: what finds no room is counted.
+fn spawn_poller(
+    supervisor: &Supervisor,
+    ring: libbpf_rs::MapHandle,
+    events: crossbeam_channel::Sender<Event>,
+    metrics: &Arc<Metrics>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+) -> std::io::Result<crate::supervise::Thread<()>> {
+    let lost = metrics.events_lost("poller", "queue_full");
+    let unreadable = metrics.events_lost("poller", "undecodable");
+    supervisor.spawn("poller", move |pulse| {
+        bpf::ringbuf::consume(&ring, POLL, &stop, || pulse.beat(), |record| match Event::decode(record) {
+            Some(event) => {
+                if events.try_send(event).is_err() {
+                    lost.inc();
+                }
+            }
+            None => {
+                unreadable.inc();
+            }
+        })
+    })
+}
+
+fn start_control(
+    agent: &AgentConfig,
+    supervisor: &Supervisor,
+    front: Front,
+    firewall: &Handle<Firewall>,
+    confirmations: &Arc<Confirmations>,
+    metrics: &Arc<Metrics>,
+) -> Result<Control> {
+    let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
+    operations.extend(firewall::api::operations(firewall, confirmations));
+    let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => agent.state_dir.join("run"),
+    };
+    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
+    let failed = supervisor.clone();
+    config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
+    Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// The lock-out guard that the configuration asks for, with the sessions that are open now.
+fn guard_of(agent: &AgentConfig) -> Guard {
+    if !agent.anti_lockout.enabled {
+        return Guard::default();
+    }
+    let mut ports = agent.anti_lockout.ssh_ports.clone();
+    ports.extend([agent.http_port, agent.metrics_port]);
+    match &agent.anti_lockout.from {
+        GuardFrom::Sessions => Guard::of_sessions(ports),
+        GuardFrom::Networks(networks) => Guard { ports, networks: networks.clone() },
+    }
+}
+
+/// Where this agent pins: one directory for each state directory, so that agents in several namespaces do not meet.
+fn pin_dir(state_dir: &Path) -> PathBuf {
+    if state_dir == Path::new("/var/lib/ebpfsentinel") {
+        return PathBuf::from(PIN_DIR);
+    }
+    let word: String =
+        state_dir.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    PathBuf::from(format!("{PIN_DIR}{word}"))
+}
+
+/// Makes the state directory, and sees to it that one agent uses it.
+fn lock_state(state_dir: &Path) -> Result<nix::fcntl::Flock<File>> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(state_dir)
+        .with_context(|| format!("making the state directory {}", state_dir.display()))?;
+    let path = state_dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow::anyhow!("another agent is running with the state directory {}", state_dir.display()))
+}

@@ -1,0 +1,74 @@
+//! Commit-confirm: a change that takes itself back unless somebody who can still reach the host confirms it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::api::ApiError;
+
+/// Longest time that a change may wait, in seconds.
+pub const CONFIRM_SECS_MAX: u32 = 3600;
+
+type Act = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
+
+struct Pending {
+    what: String,
+    deadline: Instant,
+    keep: Act,
+    undo: Act,
+}
+
+/// The one change that may wait for its confirmation.
+#[derive(Default)]
+pub struct Confirmations {
+    pending: Mutex<Option<Pending>>,
+}
+
+impl Confirmations {
+    fn lock(&self) -> MutexGuard<'_, Option<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What waits, and for how long still.
+    pub fn pending(&self, now: Instant) -> Option<(String, Duration)> {
+        self.lock().as_ref().map(|pending| (pending.what.clone(), pending.deadline.saturating_duration_since(now)))
+    }
+
+    /// Fails while a change waits: another one on top of it could not be taken back by itself.
+    pub fn refuse_while_pending(&self) -> Result<(), ApiError> {
+        match &*self.lock() {
+            Some(pending) => Err(ApiError::conflict(format!(
+                "{} waits for its confirmation; confirm it or let it be taken back first",
+                pending.what
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a change that was just made wait. `keep` runs when it is confirmed, `undo` when time is up.
+    pub fn begin(
+        &self,
+        what: impl Into<String>,
+        deadline: Instant,
+        keep: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+        undo: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) {
+        *self.lock() = Some(Pending { what: what.into(), deadline, keep: Box::new(keep), undo: Box::new(undo) });
+    }
+
+    /// Keeps what waits; `None` when nothing does.
+    pub fn confirm(&self) -> Option<(String, anyhow::Result<()>)> {
+        let pending = self.lock().take()?;
+        Some((pending.what, (pending.keep)()))
+    }
+
+    /// Takes back what waited too long; `None` when nothing did.
+    pub fn expire(&self, now: Instant) -> Option<(String, anyhow::Result<()>)> {
+        let mut lock = self.lock();
+        if lock.as_ref()?.deadline > now {
+            return None;
+        }
+        let pending = lock.take()?;
+        drop(lock);
+        Some((pending.what, (pending.undo)()))
+    }
+}
