@@ -15,14 +15,14 @@ use serde_json::Value;
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
-use crate::bpf::attach::XdpMode;
+use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::{self, PIN_DIR};
 use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
 use crate::control::agent::{
-    self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus, PendingConfirm,
-    Readiness, Reloaded,
+    self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
+    PendingConfirm, Readiness, Reloaded,
 };
 use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::guard::Guard;
@@ -223,7 +223,8 @@ impl Agent {
                             Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
                             Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
                         }
-                        self.config = self.lock().clone();
+                        let in_force = self.lock().clone();
+                        self.config = in_force;
                     }
                     main_loop.set_timer(Timer::Second, Instant::now() + Duration::from_secs(1));
                 }
@@ -343,7 +344,9 @@ impl AgentControl for Front {
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            ebpf_loaded: facts.as_ref().is_some_and(|facts| facts.programs.iter().all(|one| !one.enabled || one.facts.is_some())),
+            ebpf_loaded: facts
+                .as_ref()
+                .is_some_and(|facts| facts.programs.iter().all(|one| !one.enabled || one.facts.is_some())),
             rule_count: number(|facts| facts.config.rules.len() + facts.added_rules),
             firewall_enabled: config.enabled,
             firewall_mode: config.mode.name().to_owned(),
@@ -402,7 +405,7 @@ impl AgentControl for Front {
                     .iter()
                     .filter_map(|one| {
                         let mode = if program.name == "xdp_firewall" { one.xdp } else { one.egress }?;
-                        Some(shown::AttachPoint { interface: one.name.clone(), mode: mode.into() })
+                        Some(shown::AttachPoint { interface: one.name.clone(), mode: shown_mode(mode) })
                     })
                     .collect();
                 let runs = program.facts.as_ref().filter(|_| stats_enabled);
@@ -411,9 +414,10 @@ impl AgentControl for Front {
                     (true, Some(_)) if !attached.is_empty() => shown::ProgramState::Active,
                     _ => shown::ProgramState::Failed,
                 };
-                let reason = program.failure.clone().or_else(|| {
-                    (state == shown::ProgramState::Failed).then(|| "attached to no interface".to_owned())
-                });
+                let reason = program
+                    .failure
+                    .clone()
+                    .or_else(|| (state == shown::ProgramState::Failed).then(|| "attached to no interface".to_owned()));
                 shown::ProgramStatus {
                     name: program.name.to_owned(),
                     loaded: program.facts.is_some(),
@@ -422,7 +426,9 @@ impl AgentControl for Front {
                     attached,
                     run_count: runs.map(|facts| facts.run_count),
                     run_time_ns: runs.map(|facts| facts.run_time_ns),
-                    ns_per_run: runs.filter(|facts| facts.run_count > 0).map(|facts| facts.run_time_ns as f64 / facts.run_count as f64),
+                    ns_per_run: runs
+                        .filter(|facts| facts.run_count > 0)
+                        .map(|facts| facts.run_time_ns as f64 / facts.run_count as f64),
                     verified_insns: program.facts.as_ref().map(|facts| facts.verified_insns),
                     maps: program
                         .maps
@@ -439,7 +445,8 @@ impl AgentControl for Front {
             })
         });
         EbpfStatus {
-            kernel: nix::sys::utsname::uname().map_or_else(|_| "unknown".to_owned(), |uts| uts.release().to_string_lossy().into_owned()),
+            kernel: nix::sys::utsname::uname()
+                .map_or_else(|_| "unknown".to_owned(), |uts| uts.release().to_string_lossy().into_owned()),
             stats_enabled,
             missing_features: bpf::missing_features()
                 .into_iter()
@@ -447,6 +454,15 @@ impl AgentControl for Front {
                 .collect(),
             programs: programs.collect(),
         }
+    }
+}
+
+fn shown_mode(mode: AttachMode) -> shown::AttachMode {
+    match mode {
+        AttachMode::Native => shown::AttachMode::Native,
+        AttachMode::Generic => shown::AttachMode::Generic,
+        AttachMode::Tcx => shown::AttachMode::Tcx,
+        AttachMode::Clsact => shown::AttachMode::Clsact,
     }
 }
 
@@ -461,16 +477,22 @@ fn spawn_poller(
     let lost = metrics.events_lost("poller", "queue_full");
     let unreadable = metrics.events_lost("poller", "undecodable");
     supervisor.spawn("poller", move |pulse| {
-        bpf::ringbuf::consume(&ring, POLL, &stop, || pulse.beat(), |record| match Event::decode(record) {
-            Some(event) => {
-                if events.try_send(event).is_err() {
-                    lost.inc();
+        bpf::ringbuf::consume(
+            &ring,
+            POLL,
+            &stop,
+            || pulse.beat(),
+            |record| match Event::decode(record) {
+                Some(event) => {
+                    if events.try_send(event).is_err() {
+                        lost.inc();
+                    }
                 }
-            }
-            None => {
-                unreadable.inc();
-            }
-        })
+                None => {
+                    unreadable.inc();
+                }
+            },
+        )
     })
 }
 

@@ -154,7 +154,8 @@ impl Event {
     pub fn decode(record: &[u8]) -> Option<Event> {
         let raw: fw_event = from_bytes(record)?;
         let reason = Reason::of(raw.reason)?;
-        let by_rule = matches!(reason, Reason::Rule | Reason::Fragment) && u32::from(raw.slot) < abi::fw_limits::FW_SLOTS.0;
+        let by_rule =
+            matches!(reason, Reason::Rule | Reason::Fragment) && u32::from(raw.slot) < abi::fw_limits::FW_SLOTS.0;
         Some(Event::Verdict(Verdict {
             boot_ns: raw.boot_ns,
             ifindex: raw.ifindex,

@@ -1,1 +1,70 @@
-fn main() {}
+//! The agent and its command line, in one binary.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ebpfsentinel::agent::{self, Options};
+use ebpfsentinel::cli::{self, Command};
+
+const DEFAULT_CONFIG: &str = "/etc/ebpfsentinel/config.toml";
+
+fn main() -> ExitCode {
+    let invocation = cli::parse();
+    let global = &invocation.global;
+    let options = |path: Option<PathBuf>| Options {
+        config: path.or_else(|| global.config.clone()).unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG)),
+        flags: flags(global),
+    };
+    match invocation.command {
+        Command::Run => match agent::run(options(None)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                cli::complain(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        },
+        Command::Version => {
+            println!("{}", cli::version(global.output));
+            ExitCode::SUCCESS
+        }
+        Command::Check(path) => check(&options(path)),
+        Command::Demo => {
+            cli::complain("the demo is not part of this build");
+            ExitCode::FAILURE
+        }
+        Command::Remote(remote) => ExitCode::from(u8::try_from(cli::run_remote(global, &remote)).unwrap_or(1)),
+    }
+}
+
+/// Flags of the command line that set keys of the configuration.
+fn flags(global: &cli::Global) -> Vec<(String, String, String)> {
+    let flag = |name: &str, key: &str, value: &Option<String>| {
+        value.as_ref().map(|value| (name.to_owned(), key.to_owned(), value.clone()))
+    };
+    [
+        flag("--log-level", "agent.log_level", &global.log_level),
+        flag("--log-format", "agent.log_format", &global.log_format),
+        flag("--host", "agent.bind_address", &global.host),
+        flag("--port", "agent.http_port", &global.port.map(|port| port.to_string())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Validates a configuration as the agent would at its start, and starts nothing.
+fn check(options: &Options) -> ExitCode {
+    match options.load() {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("{}: ok, {} rules", loaded.path.display(), loaded.config.firewall.rules.len());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            eprint!("{}", cli::printable(&errors.detailed()));
+            ExitCode::from(2)
+        }
+    }
+}

@@ -109,7 +109,8 @@ fn check(rc: i32) -> std::io::Result<i32> {
 
 /// What this kernel lacks that the agent would use, and what it does instead.
 pub fn missing_features() -> Vec<(&'static str, &'static str)> {
-    let release = nix::sys::utsname::uname().map(|uts| uts.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let release =
+        nix::sys::utsname::uname().map(|uts| uts.release().to_string_lossy().into_owned()).unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     [

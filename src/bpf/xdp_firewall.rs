@@ -313,7 +313,8 @@ impl XdpFirewall {
 
     /// The kernel's jiffies now.
     pub fn clock(&self) -> Result<Clock> {
-        let arp = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat().into_iter().chain([8, 6]).chain([0; 46]).collect::<Vec<u8>>();
+        let arp =
+            [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat().into_iter().chain([8, 6]).chain([0; 46]).collect::<Vec<u8>>();
         Ok(Clock { jiffies: self.explain(&arp, 0)?.jiffies, per_second: jiffies_per_second()? })
     }
 

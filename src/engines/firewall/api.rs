@@ -60,7 +60,11 @@ static LIST: Spec = Spec {
     method: Method::Get,
     path: "/api/v1/firewall/rules",
     query: &[
-        Param::optional("limit", "Most rules in the answer; all when absent", ParamKind::Integer { min: 1, max: RULES_SHOWN_MAX }),
+        Param::optional(
+            "limit",
+            "Most rules in the answer; all when absent",
+            ParamKind::Integer { min: 1, max: RULES_SHOWN_MAX },
+        ),
         api::OFFSET,
     ],
     role: Role::Viewer,
@@ -173,7 +177,10 @@ fn invalid(errors: Vec<WrittenError>) -> ApiError {
 
 impl Context {
     fn rules(&self) -> Result<Vec<Counted>, ApiError> {
-        self.firewall.call(|firewall| firewall.list()).map_err(gone)?.map_err(|error| ApiError::internal(format!("{error:#}")))
+        self.firewall
+            .call(|firewall| firewall.list())
+            .map_err(gone)?
+            .map_err(|error| ApiError::internal(format!("{error:#}")))
     }
 
     /// Makes a change, and lets it wait for its confirmation when the request asks for that.
@@ -225,12 +232,14 @@ fn add(context: &Context, request: &Request) -> Result<Reply, ApiError> {
     match read_rules_json(&request.body).map_err(invalid)? {
         RuleBody::One(rule) => {
             let text = RuleText::from(&rule);
-            context.change(request, format!("rule {} added", rule.id), |firewall, save| firewall.add(vec![rule], save))?;
+            context
+                .change(request, format!("rule {} added", rule.id), |firewall, save| firewall.add(vec![rule], save))?;
             Ok(Reply::created(&text))
         }
         RuleBody::Many(rules) => {
             let text: Vec<RuleText> = rules.iter().map(RuleText::from).collect();
-            context.change(request, format!("{} rules added", rules.len()), |firewall, save| firewall.add(rules, save))?;
+            context
+                .change(request, format!("{} rules added", rules.len()), |firewall, save| firewall.add(rules, save))?;
             Ok(Reply::created(&text))
         }
     }
@@ -240,7 +249,10 @@ fn update(context: &Context, request: &Request) -> Result<Reply, ApiError> {
     let id = request.path("id")?;
     let rule: Rule = read_rule_json(&request.body).map_err(invalid)?;
     if rule.id != id {
-        return Err(ApiError::validation(format!("the rule in the body is \"{}\", that of the path \"{id}\"", rule.id)));
+        return Err(ApiError::validation(format!(
+            "the rule in the body is \"{}\", that of the path \"{id}\"",
+            rule.id
+        )));
     }
     let text = RuleText::from(&rule);
     context.change(request, format!("rule {id} updated"), |firewall, save| firewall.update(rule, save))?;

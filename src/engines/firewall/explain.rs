@@ -41,9 +41,9 @@ pub struct Question {
 #[expect(dead_code, reason = "described, never built: the body is read by Question::read")]
 pub struct QuestionText {
     /// Source address.
-    src: String,
+    src_ip: String,
     /// Destination address.
-    dst: String,
+    dst_ip: String,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or a number; `tcp` when absent.
     protocol: Option<String>,
     /// Source port; 40000 when absent.
@@ -68,7 +68,7 @@ impl Question {
         let document = Document::json(body)?;
         let read = |root: crate::written::Field<'_>| {
             let mut r = root.table()?;
-            let (src, dst_field) = (r.key("src").required().parse::<IpAddr>(), r.key("dst").required());
+            let (src, dst_field) = (r.key("src_ip").required().parse::<IpAddr>(), r.key("dst_ip").required());
             let dst = dst_field.parse::<IpAddr>();
             let protocol_field = r.key("protocol");
             let protocol = match protocol_field.parse_or_integer::<Protocol>() {
@@ -182,10 +182,13 @@ impl Explanation {
             fw_exception::FW_GUARD => Some("anti_lockout"),
             _ => None,
         };
-        let unparsable = (answered.unparsable != 0).then(|| UNPARSABLE.get(usize::from(answered.unparsable)).copied()).flatten();
+        let unparsable =
+            (answered.unparsable != 0).then(|| UNPARSABLE.get(usize::from(answered.unparsable)).copied()).flatten();
         let because = match (reason, &rule, exception, unparsable, state) {
             (_, Some(rule), ..) => format!("rule {rule} matches"),
-            (Reason::Policy, .., Some(state)) => format!("no rule matches a {state} connection's packet, so the default policy decides"),
+            (Reason::Policy, .., Some(state)) => {
+                format!("no rule matches a {state} connection's packet, so the default policy decides")
+            }
             (Reason::Policy, ..) => "no rule matches, so the default policy decides".to_owned(),
             (Reason::State, ..) => "no rule matches, and it answers a connection that this host opened".to_owned(),
             (_, _, Some(exception), ..) => format!("it is an exception that no rule can close ({exception})"),

@@ -91,9 +91,14 @@ impl Generation<'_> {
     pub fn write(&self, tables: &mut fw_tables) -> Result<Vec<fw_row>> {
         self.write_policy(&mut tables.policy)?;
         let [v4, v6] = &mut tables.family;
-        let mut rows = compile::compile_v4(&self.placed(true)?, 0, v4, &mut tables.v4).context("compiling the IPv4 rules")?;
-        let base = rows.len();
-        rows.extend(compile::compile_v6(&self.placed(false)?, base, v6, &mut tables.v6).context("compiling the IPv6 rules")?);
+        let of_v4 =
+            compile::compile_v4(&self.placed(true)?, 0, v4, &mut tables.v4).context("compiling the IPv4 rules")?;
+        let of_v6 = compile::compile_v6(&self.placed(false)?, of_v4.len(), v6, &mut tables.v6)
+            .context("compiling the IPv6 rules")?;
+        let mut rows = vec![fw_row::default(); of_v4.len() + of_v6.len()];
+        let (first, second) = rows.split_at_mut(of_v4.len());
+        of_v4.write(first);
+        of_v6.write(second);
         Ok(rows)
     }
 

@@ -191,7 +191,8 @@ pub struct Firewall {
 /// A rule of the API whose name the file has taken meanwhile rests.
 fn in_order<'r>(file: &'r [Rule], added: &'r [Rule]) -> Vec<&'r Rule> {
     let taken: std::collections::HashSet<&str> = file.iter().map(|rule| rule.id.as_str()).collect();
-    let mut all: Vec<&Rule> = file.iter().chain(added.iter().filter(|rule| !taken.contains(rule.id.as_str()))).collect();
+    let mut all: Vec<&Rule> =
+        file.iter().chain(added.iter().filter(|rule| !taken.contains(rule.id.as_str()))).collect();
     all.sort_by_key(|rule| rule.priority);
     all
 }
@@ -210,7 +211,10 @@ impl Firewall {
         let added = store.load()?;
         for rule in &added {
             if config.rules.iter().any(|other| other.id == rule.id) {
-                log::warn!("rule {} of the configuration file hides the rule of that name made through the API", rule.id);
+                log::warn!(
+                    "rule {} of the configuration file hides the rule of that name made through the API",
+                    rule.id
+                );
             }
         }
         if let Some(dir) = &pins {
@@ -287,8 +291,7 @@ impl Firewall {
             self.kernel.clear_slot(slot.into())?;
         }
         let number = self.generation + 1;
-        let next =
-            Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
+        let next = Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
         self.kernel.swap(|tables| next.write(tables))?;
         self.names.fill(None);
         for rule in &rules {
@@ -323,7 +326,10 @@ impl Firewall {
         for rule in &config.rules {
             let is_new = !self.config.rules.iter().any(|other| other.id == rule.id);
             if is_new && self.added.iter().any(|other| other.id == rule.id) {
-                bail!("rule {} of the configuration file has the name of a rule made through the API; delete that one first", rule.id);
+                bail!(
+                    "rule {} of the configuration file has the name of a rule made through the API; delete that one first",
+                    rule.id
+                );
             }
         }
         self.replace_all(config, guard, self.added.clone())
@@ -399,7 +405,9 @@ impl Firewall {
 
     fn place_of(&self, id: &str) -> Result<usize, ChangeError> {
         if self.config.rules.iter().any(|rule| rule.id == id) {
-            return Err(ChangeError::Taken(format!("rule \"{id}\" is in the configuration file; change it there and reload")));
+            return Err(ChangeError::Taken(format!(
+                "rule \"{id}\" is in the configuration file; change it there and reload"
+            )));
         }
         self.added.iter().position(|rule| rule.id == id).ok_or_else(|| ChangeError::NotFound(id.to_owned()))
     }
@@ -415,7 +423,11 @@ impl Firewall {
                 let count = self.count_of(&counts, rule);
                 Counted {
                     rule: rule.into(),
-                    source: if self.added.iter().any(|other| std::ptr::eq(other, rule)) { Source::Api } else { Source::File },
+                    source: if self.added.iter().any(|other| std::ptr::eq(other, rule)) {
+                        Source::Api
+                    } else {
+                        Source::File
+                    },
                     packets: count.packets,
                     bytes: count.bytes,
                     last_hit: clock.age_of(count.last_jiffies).and_then(|age| now.checked_sub(age)),
@@ -430,13 +442,15 @@ impl Firewall {
 
     /// What would be done to a packet.
     pub fn explain(&self, question: &Question) -> Result<Explanation, ChangeError> {
-        let guarded = match &question.interface {
-            Some(name) => self.guarded.iter().find(|one| one.name == *name).ok_or_else(|| {
-                ChangeError::Unfit(format!("interface: \"{name}\" is not among agent.interfaces"))
-            })?,
-            None => self.guarded.first().context("the agent guards no interface")?,
-        };
-        let frame = question.frame().ok_or_else(|| ChangeError::Unfit("dst: not of the family of src".to_owned()))?;
+        let guarded =
+            match &question.interface {
+                Some(name) => self.guarded.iter().find(|one| one.name == *name).ok_or_else(|| {
+                    ChangeError::Unfit(format!("interface: \"{name}\" is not among agent.interfaces"))
+                })?,
+                None => self.guarded.first().context("the agent guards no interface")?,
+            };
+        let frame =
+            question.frame().ok_or_else(|| ChangeError::Unfit("dst_ip: not of the family of src_ip".to_owned()))?;
         let answered = self.kernel.explain(&frame, guarded.ifindex.unwrap_or(0))?;
         let rule = |slot: u16| self.names.get(usize::from(slot))?.as_deref().map(str::to_owned);
         Ok(Explanation::new(&answered, &guarded.name, rule).context("the program gave no answer")?)
@@ -526,7 +540,8 @@ impl Firewall {
     /// For status.
     pub fn facts(&self) -> Facts {
         let rules = in_order(&self.config.rules, &self.added);
-        let of_family = |ipv4| rules.iter().filter(|rule| rule.enabled && rule.is_ipv4().is_none_or(|is| is == ipv4)).count();
+        let of_family =
+            |ipv4| rules.iter().filter(|rule| rule.enabled && rule.is_ipv4().is_none_or(|is| is == ipv4)).count();
         let enabled = self.config.enabled;
         let mut programs = vec![ProgramStatus {
             name: "xdp_firewall",
@@ -615,7 +630,9 @@ impl Firewall {
 
     fn alert_of(&self, verdict: &Verdict) -> Alert {
         let rule: Arc<str> = match (verdict.slot, verdict.reason, verdict.unparsable) {
-            (Some(slot), ..) => self.names.get(usize::from(slot)).cloned().flatten().unwrap_or_else(|| "deleted".into()),
+            (Some(slot), ..) => {
+                self.names.get(usize::from(slot)).cloned().flatten().unwrap_or_else(|| "deleted".into())
+            }
             (_, Reason::Unparsable, Some(why)) => format!("unparsable:{why}").into(),
             (_, reason, _) => reason.name().into(),
         };
@@ -628,7 +645,8 @@ impl Firewall {
             Outcome::Dropped => "dropped",
             Outcome::WouldDrop => "would have been dropped (mode alert)",
         };
-        let interface = self.guarded.iter().find(|one| one.ifindex == Some(verdict.ifindex)).map(|one| one.name.clone());
+        let interface =
+            self.guarded.iter().find(|one| one.ifindex == Some(verdict.ifindex)).map(|one| one.name.clone());
         let timestamp_ns = unix_time_of(verdict.boot_ns);
         let by = if verdict.slot.is_some() { "rule " } else { "" };
         let message = format!("packet {fate} by {by}{rule}");
@@ -678,7 +696,10 @@ fn place(
 
 /// An interface's name as the BPF file system takes it: it refuses dots.
 fn pin_name(interface: &str) -> String {
-    interface.bytes().map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("_{byte:02x}") }).collect()
+    interface
+        .bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("_{byte:02x}") })
+        .collect()
 }
 
 /// Whether an interface's frames may be too long for one buffer of a page.
