@@ -1,0 +1,433 @@
+//! One client's connection: read a request, hand it on, relay the answer, linger.
+//!
+//! [`Connection::advance`] does as much as it can without waiting and is called after every event of its sockets; which
+//! event it was does not matter.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::time::Instant;
+
+use mio::net::{TcpStream, UnixStream};
+use serde_json::json;
+
+use super::Kind;
+use super::body::Body;
+use super::head::{self, Head, Refusal};
+use super::hosts::Hosts;
+use super::limits::Limits;
+
+/// Read in one go.
+const BLOCK: usize = 16 << 10;
+/// Moved for one connection before the others have their turn.
+const TURN: usize = 512 << 10;
+
+/// What the connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The rest of the head.
+    Head,
+    /// The rest of the body.
+    Body,
+    /// A worker; the request is complete.
+    Queued,
+    /// The answer, from tiny_http and to the client.
+    Relay,
+    /// The client, to take the rest of an answer that is complete here.
+    Drain,
+    /// The client, to close: closing with its bytes unread would reset the connection and lose the answer.
+    Linger,
+}
+
+/// Whether a connection goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Until its next event.
+    Wait,
+    /// It had its turn and can do more at once.
+    Again,
+    Close,
+}
+
+/// What a connection needs to know of the front.
+pub struct Context<'a> {
+    pub limits: &'a Limits,
+    pub hosts: &'a Hosts,
+    pub now: Instant,
+    /// Bytes that the other connections hold.
+    pub held_by_others: usize,
+    /// Told of each refusal.
+    pub refused: &'a dyn Fn(&Refusal, SocketAddr),
+}
+
+pub struct Connection {
+    pub client: TcpStream,
+    pub peer: SocketAddr,
+    pub kind: Kind,
+    /// Rises from connection to connection: who came first.
+    pub order: u64,
+    pub stage: Stage,
+    pub upstream: Option<UnixStream>,
+    /// Refused or answered: no longer among those that are served.
+    pub refused: bool,
+    local: IpAddr,
+    since: Instant,
+    progress: Instant,
+    /// Of the head, while it is read.
+    input: Vec<u8>,
+    request: Option<(Head, Body)>,
+    /// To tiny_http.
+    forward: Pending,
+    /// To the client.
+    answer: Pending,
+    /// Whether `connection: close` stands in the answer's head, so that it may go out.
+    answer_marked: bool,
+}
+
+impl Connection {
+    pub fn new(client: TcpStream, peer: SocketAddr, kind: Kind, order: u64, now: Instant) -> io::Result<Connection> {
+        let local = client.local_addr()?.ip();
+        client.set_nodelay(true)?;
+        Ok(Connection {
+            client,
+            peer,
+            kind,
+            order,
+            stage: Stage::Head,
+            upstream: None,
+            refused: false,
+            local,
+            since: now,
+            progress: now,
+            input: Vec::new(),
+            request: None,
+            forward: Pending::default(),
+            answer: Pending::default(),
+            answer_marked: false,
+        })
+    }
+
+    /// Bytes of body and answer that it holds.
+    pub fn held(&self) -> usize {
+        let body = self.request.as_ref().map_or(0, |(_, body)| body.bytes.len());
+        body + self.forward.left() + self.answer.left()
+    }
+
+    /// Handed on, and tiny_http has not said anything yet.
+    pub fn is_unanswered(&self) -> bool {
+        self.upstream.is_some() && !self.answer_marked
+    }
+
+    /// Order in which connections give way when there are too many: those that have not even said what they want, then
+    /// those that do not finish saying it, then those that do not read. A request that is being answered never does.
+    pub fn gives_way(&self) -> Option<Stage> {
+        matches!(self.stage, Stage::Head | Stage::Body | Stage::Drain).then_some(self.stage)
+    }
+
+    /// When it has waited too long.
+    pub fn deadline(&self, limits: &Limits) -> Instant {
+        let stall = self.progress + limits.stall_timeout;
+        match self.stage {
+            Stage::Head => self.since + limits.head_timeout,
+            Stage::Body => stall.min(self.since + limits.body_timeout),
+            Stage::Queued => self.since + limits.answer_timeout,
+            Stage::Relay if self.answer.left() > 0 => stall,
+            Stage::Relay => self.progress + limits.answer_timeout,
+            Stage::Drain => stall.min(self.since + limits.drain_timeout),
+            Stage::Linger => self.since + limits.linger_timeout,
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self, context: &Context<'_>) -> Step {
+        let refusal = match self.stage {
+            // A browser opens connections ahead and says nothing on them.
+            Stage::Head if self.input.is_empty() => return Step::Close,
+            Stage::Head => Refusal::new(408, "REQUEST_TIMEOUT", "head_timeout", "the request's head took too long"),
+            Stage::Body => Refusal::new(408, "REQUEST_TIMEOUT", "body_timeout", "the request's body took too long"),
+            Stage::Queued => busy("no worker was free in time"),
+            Stage::Relay if self.answer_marked => return self.stalled(context),
+            Stage::Relay => Refusal::new(504, "SERVICE_UNAVAILABLE", "answer_timeout", "the operation took too long"),
+            Stage::Drain => return self.stalled(context),
+            Stage::Linger => return Step::Close,
+        };
+        self.refuse(&refusal, context);
+        self.advance(context)
+    }
+
+    fn stalled(&self, context: &Context<'_>) -> Step {
+        (context.refused)(&Refusal::new(0, "", "client_stalled", ""), self.peer);
+        Step::Close
+    }
+
+    /// Gives up the request; the client is told why.
+    pub fn refuse(&mut self, refusal: &Refusal, context: &Context<'_>) {
+        (context.refused)(refusal, self.peer);
+        let body = json!({"error": {"code": refusal.code, "message": refusal.message}}).to_string();
+        let mut text = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\n\
+             connection: close\r\n\r\n",
+            refusal.status,
+            reason_phrase(refusal.status),
+            body.len(),
+        );
+        if self.request.as_ref().is_none_or(|(head, _)| head.method != "HEAD") {
+            text += &body;
+        }
+        self.upstream = None;
+        self.request = None;
+        self.input = Vec::new();
+        self.forward = Pending::default();
+        self.answer = Pending { bytes: text.into_bytes(), done: 0 };
+        self.answer_marked = true;
+        self.refused = true;
+        self.enter(Stage::Drain, context.now);
+    }
+
+    /// The request goes to tiny_http on `upstream`.
+    pub fn hand_on(&mut self, upstream: UnixStream, now: Instant) {
+        if let Some((head, body)) = &mut self.request {
+            let mut bytes = head.rewrite(self.kind, self.peer, body.bytes.len());
+            bytes.append(&mut body.bytes);
+            self.forward = Pending { bytes, done: 0 };
+        }
+        self.upstream = Some(upstream);
+        self.enter(Stage::Relay, now);
+    }
+
+    /// Does what can be done now.
+    pub fn advance(&mut self, context: &Context<'_>) -> Step {
+        let mut moved = 0;
+        loop {
+            let stage = self.stage;
+            let result = match stage {
+                Stage::Head => self.read_head(context),
+                Stage::Body => self.read_body(context),
+                Stage::Queued => Ok(0),
+                Stage::Relay => self.relay(context),
+                Stage::Drain => self.drain(context),
+                Stage::Linger => self.linger(),
+            };
+            match result {
+                Err(_) => return Step::Close,
+                Ok(0) if self.stage == stage => return Step::Wait,
+                Ok(n) => moved += n,
+            }
+            self.progress = context.now;
+            if moved >= TURN {
+                return Step::Again;
+            }
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, now: Instant) {
+        self.stage = stage;
+        self.since = now;
+        self.progress = now;
+    }
+
+    fn read_head(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        let mut block = [0; BLOCK];
+        let Some(n) = read_some(&mut self.client, &mut block)? else { return Ok(0) };
+        if n == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        let first = self.input.is_empty();
+        self.input.extend_from_slice(&block[..n]);
+        // Nothing changes before a line ends; the first look tells what is not HTTP at all.
+        let parsed = if first || block[..n].contains(&b'\n') {
+            head::parse(&self.input, context.hosts, self.local, context.limits.body_bytes)
+        } else {
+            Ok(None)
+        };
+        match parsed {
+            Ok(Some((_, length))) if length > context.limits.head_bytes => self.refuse(&HEAD_TOO_LARGE, context),
+            Ok(Some((head, length))) => {
+                let rest = self.input.split_off(length);
+                self.input = Vec::new();
+                self.begin_body(head, &rest, context);
+            }
+            Ok(None) if self.input.len() > context.limits.head_bytes => self.refuse(&HEAD_TOO_LARGE, context),
+            Ok(None) => {}
+            Err(refusal) => {
+                // So that a refused HEAD gets no body.
+                if self.input.starts_with(b"HEAD ") {
+                    self.request = Some((Head::of_method("HEAD"), Body::new(head::Framing::Length(0), 0)));
+                }
+                self.refuse(&refusal, context);
+            }
+        }
+        Ok(n)
+    }
+
+    fn begin_body(&mut self, head: Head, rest: &[u8], context: &Context<'_>) {
+        let body = Body::new(head.framing, context.limits.body_bytes);
+        let wants_continue = head.expects_continue && rest.is_empty() && !body.is_complete();
+        self.request = Some((head, body));
+        self.enter(Stage::Body, context.now);
+        if wants_continue {
+            // 25 bytes into an empty socket buffer: they fit, or the client is gone.
+            let _ = self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        self.take_body(rest, context);
+    }
+
+    fn read_body(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        let mut block = [0; BLOCK];
+        match read_some(&mut self.client, &mut block)? {
+            None => Ok(0),
+            Some(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Some(n) => {
+                self.take_body(&block[..n], context);
+                Ok(n)
+            }
+        }
+    }
+
+    fn take_body(&mut self, input: &[u8], context: &Context<'_>) {
+        let held = self.held();
+        let Some((_, body)) = &mut self.request else { return };
+        if let Err(refusal) = body.take(input) {
+            return self.refuse(&refusal, context);
+        }
+        if body.is_complete() {
+            return self.enter(Stage::Queued, context.now);
+        }
+        if context.held_by_others + held + input.len() > context.limits.held_bytes {
+            self.refuse(&busy("too many large requests at a time"), context);
+        }
+    }
+
+    fn relay(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        let room = self.answer.left() < context.limits.answer_bytes
+            || context.held_by_others + self.held() < context.limits.held_bytes;
+        let Some(upstream) = &mut self.upstream else { return Ok(0) };
+        let mut moved = match self.forward.write_to(upstream) {
+            Ok(n) => n,
+            // The operation answers without reading all: its answer counts.
+            Err(_) => {
+                self.forward = Pending::default();
+                0
+            }
+        };
+        let mut ended = false;
+        if room {
+            let mut block = [0; BLOCK];
+            match read_some(upstream, &mut block) {
+                Ok(None) => {}
+                Ok(Some(0)) | Err(_) => ended = true,
+                Ok(Some(n)) => {
+                    self.answer.bytes.extend_from_slice(&block[..n]);
+                    moved += n;
+                }
+            }
+        }
+        if !self.answer_marked {
+            self.mark_answer();
+        }
+        if self.answer_marked {
+            moved += self.answer.write_to(&mut self.client)?;
+        }
+        if ended {
+            self.upstream = None;
+            self.request = None;
+            if self.answer_marked {
+                self.enter(Stage::Drain, context.now);
+            } else {
+                let refusal = Refusal::new(500, "INTERNAL_ERROR", "no_answer", "the operation gave no answer");
+                self.refuse(&refusal, context);
+            }
+        }
+        Ok(moved)
+    }
+
+    /// tiny_http does not say that the connection ends; the client must know.
+    fn mark_answer(&mut self) {
+        if let Some(end) = self.answer.bytes.windows(2).position(|two| two == b"\r\n") {
+            self.answer.bytes.splice(end + 2..end + 2, *b"connection: close\r\n");
+            self.answer_marked = true;
+        }
+    }
+
+    fn drain(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        let moved = self.answer.write_to(&mut self.client)?;
+        if self.answer.left() == 0 {
+            self.answer = Pending::default();
+            self.client.shutdown(Shutdown::Write)?;
+            self.refused = true;
+            self.enter(Stage::Linger, context.now);
+        }
+        Ok(moved)
+    }
+
+    fn linger(&mut self) -> io::Result<usize> {
+        let mut block = [0; BLOCK];
+        match read_some(&mut self.client, &mut block)? {
+            None => Ok(0),
+            Some(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Some(n) => Ok(n),
+        }
+    }
+}
+
+const HEAD_TOO_LARGE: Refusal =
+    Refusal::new(431, "HEADERS_TOO_LARGE", "head_too_large", "the request's head is larger than the limit");
+
+/// 503 for what would go well at another time.
+pub const fn busy(message: &'static str) -> Refusal {
+    Refusal::new(503, "SERVICE_UNAVAILABLE", "busy", message)
+}
+
+/// Bytes on their way out.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    done: usize,
+}
+
+impl Pending {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.done
+    }
+
+    /// Writes until the socket is full; how much.
+    fn write_to(&mut self, socket: &mut impl Write) -> io::Result<usize> {
+        let start = self.done;
+        let mut written = 0;
+        while self.left() > 0 {
+            match socket.write(&self.bytes[self.done..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.done += n;
+                    written += n;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if self.left() == 0 {
+            self.bytes.clear();
+            self.done = 0;
+        } else if self.done > start && self.done >= BLOCK {
+            self.bytes.drain(..self.done);
+            self.done = 0;
+        }
+        Ok(written)
+    }
+}
+
+/// One read: `None` when there is nothing yet, `Some(0)` at the end.
+fn read_some(socket: &mut impl Read, block: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match socket.read(block) {
+            Ok(n) => return Ok(Some(n)),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn reason_phrase(status: u16) -> &'static str {
+    tiny_http::StatusCode(status).default_reason_phrase()
+}

@@ -1,0 +1,271 @@
+//! A request's head: read strictly, written anew.
+//!
+//! Whatever two parsers could read in two ways is refused. What goes on to tiny_http is not the client's text but a head
+//! written here, with only the header fields that somebody behind uses, so that nothing of the client's can be taken for
+//! ours (`x-agent-...`) or change the framing.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+
+use super::hosts::Hosts;
+use super::{Kind, LISTENER_HEADER, PEER_HEADER};
+
+/// More header fields than any client of ours sends.
+const HEADERS_MAX: usize = 64;
+
+/// The client's header fields that go on. One of each.
+const RELAYED: [&str; 4] = ["accept", "authorization", "content-type", "user-agent"];
+
+/// Why a request is refused: what the client reads and what the metric counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub code: &'static str,
+    pub message: Cow<'static, str>,
+    /// Label of `ebpfsentinel_http_refused_total`.
+    pub reason: &'static str,
+}
+
+impl Refusal {
+    pub const fn new(status: u16, code: &'static str, reason: &'static str, message: &'static str) -> Refusal {
+        Refusal { status, code, message: Cow::Borrowed(message), reason }
+    }
+
+    const fn malformed(message: &'static str) -> Refusal {
+        Refusal::new(400, "BAD_REQUEST", "malformed", message)
+    }
+
+    const fn framing(message: &'static str) -> Refusal {
+        Refusal::new(400, "BAD_REQUEST", "framing", message)
+    }
+}
+
+/// How the body is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    Length(usize),
+    Chunked,
+}
+
+/// What is kept of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub method: String,
+    pub target: String,
+    pub framing: Framing,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+    relayed: Vec<(&'static str, String)>,
+}
+
+/// Reads a head from the start of `bytes`: the head and its length, or `None` while it is incomplete. `local` is the
+/// address that the client connected to.
+pub fn parse(bytes: &[u8], hosts: &Hosts, local: IpAddr, body_max: usize) -> Result<Option<(Head, usize)>, Refusal> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    let length = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(Refusal::new(431, "HEADERS_TOO_LARGE", "head_too_large", "too many header fields"));
+        }
+        Err(httparse::Error::Version) => {
+            return Err(Refusal::new(
+                505,
+                "VERSION_NOT_SUPPORTED",
+                "malformed",
+                "only HTTP/1.0 and 1.1 are spoken here",
+            ));
+        }
+        Err(_) => return Err(Refusal::malformed("this is not an HTTP request")),
+    };
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err(Refusal::malformed("this is not an HTTP request"));
+    };
+    // The absolute form is for proxies; read by two parsers, its host and the Host field could disagree.
+    if !target.starts_with('/') || !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        return Err(Refusal::malformed("the request target must be a path that begins with /"));
+    }
+    let fields = Fields(request.headers);
+    check_names(&fields, hosts, local)?;
+    let expects_continue = match fields.one("expect")? {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => minor == 1,
+        Some(_) => return Err(Refusal::new(417, "EXPECTATION_FAILED", "malformed", "only 100-continue is known here")),
+    };
+    let framing = framing(&fields, minor, body_max)?;
+    let mut relayed = Vec::new();
+    for name in RELAYED {
+        if let Some(value) = fields.text(name)? {
+            relayed.push((name, value.to_owned()));
+        }
+    }
+    let head = Head { method: method.to_owned(), target: target.to_owned(), framing, expects_continue, relayed };
+    Ok(Some((head, length)))
+}
+
+fn check_names(fields: &Fields, hosts: &Hosts, local: IpAddr) -> Result<(), Refusal> {
+    let host = match fields.text("host")? {
+        None => return Err(Refusal::new(400, "BAD_REQUEST", "host", "a Host header field is required")),
+        Some(host) => host,
+    };
+    if !hosts.allows(host, local) {
+        let message = "Host is not a name or address of this host";
+        return Err(Refusal::new(421, "MISDIRECTED_REQUEST", "host", message));
+    }
+    // A browser sends Origin with everything that could change state. No other origin has business here, not even
+    // another port of this host.
+    if let Some(origin) = fields.text("origin")? {
+        let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        if !authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host)) {
+            let message = "requests from web pages of another origin are refused";
+            return Err(Refusal::new(403, "FORBIDDEN_ORIGIN", "origin", message));
+        }
+    }
+    Ok(())
+}
+
+fn framing(fields: &Fields, minor: u8, body_max: usize) -> Result<Framing, Refusal> {
+    let length = fields.one("content-length").map_err(|_| Refusal::framing("Content-Length is given twice"))?;
+    let coding = fields.one("transfer-encoding").map_err(|_| Refusal::framing("Transfer-Encoding is given twice"))?;
+    match (length, coding) {
+        (Some(_), Some(_)) => Err(Refusal::framing("Content-Length and Transfer-Encoding exclude each other")),
+        (None, None) => Ok(Framing::Length(0)),
+        (None, Some(coding)) if minor == 1 && coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        (None, Some(_)) => Err(Refusal::framing("the only Transfer-Encoding is chunked, and only in HTTP/1.1")),
+        (Some(length), None) => {
+            if length.is_empty() || !length.iter().all(u8::is_ascii_digit) {
+                return Err(Refusal::framing("Content-Length is not a number"));
+            }
+            // All digits and not a usize means larger than any limit.
+            let length = std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
+            if length > body_max { Err(body_too_large()) } else { Ok(Framing::Length(length)) }
+        }
+    }
+}
+
+/// 413.
+pub fn body_too_large() -> Refusal {
+    Refusal::new(413, "BODY_TOO_LARGE", "body_too_large", "the body is larger than the limit")
+}
+
+impl Head {
+    /// A head of which only the method is known.
+    pub fn of_method(method: &str) -> Head {
+        Head {
+            method: method.to_owned(),
+            target: String::new(),
+            framing: Framing::Length(0),
+            expects_continue: false,
+            relayed: Vec::new(),
+        }
+    }
+
+    /// The head as tiny_http reads it, for a body of `body_length` bytes.
+    pub fn rewrite(&self, kind: Kind, peer: SocketAddr, body_length: usize) -> Vec<u8> {
+        let Head { method, target, .. } = self;
+        let mut text = format!("{method} {target} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n");
+        text += &format!(
+            "content-length: {body_length}\r\n{PEER_HEADER}: {peer}\r\n{LISTENER_HEADER}: {}\r\n",
+            kind.name()
+        );
+        for (name, value) in &self.relayed {
+            text += &format!("{name}: {value}\r\n");
+        }
+        text += "\r\n";
+        text.into_bytes()
+    }
+}
+
+/// The client's header fields.
+struct Fields<'a>(&'a [httparse::Header<'a>]);
+
+impl<'a> Fields<'a> {
+    /// The value of a field that may stand once.
+    fn one(&self, name: &str) -> Result<Option<&'a [u8]>, Refusal> {
+        let mut values = self.0.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+        let value = values.next().map(|field| field.value.trim_ascii());
+        match values.next() {
+            None => Ok(value),
+            Some(_) => {
+                let message = format!("the header field {name} is given twice");
+                Err(Refusal { message: message.into(), ..Refusal::malformed("") })
+            }
+        }
+    }
+
+    /// The same, as text: tiny_http drops a connection with other bytes in its head, without an answer.
+    fn text(&self, name: &str) -> Result<Option<&'a str>, Refusal> {
+        let Some(value) = self.one(name)? else { return Ok(None) };
+        if value.iter().any(|b| !matches!(b, b' '..=b'~' | b'\t')) {
+            let message = format!("the header field {name} holds bytes that are not ASCII text");
+            return Err(Refusal { message: message.into(), ..Refusal::malformed("") });
+        }
+        Ok(std::str::from_utf8(value).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<(Head, usize)>, Refusal> {
+        parse(text.as_bytes(), &Hosts::new([], &[]), IpAddr::from([127, 0, 0, 1]), 1000)
+    }
+
+    #[test]
+    fn refused_heads() {
+        let check = |line: &str, fields: &str, want: (u16, &str)| {
+            let fields = fields.replace('|', "\r\n");
+            let got = read(&format!("{line}\r\n{fields}\r\n\r\n")).expect_err(&fields);
+            assert_eq!((got.status, got.reason), want, "{line} {fields}");
+        };
+        let get = "GET / HTTP/1.1";
+        check(get, "a: b", (400, "host"));
+        check(get, "Host: localhost|Host: localhost", (400, "malformed"));
+        check(get, "Host: evil.example", (421, "host"));
+        check(get, "Host: localhost|Origin: http://evil.example", (403, "origin"));
+        check(get, "Host: localhost|Origin: null", (403, "origin"));
+        check(get, "Host: localhost:8080|Origin: http://localhost:3000", (403, "origin"));
+        check(get, "Host: localhost|Content-Length: 3|Content-Length: 3", (400, "framing"));
+        check(get, "Host: localhost|Content-Length: 3|Transfer-Encoding: chunked", (400, "framing"));
+        check(get, "Host: localhost|Transfer-Encoding: chunked|Transfer-Encoding: chunked", (400, "framing"));
+        check(get, "Host: localhost|Transfer-Encoding: gzip, chunked", (400, "framing"));
+        check(get, "Host: localhost|Transfer-Encoding: identity", (400, "framing"));
+        check("GET / HTTP/1.0", "Host: localhost|Transfer-Encoding: chunked", (400, "framing"));
+        for length in ["+3", "-1", "0x3", "3 3", "3,3", "", "three"] {
+            check(get, &format!("Host: localhost|Content-Length: {length}"), (400, "framing"));
+        }
+        check(get, "Host: localhost|Content-Length: 1001", (413, "body_too_large"));
+        check(get, "Host: localhost|Content-Length: 99999999999999999999999", (413, "body_too_large"));
+        check(get, "Host: localhost|Expect: a miracle", (417, "malformed"));
+        check(get, "Host: localhost|Authorization: ä", (400, "malformed"));
+        check(get, "Host : localhost", (400, "malformed"));
+        check(get, "Host: localhost| folded", (400, "malformed"));
+        check(get, &format!("Host: localhost{}", "|a: b".repeat(64)), (431, "head_too_large"));
+        check("GET http://localhost/ HTTP/1.1", "Host: localhost", (400, "malformed"));
+        check("GET * HTTP/1.1", "Host: localhost", (400, "malformed"));
+        check("GET /a#b HTTP/1.1", "Host: localhost", (400, "malformed"));
+        check("GET / HTTP/2.0", "Host: localhost", (505, "malformed"));
+        check("GE\u{1}T / HTTP/1.1", "Host: localhost", (400, "malformed"));
+        check("\u{16}\u{3}\u{1}", "", (400, "malformed"));
+    }
+
+    #[test]
+    fn a_head_is_written_anew() {
+        let text = "POST /a?b=c HTTP/1.1\r\nHost: localhost:1\r\nX-Agent-Peer: 6.6.6.6:6\r\nx-agent-listener: metrics\r\n\
+                    Connection: keep-alive, upgrade\r\nTE: trailers\r\nAuthorization: Bearer x\r\nContent-Length: 003\r\n\
+                    Expect: 100-Continue\r\nOrigin: http://LOCALHOST:1\r\nX-Bytes: ä\r\n\r\nabc";
+        let (head, length) = read(text).unwrap().unwrap();
+        assert_eq!((head.framing, head.expects_continue, length), (Framing::Length(3), true, text.len() - 3));
+        let written = String::from_utf8(head.rewrite(Kind::Rest, "192.0.2.1:5".parse().unwrap(), 3)).unwrap();
+        assert_eq!(
+            written,
+            "POST /a?b=c HTTP/1.1\r\nhost: agent\r\nconnection: close\r\ncontent-length: 3\r\n\
+             x-agent-peer: 192.0.2.1:5\r\nx-agent-listener: rest\r\nauthorization: Bearer x\r\n\r\n"
+        );
+        for cut in [1, 40, length - 1] {
+            assert_eq!(read(&text[..cut]), Ok(None), "{cut}");
+        }
+    }
+}

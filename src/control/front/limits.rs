@@ -1,0 +1,66 @@
+//! Every limit of the front, with the reason for its default. Tests shorten the times.
+
+use std::time::Duration;
+
+/// What the front gives at most. `Default` is what the agent runs with.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections whose requests are read or answered.
+    pub connections: usize,
+    /// Of these, from one remote address (IPv6: one /64, which is what one host can have).
+    pub connections_per_address: usize,
+    /// Of these, from loopback: all local programs share it, so it is higher, but leaves room for a remote operator.
+    pub connections_loopback: usize,
+    /// Connections beyond those that only wait until the client has read its answer or refusal.
+    pub lingering: usize,
+    /// Requests given to the workers at one time; others wait in the front, where they cost no thread.
+    pub in_flight: usize,
+    /// Threads that run operations.
+    pub workers: usize,
+    /// Request line and header fields.
+    pub head_bytes: usize,
+    /// A request's body.
+    pub body_bytes: usize,
+    /// Bodies and answers held for all connections together; beyond it, bodies are refused and answers wait.
+    pub held_bytes: usize,
+    /// What a connection may always hold of its answer.
+    pub answer_bytes: usize,
+    /// From the connection's start to the end of the head, so that one byte now and then does not help.
+    pub head_timeout: Duration,
+    /// From the head's end to the body's end.
+    pub body_timeout: Duration,
+    /// Without a byte from or to the client while one is due.
+    pub stall_timeout: Duration,
+    /// Without a byte from the operation: a reload of everything must fit.
+    pub answer_timeout: Duration,
+    /// From the operation's end until the client has read the whole answer.
+    pub drain_timeout: Duration,
+    /// From the last byte of the answer until the client closes.
+    pub linger_timeout: Duration,
+    /// For everything that is under way when the agent stops.
+    pub stop_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 64,
+            connections_per_address: 16,
+            connections_loopback: 48,
+            lingering: 16,
+            in_flight: 8,
+            workers: 3,
+            head_bytes: 16 << 10,
+            body_bytes: 1 << 20,
+            held_bytes: 16 << 20,
+            answer_bytes: 64 << 10,
+            head_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(120),
+            drain_timeout: Duration::from_secs(60),
+            linger_timeout: Duration::from_secs(2),
+            stop_timeout: Duration::from_secs(3),
+        }
+    }
+}

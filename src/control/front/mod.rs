@@ -1,0 +1,442 @@
+//! The only part of the control port that strangers reach: one thread that never waits for one of them.
+//!
+//! tiny_http has no time-outs, no limits and reads ambiguous requests its own way, so it listens only on a Unix socket in
+//! a directory of ours, and gets complete, rewritten requests from here: accept, read the head and the body within limits
+//! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request for a connection.
+//!
+//! What is bounded, and by what, stands in [`Limits`]. Too many connections: a new one takes the place of the oldest that
+//! has not said what it wants; a complete request is never thrown out. So 500 half-open clients cost a good one nothing.
+//! Out of descriptors: half-open connections are closed and accepting goes on a moment later; descriptors for tiny_http,
+//! which does not survive their lack, are kept in reserve.
+
+mod body;
+mod connection;
+mod head;
+mod hosts;
+mod limits;
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, UnixStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use self::connection::{Connection, Context, Stage, Step, busy};
+use self::head::Refusal;
+pub use self::hosts::Hosts;
+pub use self::limits::Limits;
+use crate::metrics::Metrics;
+
+/// Header fields that the front adds, and only the front.
+pub const PEER_HEADER: &str = "x-agent-peer";
+pub const LISTENER_HEADER: &str = "x-agent-listener";
+
+/// Descriptors that tiny_http and the front need for a request: the two ends and tiny_http's copy of its one.
+const DESCRIPTORS_PER_REQUEST: usize = 3;
+/// Descriptors in reserve for clients, when there are none left and no connection gives way.
+const DESCRIPTORS_TO_ACCEPT: usize = 4;
+/// Until accepting is tried again after the lack of a resource.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Accepted before the connections that are there have their turn.
+const ACCEPT_TURN: usize = 64;
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything.
+    Rest,
+    /// `GET /metrics` only.
+    Metrics,
+}
+
+impl Kind {
+    /// The word in [`LISTENER_HEADER`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Rest => "rest",
+            Kind::Metrics => "metrics",
+        }
+    }
+}
+
+/// tiny_http, as the front needs it.
+pub trait Backend: Send + Sync {
+    /// Where it listens at present.
+    fn socket(&self) -> PathBuf;
+    /// It no longer listens at `socket`: another one is to take its place.
+    fn gone(&self, socket: &Path);
+}
+
+/// The front before it runs.
+pub struct Front {
+    poll: Poll,
+    listeners: Vec<Listener>,
+    connections: Vec<Option<Connection>>,
+    /// Connections that had their turn and can do more.
+    again: Vec<usize>,
+    accepted: u64,
+    accept_after: Option<Instant>,
+    reserve: Reserve,
+    limits: Limits,
+    hosts: Hosts,
+    backend: Arc<dyn Backend>,
+    metrics: Arc<Metrics>,
+    stop: Arc<AtomicBool>,
+}
+
+struct Listener {
+    socket: TcpListener,
+    kind: Kind,
+    /// There may be clients to accept.
+    ready: bool,
+}
+
+/// Ends a running front.
+#[derive(Clone)]
+pub struct Stopper {
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+}
+
+impl Stopper {
+    /// No new clients; those that are served have [`Limits::stop_timeout`].
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        // Fails only when the poll is gone, which is what is wanted.
+        let _ = self.waker.wake();
+    }
+}
+
+impl Front {
+    /// A front for these bound sockets.
+    pub fn new(
+        sockets: Vec<(std::net::TcpListener, Kind)>,
+        limits: Limits,
+        hosts: Hosts,
+        backend: Arc<dyn Backend>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<(Front, Stopper)> {
+        let poll = Poll::new()?;
+        let slots = limits.connections + limits.lingering + 1;
+        let mut listeners = Vec::new();
+        for (i, (socket, kind)) in sockets.into_iter().enumerate() {
+            socket.set_nonblocking(true)?;
+            let mut socket = TcpListener::from_std(socket);
+            poll.registry().register(&mut socket, Token(2 * slots + 1 + i), Interest::READABLE)?;
+            listeners.push(Listener { socket, kind, ready: true });
+        }
+        let waker = Arc::new(Waker::new(poll.registry(), Token(2 * slots))?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let reserve = Reserve::new(reserve_size(limits.in_flight));
+        let front = Front {
+            poll,
+            listeners,
+            connections: (0..slots).map(|_| None).collect(),
+            again: Vec::new(),
+            accepted: 0,
+            accept_after: None,
+            reserve,
+            limits,
+            hosts,
+            backend,
+            metrics,
+            stop: Arc::clone(&stop),
+        };
+        Ok((front, Stopper { stop, waker }))
+    }
+
+    /// Serves until stopped.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        let mut stop_at = None;
+        loop {
+            let timeout = self.next_deadline(stop_at).map(|at| at.saturating_duration_since(Instant::now()));
+            if let Err(e) = self.poll.poll(&mut events, timeout)
+                && e.kind() != ErrorKind::Interrupted
+            {
+                // Nothing but a mistake of ours leads here; without a pause it would take the CPU for itself.
+                log::error!("control: waiting for events: {e}");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+            let listener_base = 2 * self.connections.len() + 1;
+            for event in &events {
+                match event.token().0 {
+                    token if token >= listener_base => self.listeners[token - listener_base].ready = true,
+                    token if token == listener_base - 1 => {}
+                    token => self.advance(token / 2),
+                }
+            }
+            for slot in std::mem::take(&mut self.again) {
+                self.advance(slot);
+            }
+            if self.stop.load(Ordering::Acquire) {
+                stop_at.get_or_insert_with(|| Instant::now() + self.limits.stop_timeout);
+                self.listeners.clear();
+                self.drop_idle();
+            }
+            self.accept();
+            self.hand_on();
+            self.expire();
+            // Not while tiny_http may still have to take its descriptors for a request.
+            if self.connections.iter().flatten().all(|c| !c.is_unanswered()) {
+                self.reserve.refill(reserve_size(self.limits.in_flight - self.in_flight()));
+            }
+            if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.iter().all(Option::is_none)) {
+                return;
+            }
+        }
+    }
+
+    fn next_deadline(&self, stop_at: Option<Instant>) -> Option<Instant> {
+        if !self.again.is_empty() || (self.accept_after.is_none() && self.listeners.iter().any(|l| l.ready)) {
+            return Some(Instant::now());
+        }
+        let connections = self.connections.iter().flatten().map(|c| c.deadline(&self.limits));
+        connections.chain(stop_at).chain(self.accept_after).min()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.connections.iter().flatten().filter(|c| c.upstream.is_some()).count().min(self.limits.in_flight)
+    }
+
+    /// Runs `work` on a connection and closes it if that is the result.
+    fn with(&mut self, slot: usize, work: impl FnOnce(&mut Connection, &Context<'_>) -> Step) {
+        let Some(mut connection) = self.connections.get_mut(slot).and_then(Option::take) else { return };
+        let metrics = &self.metrics;
+        let refused = |refusal: &Refusal, peer: SocketAddr| {
+            metrics.http_refused(refusal.reason);
+            log::debug!("control: {peer} refused ({}): {}", refusal.reason, refusal.message);
+        };
+        let context = Context {
+            limits: &self.limits,
+            hosts: &self.hosts,
+            now: Instant::now(),
+            held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
+            refused: &refused,
+        };
+        let step = work(&mut connection, &context);
+        if step == Step::Again {
+            self.again.push(slot);
+        }
+        if step != Step::Close {
+            self.connections[slot] = Some(connection);
+            self.limit_lingering();
+        }
+    }
+
+    fn advance(&mut self, slot: usize) {
+        self.with(slot, Connection::advance);
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for slot in 0..self.connections.len() {
+            if self.connections[slot].as_ref().is_some_and(|c| c.deadline(&self.limits) <= now) {
+                self.with(slot, Connection::expire);
+            }
+        }
+    }
+
+    /// Gives complete requests to tiny_http, the oldest first, as many as may be there at a time.
+    fn hand_on(&mut self) {
+        while self.in_flight() < self.limits.in_flight {
+            let queued = (0..self.connections.len())
+                .filter_map(|slot| Some((self.connections[slot].as_ref()?, slot)))
+                .filter(|(connection, _)| connection.stage == Stage::Queued);
+            let Some(slot) = queued.min_by_key(|(connection, _)| connection.order).map(|(_, slot)| slot) else {
+                return;
+            };
+            self.reserve.release(DESCRIPTORS_PER_REQUEST);
+            let socket = self.backend.socket();
+            let mut connected = UnixStream::connect(&socket);
+            if connected.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) {
+                self.backend.gone(&socket);
+                connected = UnixStream::connect(self.backend.socket());
+            }
+            let upstream = connected.and_then(|mut upstream| {
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                self.poll.registry().register(&mut upstream, Token(2 * slot + 1), interest)?;
+                Ok(upstream)
+            });
+            self.with(slot, |connection, context| {
+                match upstream {
+                    Ok(upstream) => connection.hand_on(upstream, context.now),
+                    Err(e) => {
+                        log::error!("control: handing a request on: {e}");
+                        connection.refuse(&busy("the request cannot be handed on now"), context);
+                    }
+                }
+                connection.advance(context)
+            });
+        }
+    }
+
+    fn accept(&mut self) {
+        if self.accept_after.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        self.accept_after = None;
+        for i in 0..self.listeners.len() {
+            let mut made_room = false;
+            for _ in 0..ACCEPT_TURN {
+                let listener = &mut self.listeners[i];
+                if !listener.ready {
+                    break;
+                }
+                match listener.socket.accept() {
+                    Ok((client, peer)) => {
+                        let kind = listener.kind;
+                        self.admit(client, peer, kind);
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => listener.ready = false,
+                    // The client left before it was accepted.
+                    Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                    Err(e) => {
+                        self.metrics.http_refused("accept");
+                        if made_room {
+                            log::warn!("control: accepting a client: {e}; trying again");
+                            self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                            return;
+                        }
+                        made_room = true;
+                        if !self.make_room(|_| true) {
+                            self.reserve.release(1);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, client: mio::net::TcpStream, peer: SocketAddr, kind: Kind) {
+        let now = Instant::now();
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let key = address_key(peer.ip());
+        let from_here = move |c: &Connection| address_key(c.peer.ip()) == key;
+        let per_address = if peer.ip().is_loopback() {
+            self.limits.connections_loopback
+        } else {
+            self.limits.connections_per_address
+        };
+        let fits = (self.served(from_here) < per_address || self.make_room(from_here))
+            && (self.served(|_| true) < self.limits.connections || self.make_room(|_| true));
+        // There is a slot for a refusal even when all others are served or linger; limit_lingering frees it again.
+        let Some(slot) = self.connections.iter().position(Option::is_none) else { return };
+        self.accepted += 1;
+        let Ok(mut connection) = Connection::new(client, peer, kind, self.accepted, now) else { return };
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(e) = self.poll.registry().register(&mut connection.client, Token(2 * slot), interest) {
+            log::warn!("control: registering a client: {e}");
+            return;
+        }
+        self.connections[slot] = Some(connection);
+        self.with(slot, |connection, context| {
+            if !fits {
+                let message = "too many connections";
+                connection.refuse(&Refusal::new(503, "SERVICE_UNAVAILABLE", "connections", message), context);
+            }
+            // Most requests are there already: read it before somebody else's arrival throws it out.
+            connection.advance(context)
+        });
+    }
+
+    fn served(&self, which: impl Fn(&Connection) -> bool) -> usize {
+        self.connections.iter().flatten().filter(|c| !c.refused && which(c)).count()
+    }
+
+    /// Closes the connection that gives way first among `which`. False when none does.
+    fn make_room(&mut self, which: impl Fn(&Connection) -> bool) -> bool {
+        // Each round either closes one or finds that one has become a request meanwhile.
+        for _ in 0..self.connections.len() {
+            let candidates = (0..self.connections.len()).filter_map(|slot| {
+                let connection = self.connections[slot].as_ref().filter(|c| !c.refused && which(c))?;
+                Some(((connection.gives_way()?, connection.order), slot))
+            });
+            let Some(((stage, _), slot)) = candidates.min() else { return false };
+            self.advance(slot);
+            match &self.connections[slot] {
+                Some(connection) if !connection.refused && connection.stage == stage => {
+                    self.with(slot, |connection, context| {
+                        let message = "closed to make room: the request was not complete";
+                        connection.refuse(&Refusal::new(503, "SERVICE_UNAVAILABLE", "evicted", message), context);
+                        connection.advance(context);
+                        Step::Close
+                    });
+                    return true;
+                }
+                Some(connection) if !connection.refused => {}
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// Those that only wait for their client to close have places of their own; the oldest gives way.
+    fn limit_lingering(&mut self) {
+        let lingering = |c: &&Connection| c.refused;
+        while self.connections.iter().flatten().filter(lingering).count() > self.limits.lingering {
+            let oldest = (0..self.connections.len())
+                .filter_map(|slot| Some((self.connections[slot].as_ref().filter(lingering)?.order, slot)))
+                .min();
+            if let Some((_, slot)) = oldest {
+                self.connections[slot] = None;
+            }
+        }
+    }
+
+    /// When stopping: a client that has not asked yet gets no answer any more.
+    fn drop_idle(&mut self) {
+        for slot in &mut self.connections {
+            if slot.as_ref().is_some_and(|c| matches!(c.stage, Stage::Head | Stage::Body | Stage::Linger)) {
+                *slot = None;
+            }
+        }
+    }
+}
+
+/// What counts as one client: an address, or an IPv6 network that one host can have to itself.
+fn address_key(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) if v6.is_loopback() => v6.to_bits(),
+        // Shifted so that no network looks like an IPv4 address.
+        IpAddr::V6(v6) => v6.to_bits() & (u128::MAX << 64) | 1 << 63,
+    }
+}
+
+/// How many descriptors are kept while `free` more requests may be handed on.
+fn reserve_size(free: usize) -> usize {
+    DESCRIPTORS_PER_REQUEST * free + DESCRIPTORS_TO_ACCEPT
+}
+
+/// Descriptors kept for requests that are handed on, so that connections cannot take the last ones.
+struct Reserve {
+    files: Vec<File>,
+}
+
+impl Reserve {
+    fn new(size: usize) -> Reserve {
+        let mut reserve = Reserve { files: Vec::with_capacity(size) };
+        reserve.refill(size);
+        reserve
+    }
+
+    fn release(&mut self, n: usize) {
+        self.files.truncate(self.files.len().saturating_sub(n));
+    }
+
+    /// As far as possible; the rest comes when descriptors are free again.
+    fn refill(&mut self, size: usize) {
+        while self.files.len() < size {
+            match File::open("/dev/null") {
+                Ok(file) => self.files.push(file),
+                Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The control port: REST and metrics over HTTP.
+//!
+//! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
+//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
+
+pub mod agent;
+mod front;
+pub mod openapi;
+mod routes;
+mod server;
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+pub use self::front::Limits;
+use self::front::{Front, Hosts, Kind, Stopper};
+use self::routes::Routes;
+use self::server::Server;
+use crate::api::Operation;
+use crate::metrics::Metrics;
+
+/// What control listens on.
+#[derive(Clone)]
+pub struct ControlConfig {
+    /// `agent.bind_address` and `agent.http_port`; port 0 takes a free one.
+    pub rest: SocketAddr,
+    /// The same with `agent.metrics_port`. `/metrics` is on `rest` in any case.
+    pub metrics: Option<SocketAddr>,
+    /// Where the socket between front and server may lie: `/run/ebpfsentinel`. Made if absent.
+    pub runtime_dir: PathBuf,
+    /// Names beside the host's own that a `Host` header may hold.
+    pub host_names: Vec<String>,
+    pub limits: Limits,
+    /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
+    pub on_failure: OnFailure,
+}
+
+/// See [`ControlConfig::on_failure`].
+pub type OnFailure = Arc<dyn Fn(String, String) + Send + Sync>;
+
+impl ControlConfig {
+    /// REST on `rest`, nothing else, default limits, failures to the log only.
+    pub fn new(rest: SocketAddr, runtime_dir: impl Into<PathBuf>) -> ControlConfig {
+        ControlConfig {
+            rest,
+            metrics: None,
+            runtime_dir: runtime_dir.into(),
+            host_names: Vec::new(),
+            limits: Limits::default(),
+            on_failure: Arc::new(|_, _| {}),
+        }
+    }
+}
+
+/// Where control listens, with the real ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub rest: SocketAddr,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// The running control port.
+pub struct Control {
+    addresses: Addresses,
+    stopper: Stopper,
+    /// `None` when stopped.
+    server: Option<Arc<Server>>,
+    front: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    directory: PathBuf,
+    stop_timeout: Duration,
+}
+
+impl Control {
+    /// Binds, then serves `operations`, and their description, on threads of its own.
+    pub fn start(
+        config: ControlConfig,
+        mut operations: Vec<Operation>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Control> {
+        operations.push(openapi::operation(operations.iter().map(|operation| operation.spec).collect()));
+        let routes = Routes::new(operations)?;
+        let mut sockets = vec![(bind(config.rest, "agent.http_port")?, Kind::Rest)];
+        if let Some(address) = config.metrics {
+            sockets.push((bind(address, "agent.metrics_port")?, Kind::Metrics));
+        }
+        let bound = sockets.iter().map(|(socket, _)| socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
+        let addresses = Addresses { rest: bound[0], metrics: bound.get(1).copied() };
+
+        let directory = private_directory(&config.runtime_dir)?;
+        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics))
+            .with_context(|| format!("listening in {}", directory.display()))?;
+        let server = Arc::new(server);
+        let hosts = Hosts::new(bound.iter().map(SocketAddr::ip), &config.host_names);
+        let backend: Arc<dyn front::Backend> = server.clone();
+        let limits = config.limits;
+        let (front, stopper) = Front::new(sockets, limits.clone(), hosts, backend, metrics)
+            .context("setting up the control port's event loop")?;
+
+        let mut control = Control {
+            addresses,
+            stopper,
+            server: Some(Arc::clone(&server)),
+            front: None,
+            workers: Vec::new(),
+            directory,
+            stop_timeout: limits.stop_timeout,
+        };
+        control.front = Some(spawn("http-front".to_owned(), &config.on_failure, move || front.run())?);
+        for i in 0..limits.workers {
+            let server = Arc::clone(&server);
+            control.workers.push(spawn(format!("http-{i}"), &config.on_failure, move || server.work())?);
+        }
+        Ok(control)
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Stops accepting, lets what is under way end (for [`Limits::stop_timeout`]), and takes its threads down.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn shut_down(&mut self) {
+        let deadline = Instant::now() + self.stop_timeout + Duration::from_secs(1);
+        self.stopper.stop();
+        join_until(self.front.take(), deadline);
+        if let Some(server) = &self.server {
+            server.stop(self.workers.len());
+        }
+        // An operation that hangs keeps its thread; the process ends all the same.
+        self.workers.drain(..).for_each(|worker| join_until(Some(worker), deadline));
+        // Before its socket goes: tiny_http ends its accept thread by connecting to it.
+        self.server = None;
+        if let Err(e) = fs::remove_dir_all(&self.directory) {
+            log::warn!("control: removing {}: {e}", self.directory.display());
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("listening on {address} ({key})"))
+}
+
+fn spawn(name: String, on_failure: &OnFailure, run: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
+    let on_failure = Arc::clone(on_failure);
+    let inside = name.clone();
+    let run = move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            let message = panic_message(&*panic);
+            log::error!("control: the thread {inside} panicked: {message}");
+            on_failure(inside, message.to_owned());
+        }
+    };
+    std::thread::Builder::new().name(name.clone()).spawn(run).with_context(|| format!("starting the thread {name}"))
+}
+
+/// The text of a panic.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}
+
+/// `JoinHandle` has no join with a deadline.
+fn join_until(thread: Option<JoinHandle<()>>, deadline: Instant) {
+    let Some(thread) = thread else { return };
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            log::warn!("control: the thread {} does not end", thread.thread().name().unwrap_or("?"));
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A panic was logged when it happened.
+    let _ = thread.join();
+}
+
+/// A directory of this process that only its user may enter: whoever reaches the socket in it can claim any peer address.
+/// Those of processes that are gone (killed, not stopped) are removed.
+fn private_directory(runtime_dir: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(runtime_dir).with_context(|| format!("making {}", runtime_dir.display()))?;
+    for entry in fs::read_dir(runtime_dir).with_context(|| format!("reading {}", runtime_dir.display()))?.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("http-")?.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Best effort: a leftover does no harm.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    // A process may have several control ports (tests do), and a pid may come again.
+    for n in 0..1000 {
+        let directory = runtime_dir.join(format!("http-{}-{n}", std::process::id()));
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            other => other.with_context(|| format!("making {}", directory.display()))?,
+        }
+        let made = fs::symlink_metadata(&directory).with_context(|| format!("looking at {}", directory.display()))?;
+        let ours = made.is_dir() && made.uid() == nix::unistd::geteuid().as_raw();
+        ensure!(ours && made.permissions().mode() & 0o077 == 0, "{} is not private", directory.display());
+        return Ok(directory);
+    }
+    anyhow::bail!("{} is full of directories of this process", runtime_dir.display())
+}

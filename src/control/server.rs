@@ -1,0 +1,230 @@
+//! Behind the front: tiny_http on a Unix socket, and the threads that run operations.
+//!
+//! Requests arrive complete and within limits, from the front only, which also says who sent them.
+
+use std::io::{self, Cursor};
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tiny_http::{Header, Response, StatusCode};
+
+use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
+use super::panic_message;
+use super::routes::{Miss, Routes};
+use crate::api::{ApiError, Reply};
+use crate::metrics::Metrics;
+
+/// Between attempts to listen anew.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// The operation label of requests that found none.
+const NO_OPERATION: &str = "none";
+
+/// What the worker threads share.
+pub struct Server {
+    backend: Mutex<Backend>,
+    directory: PathBuf,
+    routes: Routes,
+    metrics: Arc<Metrics>,
+    stop: AtomicBool,
+}
+
+/// tiny_http, and which one it is: its accept thread ends for good on an error, then another takes its place.
+struct Backend {
+    http: Arc<tiny_http::Server>,
+    generation: u32,
+}
+
+impl Server {
+    /// Listens in `directory`, which nobody else may enter.
+    pub fn new(directory: PathBuf, routes: Routes, metrics: Arc<Metrics>) -> io::Result<Server> {
+        let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
+        Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, stop: AtomicBool::new(false) })
+    }
+
+    /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
+    pub fn stop(&self, workers: usize) {
+        self.stop.store(true, Ordering::Release);
+        let http = Arc::clone(&self.backend().http);
+        (0..workers).for_each(|_| http.unblock());
+    }
+
+    /// What a worker thread does.
+    pub fn work(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let (http, generation) = {
+                let backend = self.backend();
+                (Arc::clone(&backend.http), backend.generation)
+            };
+            match http.recv() {
+                Ok(request) => self.serve(request),
+                // Unblocked: stopping, or another worker has put a new one in place.
+                Err(e) if e.raw_os_error().is_none() => {}
+                Err(e) => self.replace(generation, &e),
+            }
+        }
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts another tiny_http in the place of the one whose accept thread has ended. Tries until it succeeds.
+    fn replace(&self, generation: u32, error: &io::Error) {
+        while !self.stop.load(Ordering::Acquire) && !self.try_replace(generation, &error.to_string()) {
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    /// Whether another than `generation` is in place now.
+    fn try_replace(&self, generation: u32, why: &str) -> bool {
+        let mut backend = self.backend();
+        if backend.generation != generation {
+            return true;
+        }
+        match listen(&socket_path(&self.directory, generation + 1)) {
+            Ok(http) => {
+                log::warn!("control: accepting ended ({why}); listening anew");
+                let old = std::mem::replace(&mut *backend, Backend { http, generation: generation + 1 });
+                // For the workers that wait on the old one; more than there are does no harm.
+                (0..64).for_each(|_| old.http.unblock());
+                true
+            }
+            Err(e) => {
+                log::error!("control: accepting ended ({why}) and listening anew failed: {e}");
+                false
+            }
+        }
+    }
+
+    fn serve(&self, mut request: tiny_http::Request) {
+        let (operation, answer) = self.answer(&mut request);
+        self.metrics.http_request(operation, answer.status);
+        let mut response = Response::new(
+            StatusCode(answer.status),
+            vec![header("Server", "ebpfsentinel"), header("Cache-Control", "no-store")],
+            Cursor::new(answer.body.as_bytes()),
+            Some(answer.body.len()),
+            None,
+        )
+        // Never chunked: the client may speak HTTP/1.0, and the length is known.
+        .with_chunked_threshold(usize::MAX);
+        response.add_header(header("X-Content-Type-Options", "nosniff"));
+        if let Some(content_type) = answer.content_type {
+            response.add_header(header("Content-Type", content_type));
+        }
+        if let Some(allow) = &answer.allow {
+            response.add_header(header("Allow", allow));
+        }
+        if let Err(e) = request.respond(response) {
+            log::debug!("control: answering {operation}: {e}");
+        }
+    }
+
+    /// The operation's name and its answer.
+    fn answer(&self, request: &mut tiny_http::Request) -> (&'static str, Answer) {
+        let method = request.method().as_str().to_owned();
+        let target = request.url().to_owned();
+        let listener = header_value(request, LISTENER_HEADER);
+        let path = target.split('?').next().unwrap_or_default();
+        if listener.as_deref() == Some(Kind::Metrics.name()) && path != "/metrics" {
+            return (NO_OPERATION, ApiError::not_found("this listener serves /metrics only").into());
+        }
+        let (operation, mut call) = match self.routes.find(&method, &target) {
+            Ok(found) => found,
+            Err(miss) => return (NO_OPERATION, miss.into()),
+        };
+        let command = operation.spec.command;
+        call.peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        if let Err(e) = request.as_reader().read_to_end(&mut call.body) {
+            return (command, ApiError::validation(format!("the body could not be read: {e}")).into());
+        }
+        if operation.spec.body.is_none() && !call.body.is_empty() {
+            return (command, ApiError::validation("this operation takes no body").into());
+        }
+        // An operation that panics is a mistake of ours, and its request's end, not the agent's.
+        match catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))) {
+            Ok(Ok(reply)) => (command, reply.into()),
+            Ok(Err(error)) => (command, error.into()),
+            Err(panic) => {
+                log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
+                (command, ApiError::internal("the operation failed; the agent's log says why").into())
+            }
+        }
+    }
+}
+
+impl front::Backend for Server {
+    fn socket(&self) -> PathBuf {
+        socket_path(&self.directory, self.backend().generation)
+    }
+
+    /// tiny_http's accept thread panics when descriptors run out at a bad moment, and tells nobody.
+    fn gone(&self, socket: &Path) {
+        let generation = self.backend().generation;
+        if socket == socket_path(&self.directory, generation) {
+            self.try_replace(generation, "it refuses connections");
+        }
+    }
+}
+
+/// An HTTP answer.
+struct Answer {
+    status: u16,
+    content_type: Option<&'static str>,
+    allow: Option<String>,
+    body: String,
+}
+
+impl Answer {
+    fn json(status: u16, body: &serde_json::Value) -> Answer {
+        Answer { status, content_type: Some("application/json"), allow: None, body: format!("{body}\n") }
+    }
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Answer {
+        let status = reply.status();
+        match reply {
+            Reply::Json(body) | Reply::Created(body) | Reply::Status { body, .. } => Answer::json(status, &body),
+            Reply::NoContent => Answer { status, content_type: None, allow: None, body: String::new() },
+            Reply::Text { content_type, body } => {
+                Answer { status, content_type: Some(content_type), allow: None, body }
+            }
+        }
+    }
+}
+
+impl From<ApiError> for Answer {
+    fn from(error: ApiError) -> Answer {
+        Answer::json(error.status, &error.body())
+    }
+}
+
+impl From<Miss> for Answer {
+    fn from(miss: Miss) -> Answer {
+        Answer { allow: miss.allow, ..miss.error.into() }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<Arc<tiny_http::Server>> {
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    tiny_http::Server::from_listener(listener, None).map(Arc::new).map_err(io::Error::other)
+}
+
+fn socket_path(directory: &Path, generation: u32) -> PathBuf {
+    directory.join(format!("{generation}.sock"))
+}
+
+fn header(name: &str, value: &str) -> Header {
+    Header::from_bytes(name, value).expect("our header fields are ASCII")
+}
+
+fn header_value(request: &tiny_http::Request, name: &'static str) -> Option<String> {
+    let field = request.headers().iter().find(|header| header.field.equiv(name))?;
+    Some(field.value.as_str().to_owned())
+}
