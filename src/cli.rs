@@ -700,8 +700,8 @@ fn read(from: impl Read, name: &str) -> Result<String, String> {
 
 fn packet_body(args: ExplainArgs) -> Value {
     let fields = [
-        ("src", Some(json!(args.src))),
-        ("dst", Some(json!(args.dst))),
+        ("src_ip", Some(json!(args.src))),
+        ("dst_ip", Some(json!(args.dst))),
         ("protocol", Some(json!(args.proto))),
         ("src_port", args.sport.map(Value::from)),
         ("dst_port", args.dport.map(Value::from)),
@@ -1007,7 +1007,7 @@ mod tests {
         check("explain --src 1.2.3.4 --dst 5.6.7.8 --proto tcp", Method::Post, "/api/v1/explain");
         assert_eq!(
             call("explain --src ::1 --dst ::2 --proto udp --dport 53 --vlan 7 --iface e0").body.unwrap(),
-            json!({"src": "::1", "dst": "::2", "protocol": "udp", "dst_port": 53, "vlan_id": 7, "interface": "e0"})
+            json!({"src_ip": "::1", "dst_ip": "::2", "protocol": "udp", "dst_port": 53, "vlan_id": 7, "interface": "e0"})
         );
         assert_eq!(
             call("firewall add --id a --priority 7 --action deny --dst-port 80-443 --src-port 53 --state new,related --disabled")

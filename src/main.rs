@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use ebpfsentinel::agent::{self, Options};
 use ebpfsentinel::cli::{self, Command};
+use ebpfsentinel::lab::demo;
 
 const DEFAULT_CONFIG: &str = "/etc/ebpfsentinel/config.toml";
 
@@ -28,10 +29,14 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Check(path) => check(&options(path)),
-        Command::Demo => {
-            cli::complain("the demo is not part of this build");
-            ExitCode::FAILURE
-        }
+        Command::Demo => match demo::run() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                cli::complain(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        },
         Command::Remote(remote) => ExitCode::from(u8::try_from(cli::run_remote(global, &remote)).unwrap_or(1)),
     }
 }

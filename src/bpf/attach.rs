@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::Serialize;
 
 use super::check;
@@ -257,10 +258,8 @@ pub fn ifindex(name: &str) -> Option<u32> {
 
 /// Mounts the BPF file system where it is not, as `on_exit = "keep"` needs it, and makes our directory there.
 pub fn prepare_pins(dir: &Path) -> Result<()> {
-    const BPFFS_MAGIC: i64 = 0xcafe4a11;
     let root = Path::new("/sys/fs/bpf");
-    let is_bpffs =
-        |path: &Path| nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 as i64 == BPFFS_MAGIC);
+    let is_bpffs = |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !is_bpffs(root) {
         nix::mount::mount(Some("bpf"), root, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
             .context("mounting the BPF file system on /sys/fs/bpf")?;

@@ -23,7 +23,7 @@ impl<T: Plain> Mapped<T> {
     /// Maps `len` values of a map made with `BPF_F_MMAPABLE`. Fails when the map is smaller or its values are of another size.
     pub fn new(map: &MapHandle, len: usize) -> Result<Mapped<T>> {
         let value = map.value_size() as usize;
-        if value != size_of::<T>() || (map.max_entries() as usize) < len || size_of::<T>() % 8 != 0 {
+        if value != size_of::<T>() || (map.max_entries() as usize) < len || !size_of::<T>().is_multiple_of(8) {
             bail!(
                 "map {:?} has {} values of {value} bytes, not {len} of {}",
                 map.name(),
