@@ -112,9 +112,9 @@ impl Connection {
         body + self.forward.left() + self.answer.left()
     }
 
-    /// Handed on, and tiny_http has not said anything yet.
-    pub fn is_unanswered(&self) -> bool {
-        self.upstream.is_some() && !self.answer_marked
+    /// Handed on after `start`, and tiny_http has not said anything yet.
+    pub fn is_handed_over_since(&self, start: Instant) -> bool {
+        self.upstream.is_some() && !self.answer_marked && self.since > start
     }
 
     /// Order in which connections give way when there are too many: those that have not even said what they want, then

@@ -42,6 +42,8 @@ const DESCRIPTORS_PER_REQUEST: usize = 3;
 const DESCRIPTORS_TO_ACCEPT: usize = 4;
 /// Until accepting is tried again after the lack of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// In this time tiny_http has accepted what was handed on, or has answered.
+const HANDING_OVER: Duration = Duration::from_secs(1);
 /// Accepted before the connections that are there have their turn.
 const ACCEPT_TURN: usize = 64;
 
@@ -132,7 +134,7 @@ impl Front {
         }
         let waker = Arc::new(Waker::new(poll.registry(), Token(2 * slots))?);
         let stop = Arc::new(AtomicBool::new(false));
-        let reserve = Reserve::new(reserve_size(limits.in_flight));
+        let reserve = Reserve::new(DESCRIPTORS_PER_REQUEST * limits.in_flight + DESCRIPTORS_TO_ACCEPT);
         let front = Front {
             poll,
             listeners,
@@ -182,9 +184,8 @@ impl Front {
             self.accept();
             self.hand_on();
             self.expire();
-            // Not while tiny_http may still have to take its descriptors for a request.
-            if self.connections.iter().flatten().all(|c| !c.is_unanswered()) {
-                self.reserve.refill(reserve_size(self.limits.in_flight - self.in_flight()));
+            if !self.is_handing_over() {
+                self.reserve.refill(self.reserve_wanted());
             }
             if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.iter().all(Option::is_none)) {
                 return;
@@ -202,6 +203,16 @@ impl Front {
 
     fn in_flight(&self) -> usize {
         self.connections.iter().flatten().filter(|c| c.upstream.is_some()).count().min(self.limits.in_flight)
+    }
+
+    fn reserve_wanted(&self) -> usize {
+        DESCRIPTORS_PER_REQUEST * (self.limits.in_flight - self.in_flight()) + DESCRIPTORS_TO_ACCEPT
+    }
+
+    /// Whether tiny_http may still have to take descriptors that were released for it; nothing here may take them then.
+    fn is_handing_over(&self) -> bool {
+        let now = Instant::now();
+        self.connections.iter().flatten().any(|c| c.is_handed_over_since(now - HANDING_OVER))
     }
 
     /// Runs `work` on a connection and closes it if that is the result.
@@ -281,6 +292,10 @@ impl Front {
             return;
         }
         self.accept_after = None;
+        if self.reserve.short && self.is_handing_over() {
+            self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+            return;
+        }
         for i in 0..self.listeners.len() {
             let mut made_room = false;
             for _ in 0..ACCEPT_TURN {
@@ -304,6 +319,7 @@ impl Front {
                             return;
                         }
                         made_room = true;
+                        self.reserve.short = true;
                         if !self.make_room(|_| true) {
                             self.reserve.release(1);
                         }
@@ -409,19 +425,16 @@ fn address_key(address: IpAddr) -> u128 {
     }
 }
 
-/// How many descriptors are kept while `free` more requests may be handed on.
-fn reserve_size(free: usize) -> usize {
-    DESCRIPTORS_PER_REQUEST * free + DESCRIPTORS_TO_ACCEPT
-}
-
 /// Descriptors kept for requests that are handed on, so that connections cannot take the last ones.
 struct Reserve {
     files: Vec<File>,
+    /// Descriptors have run out since it was last full.
+    short: bool,
 }
 
 impl Reserve {
     fn new(size: usize) -> Reserve {
-        let mut reserve = Reserve { files: Vec::with_capacity(size) };
+        let mut reserve = Reserve { files: Vec::with_capacity(size), short: false };
         reserve.refill(size);
         reserve
     }
@@ -435,8 +448,12 @@ impl Reserve {
         while self.files.len() < size {
             match File::open("/dev/null") {
                 Ok(file) => self.files.push(file),
-                Err(_) => return,
+                Err(_) => {
+                    self.short = true;
+                    return;
+                }
             }
         }
+        self.short = false;
     }
 }
