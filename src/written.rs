@@ -30,7 +30,7 @@ pub const ERRORS_MAX: usize = 100;
 /// TOML tokens, or JSON values: a full rule set of both families needs less, and a hostile text costs at most 100 MB.
 const TOKENS_MAX: usize = 1 << 20;
 /// A text above this length is not parsed a second time to find its other syntax errors.
-const RECOVER_MAX: usize = 1 << 20;
+const RECOVER_MAX: usize = 256 << 10;
 
 /// One thing wrong with what the user wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,12 +205,14 @@ impl Document {
             Err(first) if document.text.len() > RECOVER_MAX => return Err(vec![syntax_error(&document, &first)]),
             Err(_) => DeTable::parse_recoverable(&document.text),
         };
-        let syntax = errors.iter().filter(|e| !is_duplicate(e)).map(|e| syntax_error(&document, e)).collect::<Vec<_>>();
+        let (mut duplicates, mut syntax): (Vec<_>, Vec<_>) = errors.into_iter().partition(is_duplicate);
         if !syntax.is_empty() {
-            return Err(without_echoes(syntax));
+            return Err(without_echoes(&document, &mut syntax));
         }
         let mut root = convert_table(tree.into_inner(), 1).map_err(|(offset, message)| at(offset, &message))?;
-        let duplicates = errors.iter().map(|e| duplicate_error(&document, &root, e)).collect();
+        // Finding the first of a pair costs a walk through the text, so no more pairs than are listed.
+        duplicates.truncate(ERRORS_MAX);
+        let duplicates = duplicates.iter().map(|e| duplicate_error(&document, &root, e)).collect();
         root.place = Place::Nowhere;
         document.root = root;
         document.errors = duplicates;
@@ -419,18 +421,28 @@ fn bare_word(text: &str, offset: usize) -> Option<String> {
 
 /// One mistake makes the parser stumble several times: keep the first of each line, and nothing after a bracket or a
 /// quote that was never closed, since from there on it reads prose as code.
-fn without_echoes(mut errors: Vec<WrittenError>) -> Vec<WrittenError> {
-    errors.sort_by_key(|error| (error.line, error.column));
-    errors.dedup_by_key(|error| error.line);
-    let opens = |error: &WrittenError| {
-        let message = &error.message;
+fn without_echoes(document: &Document, errors: &mut [toml::de::Error]) -> Vec<WrittenError> {
+    let opens = |error: &toml::de::Error| {
+        let message = error.message();
         message.starts_with("unclosed") || message.starts_with("invalid") && message.contains("string")
     };
-    if let Some(open) = errors.iter().position(opens) {
-        errors.truncate(open + 1);
+    let start = |error: &toml::de::Error| error.span().map_or(document.text.len(), |span| span.start);
+    errors.sort_by_key(start);
+    let mut kept = Vec::new();
+    let mut last = None;
+    for error in errors.iter() {
+        let offset = start(error);
+        let same_line = last.is_some_and(|last| !document.text.as_bytes()[last..offset].contains(&b'\n'));
+        if same_line {
+            continue;
+        }
+        kept.push(syntax_error(document, error));
+        last = Some(offset);
+        if opens(error) || kept.len() == ERRORS_MAX {
+            break;
+        }
     }
-    errors.truncate(ERRORS_MAX);
-    errors
+    kept
 }
 
 /// Where a key that is written twice stands first: the parser keeps that one in the tree.
@@ -647,12 +659,16 @@ impl Pool<'_> {
         Field { pool: self, parent: Rc::from(""), segment: Segment::Root, node: Some(node), around: &node.place }
     }
 
-    fn note(&self, notes: &Notes, place: &Place, path: String, message: &str) {
+    /// `what` gives path and message, and is only asked while there is room in the list.
+    fn note(&self, notes: &Notes, place: &Place, what: impl FnOnce() -> (String, String)) {
         let document = self.document;
-        notes.add(|| match place {
-            Place::Offset(offset) => at_offset(&document.origin, &document.text, *offset as usize, &path, message),
-            Place::Nowhere => WrittenError { path, ..WrittenError::whole(&document.origin, message) },
-            Place::Named(name) => WrittenError { path, ..WrittenError::whole(name, message) },
+        notes.add(|| {
+            let (path, message) = what();
+            match place {
+                Place::Offset(offset) => at_offset(&document.origin, &document.text, *offset as usize, &path, &message),
+                Place::Nowhere => WrittenError { path, ..WrittenError::whole(&document.origin, message) },
+                Place::Named(name) => WrittenError { path, ..WrittenError::whole(name, message) },
+            }
         });
     }
 
@@ -756,12 +772,12 @@ impl<'r> Field<'r> {
 
     /// Note an error about it.
     pub fn error(&self, message: impl AsRef<str>) {
-        self.pool.note(&self.pool.errors, self.place(), self.path(), message.as_ref());
+        self.pool.note(&self.pool.errors, self.place(), || (self.path(), message.as_ref().to_owned()));
     }
 
     /// Note something that works, but perhaps not as meant.
     pub fn warn(&self, message: impl AsRef<str>) {
-        self.pool.note(&self.pool.warnings, self.place(), self.path(), message.as_ref());
+        self.pool.note(&self.pool.warnings, self.place(), || (self.path(), message.as_ref().to_owned()));
     }
 
     /// Note an error if it is absent.
@@ -970,7 +986,7 @@ impl<'r> Reader<'r> {
 
     /// Note an error about the table as a whole.
     pub fn error(&self, message: impl AsRef<str>) {
-        self.pool.note(&self.pool.errors, self.place, self.path.to_string(), message.as_ref());
+        self.pool.note(&self.pool.errors, self.place, || (self.path.to_string(), message.as_ref().to_owned()));
     }
 
     /// Note every key that was not asked for.
@@ -981,7 +997,7 @@ impl<'r> Reader<'r> {
             }
             let pool = self.pool;
             let path = |key: &str| if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-            pool.note(&pool.errors, place, path(&shortened(key)), &unknown(key, &self.known));
+            pool.note(&pool.errors, place, || (path(&shortened(key)), unknown(key, &self.known)));
         }
     }
 }
@@ -1157,6 +1173,10 @@ mod tests {
             format!("[{}]", vec!["a"; 400_000].join(".")),
             "a\n".repeat(1 << 20),
             "[[r]]\n".repeat(1 << 20),
+            "x\n".repeat(RECOVER_MAX / 2),
+            "x=1\n".repeat(RECOVER_MAX / 4),
+            "[x]\n".repeat(RECOVER_MAX / 4),
+            (0..170_000).map(|n| format!("k{n}=1\n")).collect(),
         ] {
             let found = errors(small, &text);
             assert!(!found.is_empty() && found.len() <= ERRORS_MAX + 1, "{} {found:?}", &text[..20]);
