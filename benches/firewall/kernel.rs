@@ -185,7 +185,7 @@ impl Bench {
         let mut quiet: Vec<Vec<f64>> = vec![Vec::new(); variants.len()];
         let mut all = quiet.clone();
         let mut attempts = 0;
-        while quiet[0].len() < rounds && attempts < 3 * rounds {
+        while quiet[0].len() < rounds && attempts < rounds + rounds / 2 {
             attempts += 1;
             let before = self.canary()?;
             let mut round = Vec::with_capacity(variants.len());

@@ -149,7 +149,7 @@ impl Wire {
             let first = self.generator.within(|| live_run(generate, &frame, 1000))?.ns;
             receiver.repeat = (40e6 / first).clamp(1000.0, 400_000.0) as u32;
         }
-        while quiet[0].len() < rounds && attempts < 2 * rounds {
+        while quiet[0].len() < rounds && attempts < rounds + rounds / 2 {
             attempts += 1;
             let before = bench.canary()?;
             let mut round = Vec::with_capacity(self.receivers.len());
