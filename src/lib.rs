@@ -1,4 +1,26 @@
 //! eBPFsentinel: a network security agent in one binary.
+//!
+//! # A packet's way
+//! `bpf/xdp_firewall.bpf.c` judges it in the kernel: parse, classify, ask the connection's state where it matters, count,
+//! tell. What it tells goes one way, through bounded queues, and never waits; every loss is counted by place and reason:
+//!
+//! ring buffer -> `poller` thread (bytes to [`event::Event`]) -> `firewall` thread ([`engines::firewall`]: event to
+//! [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
+//!
+//! # A request's way
+//! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
+//! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
+//!
+//! # Invariants
+//! - State has one owner, a thread. Every kernel map has one writer.
+//! - The firewall's tables exist twice. The idle generation is compiled while no packet reads it, then made live by one
+//!   store; a packet reads the live index once ([`bpf::xdp_firewall::XdpFirewall::swap`]).
+//! - Maps are filled before anything is attached.
+//! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
+//! - A reload validates and builds everything, then commits; an error changes nothing.
+//! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > alert, bpf, confirm >
+//!   event, written, api > abi, component, packet, metrics, logging, supervise. Engines never import each other.
+//!   `tests/tidy.rs` checks it.
 
 pub mod abi;
 pub mod agent;

@@ -280,7 +280,11 @@ fn a_reload_names_what_needs_a_restart() {
     let changed = |text: &str| parse(text).unwrap().restart_needed(&old);
     assert_eq!(changed(MINIMAL), [""; 0]);
     assert_eq!(changed("[agent]\ninterfaces=['eth1']\nhttp_port=1"), ["agent.interfaces", "agent.http_port"]);
-    assert_eq!(changed(&format!("{MINIMAL}log_level='debug'\n[firewall]\nmode='block'\nstateful=false")), [""; 0]);
+    assert_eq!(changed(&format!("{MINIMAL}log_level='debug'\n[firewall]\nmode='block'")), [""; 0]);
+    assert_eq!(
+        changed(&format!("{MINIMAL}on_exit='keep'\n[firewall]\nstateful=false")),
+        ["agent.on_exit", "firewall.stateful"]
+    );
     assert_eq!(changed(&format!("{MINIMAL}[firewall.timeouts]\ntcp_closing_secs=1")), ["firewall.timeouts"]);
 }
 

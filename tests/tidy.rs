@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["control"],
     &["config", "audit", "system"],
     &["engines"],
-    &["alert", "bpf"],
+    &["alert", "bpf", "confirm"],
     &["matching", "flow", "feeds", "event", "enrichment", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];

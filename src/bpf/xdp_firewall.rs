@@ -109,6 +109,24 @@ pub struct Ran {
     pub ns: u64,
 }
 
+/// Rows of a generation, written straight into the kernel's memory.
+pub trait WriteRows {
+    /// How many there are.
+    fn rows(&self) -> usize;
+    /// Writes them all; `out` has exactly that many.
+    fn write_rows(&self, out: &mut [fw_row]);
+}
+
+impl WriteRows for Vec<fw_row> {
+    fn rows(&self) -> usize {
+        self.len()
+    }
+
+    fn write_rows(&self, out: &mut [fw_row]) {
+        out.copy_from_slice(self);
+    }
+}
+
 /// The loaded object. One thread owns it; it is the only writer of its maps.
 pub struct XdpFirewall {
     skel: XdpFirewallSkel<'static>,
@@ -175,20 +193,16 @@ impl XdpFirewall {
     /// `build` writes policy and tables into memory that no packet reads (and that holds what an older generation left
     /// there) and returns the rows that its tables refer to. When it fails, nothing changes. After the return no packet
     /// is judged by the old generation any more.
-    pub fn swap<E: Into<anyhow::Error>>(
-        &mut self,
-        build: impl FnOnce(&mut fw_tables) -> Result<Vec<fw_row>, E>,
-    ) -> Result<()> {
+    pub fn swap<R: WriteRows>(&mut self, build: impl FnOnce(&mut fw_tables) -> Result<R>) -> Result<()> {
         let live = self.active().load(Ordering::Acquire) & 1;
         let idle = 1 - live;
-        let rows = build(&mut self.tables.values()[idle as usize]).map_err(Into::into)?;
-        let map = rows_map(&rows)?;
-        self.set_rows(idle, &map)?;
-        self.rows_bytes = (size_of::<fw_row>() * rows.len().max(1)) as u64;
+        let rows = build(&mut self.tables.values()[idle as usize])?;
+        self.set_rows(idle, &rows_map(&rows)?)?;
+        self.rows_bytes = (size_of::<fw_row>() * rows.rows().max(1)) as u64;
         self.active().store(idle, Ordering::Release);
         // The kernel waits here until every packet that may have read the old index is done (synchronize_rcu in the
         // update of a map in a map), so that the old tables may be written again. Also gives their rows back.
-        self.set_rows(live, &rows_map(&[])?)
+        self.set_rows(live, &rows_map(&Vec::new())?)
     }
 
     fn set_rows(&self, generation: u32, rows: &MapHandle) -> Result<()> {
@@ -355,11 +369,11 @@ impl XdpFirewall {
 }
 
 /// A map of rows, with at least one entry: an array cannot be empty.
-fn rows_map(rows: &[fw_row]) -> Result<MapHandle> {
-    let entries = rows.len().max(1);
-    let map = map::create_inner_array("fw_rows", size_of::<fw_row>() as u32, entries as u32)?;
-    if !rows.is_empty() {
-        Mapped::<fw_row>::new(&map, rows.len())?.values().copy_from_slice(rows);
+fn rows_map(rows: &impl WriteRows) -> Result<MapHandle> {
+    let entries = rows.rows();
+    let map = map::create_inner_array("fw_rows", size_of::<fw_row>() as u32, entries.max(1) as u32)?;
+    if entries != 0 {
+        rows.write_rows(Mapped::<fw_row>::new(&map, entries)?.values());
     }
     Ok(map)
 }

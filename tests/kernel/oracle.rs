@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use ebpfsentinel::abi::{fw_answer, fw_answered, fw_iface, fw_reason, fw_row, fw_state, fw_tables};
+use ebpfsentinel::abi::{fw_answer, fw_answered, fw_iface, fw_reason, fw_state, fw_tables};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
-use ebpfsentinel::engines::firewall::compile::{CompileError, Placed, compile_v4, compile_v6};
+use ebpfsentinel::engines::firewall::compile::{Placed, compile_v4, compile_v6};
 use ebpfsentinel::engines::firewall::rule::{RULES_MAX, Rule, State};
 
 use crate::support::classbench::{Style, classbench, to_ipv6};
@@ -109,7 +109,7 @@ fn install(firewall: &mut XdpFirewall, rules: &[Rule], generation: u32, interfac
             let [family_v4, family_v6] = &mut tables.family;
             let rows_v4 = compile_v4(&v4, 0, family_v4, &mut tables.v4)?;
             let rows_v6 = compile_v6(&v6, rows_v4.len(), family_v6, &mut tables.v6)?;
-            Ok::<Vec<fw_row>, CompileError>(rows_v4.iter().chain(rows_v6.iter()).collect())
+            Ok(rows_v4.iter().chain(rows_v6.iter()).collect::<Vec<_>>())
         })
         .expect("swapping the rules in");
 }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 
-use super::compile::{self, Placed};
+use super::compile::{self, Placed, Rows};
 use super::config::{FirewallConfig, Mode, Policy};
 use super::guard::Guard;
 use super::rule::Rule;
 use crate::abi::{fw_iface, fw_limits, fw_policy, fw_policy_limits, fw_row, fw_tables};
+use crate::bpf::xdp_firewall::WriteRows;
 
 /// Interfaces that can be guarded at once.
 pub const INTERFACES_MAX: usize = fw_policy_limits::FW_OTHER_IFACE.0 as usize;
@@ -86,20 +87,34 @@ pub struct Generation<'a> {
     pub guard: &'a Guard,
 }
 
+/// The rows of both families in their common map: first IPv4's, then IPv6's.
+pub struct BothRows {
+    v4: Rows,
+    v6: Rows,
+}
+
+impl WriteRows for BothRows {
+    fn rows(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    fn write_rows(&self, out: &mut [fw_row]) {
+        let (v4, v6) = out.split_at_mut(self.v4.len());
+        self.v4.write(v4);
+        self.v6.write(v6);
+    }
+}
+
 impl Generation<'_> {
     /// Writes the generation; returns the rows of both families.
-    pub fn write(&self, tables: &mut fw_tables) -> Result<Vec<fw_row>> {
+    pub fn write(&self, tables: &mut fw_tables) -> Result<BothRows> {
         self.write_policy(&mut tables.policy)?;
         let [v4, v6] = &mut tables.family;
         let of_v4 =
             compile::compile_v4(&self.placed(true)?, 0, v4, &mut tables.v4).context("compiling the IPv4 rules")?;
         let of_v6 = compile::compile_v6(&self.placed(false)?, of_v4.len(), v6, &mut tables.v6)
             .context("compiling the IPv6 rules")?;
-        let mut rows = vec![fw_row::default(); of_v4.len() + of_v6.len()];
-        let (first, second) = rows.split_at_mut(of_v4.len());
-        of_v4.write(first);
-        of_v6.write(second);
-        Ok(rows)
+        Ok(BothRows { v4: of_v4, v6: of_v6 })
     }
 
     fn write_policy(&self, policy: &mut fw_policy) -> Result<()> {
