@@ -1,0 +1,174 @@
+//! A frame in, a verdict out: a loaded xdp_firewall with rules and policy in their text form, and every counter read
+//! around every packet.
+
+use ebpfsentinel::abi::{fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
+use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
+use ebpfsentinel::engines::firewall::config::FirewallConfig;
+use ebpfsentinel::engines::firewall::guard::Guard;
+use ebpfsentinel::engines::firewall::maps::{Generation, Port, Slots};
+use ebpfsentinel::engines::firewall::rule::Rule;
+use ebpfsentinel::event::{Outcome, Reason, UNPARSABLE};
+use ebpfsentinel::written::Document;
+
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+
+/// Policies without a rule.
+pub const DROP: &str = "mode = \"block\"\ndefault_policy = \"drop\"\n";
+pub const PASS: &str = "mode = \"block\"\ndefault_policy = \"pass\"\n";
+
+const EXCEPTIONS: [&str; 5] = ["none", "link_control", "neighbour", "dhcp", "guard"];
+const SLOTS: usize = fw_limits::FW_SLOTS.0 as usize;
+const VERDICTS: usize = fw_verdict::FW_VERDICTS.0 as usize;
+const CELLS: usize = fw_reason::FW_REASONS.0 as usize * VERDICTS;
+
+/// Every counter that a packet can move, all CPUs together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets and bytes by slot.
+    pub slots: Vec<(u64, u64)>,
+    /// Packets and bytes by interface and cell.
+    pub cells: Vec<(u64, u64)>,
+    pub unparsable: Vec<u64>,
+    pub events: u64,
+    pub ring_full: u64,
+    pub conn_full: u64,
+}
+
+/// Where `after` differs from `before`: index and difference.
+fn moved(before: &[(u64, u64)], after: &[(u64, u64)]) -> Vec<(usize, u64, u64)> {
+    let pairs = before.iter().zip(after).enumerate();
+    pairs.filter(|(_, (b, a))| b != a).map(|(at, (b, a))| (at, a.0 - b.0, a.1 - b.1)).collect()
+}
+
+/// The loaded program, with rules.
+pub struct Kernel {
+    pub xdp: XdpFirewall,
+    pub slots: Slots,
+    generation: u32,
+}
+
+impl Kernel {
+    /// With the section `[firewall]` of `text` in force.
+    pub fn new(text: &str) -> Kernel {
+        Kernel::with(text, &Switches::default(), &Guard::default())
+    }
+
+    pub fn with(text: &str, switches: &Switches<'_>, guard: &Guard) -> Kernel {
+        let xdp = XdpFirewall::load(switches).expect("loading xdp_firewall");
+        let mut kernel = Kernel { xdp, slots: Slots::default(), generation: 0 };
+        kernel.swap_with(text, guard);
+        kernel
+    }
+
+    /// Makes other rules live.
+    pub fn swap(&mut self, text: &str) {
+        self.swap_with(text, &Guard::default());
+    }
+
+    fn swap_with(&mut self, text: &str, guard: &Guard) {
+        let document = Document::toml("test", text.as_bytes()).expect(text);
+        let read = document.read(|root| FirewallConfig::read(root.table().expect("a table"), None));
+        let config = read.into_result().expect(text);
+        let mut rules: Vec<&Rule> = config.rules.iter().collect();
+        rules.sort_by_key(|rule| rule.priority);
+        let (slots, fresh) = self.slots.next(config.rules.iter()).expect("slots for the rules");
+        for slot in fresh {
+            self.xdp.clear_slot(slot.into()).expect("clearing a slot");
+        }
+        self.slots = slots;
+        self.generation += 1;
+        // A test run without an interface arrives on the loopback device.
+        let ports = [Port { name: "lo".to_owned(), ifindex: Some(1) }];
+        let generation = Generation {
+            number: self.generation,
+            config: &config,
+            rules: &rules,
+            slots: &self.slots,
+            ports: &ports,
+            guard,
+        };
+        self.xdp.swap(|tables| generation.write(tables)).expect("swapping the rules in");
+    }
+
+    pub fn counts(&self) -> Counts {
+        let rules = self.xdp.rule_counts().expect("reading counters");
+        let slots = rules.iter().map(|one| (one.packets, one.bytes)).collect();
+        Counts { slots, ..self.counts_but_slots() }
+    }
+
+    /// The slots are many, and reading them takes longer than all the rest.
+    fn counts_but_slots(&self) -> Counts {
+        let misc = self.xdp.misc_counts().expect("reading counters");
+        let ifaces = self.xdp.iface_counts().expect("reading counters");
+        Counts {
+            slots: Vec::new(),
+            cells: ifaces.iter().flat_map(|one| one.packets.into_iter().zip(one.bytes)).collect(),
+            unparsable: misc.unparsable.to_vec(),
+            events: misc.events,
+            ring_full: misc.ring_full,
+            conn_full: misc.conn_full,
+        }
+    }
+
+    pub fn explain(&self, frame: &[u8]) -> fw_answered {
+        self.xdp.explain(frame, 0).expect("asking the program")
+    }
+
+    /// Lets the frame arrive and says what became of it and why: "drop rule ssh", "pass unparsable bad_ipv4".
+    ///
+    /// Asks first, which must change no counter and tell the same; and exactly one packet with the frame's bytes must be
+    /// counted in one slot, one cell of the interface and, when it could not be parsed, by the one reason.
+    pub fn says(&self, frame: &[u8]) -> String {
+        let quiet = self.counts_but_slots();
+        let answered = self.explain(frame);
+        let before = self.counts();
+        assert_eq!(quiet, Counts { slots: Vec::new(), ..before.clone() }, "a question moved a counter");
+        let ran = self.xdp.test_run(frame, 0, 1).expect("running the program");
+        let after = self.counts();
+
+        let one = |moved: &[(usize, u64, u64)]| match moved {
+            [(at, 1, bytes)] if *bytes == frame.len() as u64 => *at,
+            other => panic!("not one packet of {} bytes but {other:?}", frame.len()),
+        };
+        let (iface, cell) = {
+            let at = one(&moved(&before.cells, &after.cells));
+            (at / CELLS, at % CELLS)
+        };
+        assert_eq!(iface, 0, "the loopback device is interface 0");
+        let slot = one(&moved(&before.slots, &after.slots));
+        let reason = Reason::of((cell / VERDICTS) as u8).unwrap();
+        let outcome = Outcome::of((cell % VERDICTS) as u8).unwrap();
+        let action = if outcome == Outcome::Dropped { XDP_DROP } else { XDP_PASS };
+        assert_eq!(ran.action, action, "{outcome:?} by {reason:?}");
+        let asked = (Outcome::of(answered.verdict), Reason::of(answered.reason), usize::from(answered.iface));
+        assert_eq!(asked, (Some(outcome), Some(reason), iface), "the answer to a question is not what happens");
+
+        let unparsable: Vec<usize> =
+            (0..UNPARSABLE.len()).filter(|&why| before.unparsable[why] != after.unparsable[why]).collect();
+        let expected: Vec<usize> =
+            if reason == Reason::Unparsable { vec![answered.unparsable.into()] } else { Vec::new() };
+        assert_eq!(unparsable, expected, "counted as unparsable");
+        assert!(unparsable.iter().all(|&why| after.unparsable[why] == before.unparsable[why] + 1));
+
+        let detail = match reason {
+            Reason::Rule | Reason::Fragment if slot < SLOTS => {
+                assert_eq!(slot, (answered.answer & fw_answer::FW_SLOT_MASK.0) as usize);
+                format!(" {}", self.slots.rule(slot as u16).expect("the slot of a rule"))
+            }
+            Reason::Exception => format!(" {}", EXCEPTIONS[usize::from(answered.exception)]),
+            Reason::Unparsable => format!(" {}", UNPARSABLE[unparsable[0]]),
+            _ => String::new(),
+        };
+        if detail.is_empty() || reason == Reason::Exception || reason == Reason::Unparsable {
+            assert_eq!(slot, SLOTS + cell / VERDICTS, "counted by reason");
+        }
+        format!("{} {}{detail}", outcome.name(), reason.name())
+    }
+
+    /// Fails unless the frame is judged so.
+    pub fn check(&self, what: &str, frame: &[u8], expected: &str) {
+        let says = self.says(frame);
+        assert_eq!(says, expected, "{what}: {frame:02x?}");
+    }
+}
