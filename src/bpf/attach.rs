@@ -223,6 +223,11 @@ impl Attached {
         Ok(())
     }
 
+    /// Where it is pinned.
+    pub fn pinned(&self) -> Option<&Path> {
+        self.pin.as_deref()
+    }
+
     /// Removes the pin: the program goes with the agent again.
     pub fn unpin(&mut self) -> Result<()> {
         if let Some(path) = self.pin.take() {
@@ -268,6 +273,20 @@ pub fn prepare_pins(dir: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("guarding {}", dir.display()))
+}
+
+/// Removes all pins in `dir` but the `wanted` ones, and the directory when none is left.
+pub fn release_pins(dir: &Path, wanted: &[PathBuf]) -> Result<()> {
+    // Without the directory nothing was ever pinned.
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    let pins: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    for pin in pins.iter().filter(|pin| !wanted.contains(pin)) {
+        std::fs::remove_file(pin).with_context(|| format!("removing the pin {}", pin.display()))?;
+    }
+    if wanted.is_empty() {
+        std::fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// A descriptor of its own for a program or map.

@@ -38,6 +38,9 @@ use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict};
 use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters};
 use crate::supervise::Owned;
 
+/// The pin of the connection table.
+const CONNECTIONS_PIN: &str = "connections";
+
 /// How the firewall starts.
 pub struct Start {
     /// Its section.
@@ -48,8 +51,10 @@ pub struct Start {
     pub xdp_mode: XdpMode,
     /// The lock-out guard.
     pub guard: Guard,
-    /// Where links and connections are pinned, with `on_exit = "keep"`.
-    pub pins: Option<PathBuf>,
+    /// Where an agent with `on_exit = "keep"` pins its links and connections.
+    pub pins: PathBuf,
+    /// Whether this agent is one.
+    pub keep: bool,
     /// Where rules made through the API are kept.
     pub store: Store,
     /// Where alerts go.
@@ -175,7 +180,8 @@ pub struct Firewall {
     egress_failure: Option<String>,
     guarded: Vec<Guarded>,
     xdp_mode: XdpMode,
-    pins: Option<PathBuf>,
+    pins: PathBuf,
+    keep: bool,
     config: FirewallConfig,
     guard: Guard,
     added: Vec<Rule>,
@@ -204,7 +210,7 @@ impl Firewall {
     /// Everything that keeps the firewall from enforcing, except interfaces that do not exist yet: those are attached
     /// when they appear.
     pub fn start(start: Start) -> Result<Firewall> {
-        let Start { config, interfaces, xdp_mode, guard, pins, store, alerts, metrics } = start;
+        let Start { config, interfaces, xdp_mode, guard, pins, keep, store, alerts, metrics } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
@@ -217,13 +223,12 @@ impl Firewall {
                 );
             }
         }
-        if let Some(dir) = &pins {
-            attach::prepare_pins(dir)?;
+        if keep {
+            attach::prepare_pins(&pins)?;
         }
-        let connections_pin = pins.as_ref().map(|dir| dir.join("connections"));
-        let kept = connections_pin
-            .as_ref()
-            .and_then(|pin| MapHandle::from_pinned_path(pin).ok())
+        let connections_pin = pins.join(CONNECTIONS_PIN);
+        let kept = MapHandle::from_pinned_path(&connections_pin)
+            .ok()
             .filter(|map| libbpf_rs::MapCore::max_entries(map) == config.max_connections);
         let timeouts = ConnTimeouts {
             tcp_opening_secs: config.timeouts.tcp_opening_secs,
@@ -248,10 +253,8 @@ impl Firewall {
         } else {
             (None, None)
         };
-        if let Some(pin) = &connections_pin
-            && kept.is_none()
-        {
-            bpf::xdp_firewall::pin_map(&kernel.connections()?, pin)?;
+        if keep && kept.is_none() {
+            bpf::xdp_firewall::pin_map(&kernel.connections()?, &connections_pin)?;
         }
         let guarded = interfaces.into_iter().map(|name| Guarded { name, ..Guarded::default() }).collect();
         let names = vec![None; fw_limits::FW_SLOTS.0 as usize];
@@ -262,6 +265,7 @@ impl Firewall {
             guarded,
             xdp_mode,
             pins,
+            keep,
             config: config.clone(),
             guard: guard.clone(),
             added: Vec::new(),
@@ -277,7 +281,20 @@ impl Firewall {
         }
         firewall.apply(config, guard, added)?;
         firewall.attach_all(true)?;
+        firewall.release_pins()?;
         Ok(firewall)
+    }
+
+    /// Lets go of what an earlier agent kept and this one does not: its successor with `on_exit = "detach"`, without an
+    /// interface, or with the firewall switched off, must not leave it enforcing rules that nobody sees.
+    fn release_pins(&self) -> Result<()> {
+        let mut wanted: Vec<PathBuf> = Vec::new();
+        if self.keep {
+            wanted.push(self.pins.join(CONNECTIONS_PIN));
+            let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress]).flatten();
+            wanted.extend(attached.filter_map(|one| one.pinned().map(PathBuf::from)));
+        }
+        attach::release_pins(&self.pins, &wanted)
     }
 
     /// Makes rules and policy live, or changes nothing.
@@ -488,9 +505,9 @@ impl Firewall {
         let guarded = &mut self.guarded[at];
         let name = guarded.name.clone();
         let ifindex = guarded.ifindex.with_context(|| format!("interface {name} does not exist"))?;
-        let pin = |word: &str| self.pins.as_ref().map(|dir| dir.join(format!("{word}_{}", pin_name(&name))));
+        let pin = |word: &str| self.pins.join(format!("{word}_{}", pin_name(&name)));
         if guarded.xdp.is_none() {
-            guarded.xdp = Some(place(pin("xdp"), self.kernel.program(), ifindex, |program| {
+            guarded.xdp = Some(place(pin("xdp"), self.keep, self.kernel.program(), ifindex, |program| {
                 attach::xdp(program, ifindex, &name, self.xdp_mode)
             })?);
             log::info!("{name}: xdp_firewall attached ({})", guarded.xdp.as_ref().map_or("", |one| one.mode.name()));
@@ -498,7 +515,7 @@ impl Firewall {
         if let Some(egress) = &self.egress
             && guarded.egress.is_none()
         {
-            guarded.egress = Some(place(pin("egress"), egress.program(), ifindex, |program| {
+            guarded.egress = Some(place(pin("egress"), self.keep, egress.program(), ifindex, |program| {
                 attach::egress(program, ifindex, &name)
             })?);
         }
@@ -678,19 +695,23 @@ impl Owned for Firewall {
     }
 }
 
-/// Takes over what is pinned at `pin`, or attaches anew and pins that.
+/// Takes over what is pinned at `pin`, or attaches anew. With `keep` it is pinned then, else it is not.
 fn place(
-    pin: Option<PathBuf>,
+    pin: PathBuf,
+    keep: bool,
     program: std::os::fd::BorrowedFd<'_>,
     ifindex: u32,
     attach: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> Result<Attached>,
 ) -> Result<Attached> {
-    let Some(pin) = pin else { return attach(program) };
-    if let Some(kept) = Attached::take_over(&pin, program, ifindex)? {
-        return Ok(kept);
+    let mut attached = match Attached::take_over(&pin, program, ifindex)? {
+        Some(kept) => kept,
+        None => attach(program)?,
+    };
+    if keep {
+        attached.pin(&pin)?
+    } else {
+        attached.unpin()?
     }
-    let mut attached = attach(program)?;
-    attached.pin(&pin)?;
     Ok(attached)
 }
 

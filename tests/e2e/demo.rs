@@ -1,0 +1,11 @@
+//! The demonstration, which is a test of each field of a rule by itself.
+
+use std::process::Command;
+
+#[test]
+fn every_step_of_the_demo_is_as_expected() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ebpfsentinel-agent")).arg("demo").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("steps as expected") && !text.contains("WRONG"), "{text}");
+}
