@@ -162,7 +162,17 @@ pub fn run(options: Options) -> Result<()> {
         shared: shared.clone(),
         started: Instant::now(),
     };
-    let control = start_control(&config.agent, &supervisor, front, &firewall, &confirmations, &metrics)?;
+    let control = match start_control(&config.agent, &supervisor, front, &firewall, &confirmations, &metrics) {
+        Ok(control) => control,
+        Err(error) => {
+            match firewall.call(Firewall::abandon) {
+                Ok(Ok(())) => {}
+                Ok(Err(also)) => log::error!("giving the kernel back: {also:#}"),
+                Err(gone) => log::error!("giving the kernel back: {gone}"),
+            }
+            return Err(error);
+        }
+    };
     log::info!(
         version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
         "agent started; REST on {}", control.addresses().rest

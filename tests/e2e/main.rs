@@ -1,7 +1,11 @@
 //! The real binary between network namespaces, from packets on a wire to answers on its port. Needs root.
 
+mod api;
 mod demo;
 mod keep;
+mod links;
+mod lockout;
 mod modes;
+mod reload;
 mod support;
 mod swap;

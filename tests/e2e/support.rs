@@ -136,6 +136,17 @@ impl Lab {
         std::fs::rename(&fresh, self.config_path()).unwrap();
     }
 
+    /// Writes the configuration by another name of the same file, in a directory that the agent does not watch: what
+    /// happens then happens because it was asked for.
+    pub fn write_unseen(&self, text: &str) {
+        let aside = self.folder.path().join("aside");
+        std::fs::create_dir_all(&aside).unwrap();
+        let name = aside.join("config.toml");
+        let _ = std::fs::remove_file(&name);
+        std::fs::hard_link(self.config_path(), &name).unwrap();
+        std::fs::write(&name, text).unwrap();
+    }
+
     /// Starts an agent with the configuration that is there, and does not wait for anything.
     pub fn launch(&self) -> Agent {
         self.launch_with(&self.config_path(), &self.state_dir())

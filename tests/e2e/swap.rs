@@ -40,7 +40,7 @@ fn no_packet_gets_a_wrong_verdict_while_rules_are_swapped() {
     let open = [Flow::start(&lab, WORLD, 7), Flow::start(&lab, WORLD_V6, 8)];
     let shut = [Flow::start(&lab, WORLD, 9), Flow::start(&lab, WORLD_V6, 11)];
     for turn in 0..SWAPS / 2 {
-        lab.rename_config(&sets[(turn + 1) % 2]);
+        lab.write_unseen(&sets[(turn + 1) % 2]);
         lab.ask(Method::Post, "/api/v1/config/reload", None);
         let body = if turn % 2 == 0 { swing(9, "deny") } else { swing(7, "allow") };
         lab.ask(Method::Put, "/api/v1/firewall/rules/swing", Some(body));

@@ -182,6 +182,8 @@ pub struct Firewall {
     xdp_mode: XdpMode,
     pins: PathBuf,
     keep: bool,
+    /// Nothing was pinned when this agent started.
+    nothing_kept: bool,
     config: FirewallConfig,
     guard: Guard,
     added: Vec<Rule>,
@@ -210,6 +212,17 @@ impl Firewall {
     /// Everything that keeps the firewall from enforcing, except interfaces that do not exist yet: those are attached
     /// when they appear.
     pub fn start(start: Start) -> Result<Firewall> {
+        let pins = start.pins.clone();
+        let nothing_kept = !pins.exists();
+        let started = Firewall::start_on_pins(start, nothing_kept);
+        if started.is_err() && nothing_kept {
+            // The error that is told is the one that came first.
+            let _ = attach::release_pins(&pins, &[]);
+        }
+        started
+    }
+
+    fn start_on_pins(start: Start, nothing_kept: bool) -> Result<Firewall> {
         let Start { config, interfaces, xdp_mode, guard, pins, keep, store, alerts, metrics } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
@@ -266,6 +279,7 @@ impl Firewall {
             xdp_mode,
             pins,
             keep,
+            nothing_kept,
             config: config.clone(),
             guard: guard.clone(),
             added: Vec::new(),
@@ -283,6 +297,12 @@ impl Firewall {
         firewall.attach_all(true)?;
         firewall.release_pins()?;
         Ok(firewall)
+    }
+
+    /// The agent's start failed after all: leaves the kernel as it was found, enforcing what was kept before, if anything.
+    pub fn abandon(&mut self) -> Result<()> {
+        self.stop();
+        if self.nothing_kept { attach::release_pins(&self.pins, &[]) } else { Ok(()) }
     }
 
     /// Lets go of what an earlier agent kept and this one does not: its successor with `on_exit = "detach"`, without an

@@ -1,0 +1,118 @@
+//! Interfaces that come and go, and starts that cannot be.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+use ebpfsentinel::api::Method;
+
+use super::support::{Lab, WORLD, WORLD_V6, config, rule, udp, wait_until};
+
+fn text(agent: &str) -> String {
+    let rules = [rule("shut", 10, "deny", "protocol = \"udp\"\ndst_port = 1001\ninterfaces = [\"eth0\"]")];
+    config(agent, "mode = \"block\"", &rules)
+}
+
+fn enforces(lab: &Lab) {
+    assert!(!lab.passes(udp(WORLD, 1001)) && !lab.passes(udp(WORLD_V6, 1001)));
+    assert!(lab.passes(udp(WORLD, 1002)));
+}
+
+fn is_not_ready(lab: &Lab, reason: &str) {
+    wait_until(&format!("not ready: {reason}"), || {
+        let answer = lab.send(Method::Get, "/readyz", None);
+        answer.status == 503 && answer.body.contains(reason)
+    });
+}
+
+#[test]
+fn an_interface_that_comes_back_is_guarded_again() {
+    for agent in ["", "on_exit = \"keep\"", "xdp_mode = \"generic\""] {
+        let lab = Lab::new();
+        let mut running = lab.start(&text(agent));
+        enforces(&lab);
+        for _ in 0..2 {
+            lab.host.ip("link del eth0").unwrap();
+            is_not_ready(&lab, "eth0");
+            lab.connect();
+            lab.wait_ready(&mut running);
+            enforces(&lab);
+        }
+        let said = running.stop();
+        assert!(!said.contains("ERROR") || said.contains("eth0 does not exist"), "{said}");
+    }
+}
+
+#[test]
+fn an_interface_may_come_late() {
+    let lab = Lab::new();
+    lab.host.ip("link del eth0").unwrap();
+    lab.write_config(&text(""));
+    let mut agent = lab.launch();
+    agent.says("REST on");
+    is_not_ready(&lab, "interface eth0 does not exist");
+    assert_eq!(lab.send(Method::Get, "/healthz", None).status, 200);
+    assert_eq!(lab.get("/api/v1/agent/status")["interfaces"][0]["attached"], false);
+    lab.connect();
+    lab.wait_ready(&mut agent);
+    enforces(&lab);
+    agent.stop();
+    assert_eq!(lab.attached(), "");
+}
+
+#[test]
+fn another_xdp_program_is_named_and_left_alone() {
+    let lab = Lab::new();
+    let agent = lab.start(&text(""));
+    for words in ["http_port = 8081\nmetrics_port = 9091", "http_port = 8081\nmetrics_port = 9091\non_exit = \"keep\""]
+    {
+        let other = lab.state_dir().join("other.toml");
+        std::fs::write(&other, text(words)).unwrap();
+        let (status, said) = lab.refusal(&other, &lab.state_dir().join("other"));
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert_eq!(said.matches("Error").count(), 1, "{said}");
+        assert!(said.contains("another XDP program is on eth0") && said.contains("(xdp_firewall)"), "{said}");
+        assert_eq!(lab.pinned(), Vec::<PathBuf>::new());
+    }
+    enforces(&lab);
+    agent.stop();
+    lab.start(&text("")).stop();
+}
+
+#[test]
+fn a_start_that_cannot_be_says_why_once_and_leaves_nothing() {
+    let lab = Lab::new();
+    let refused = |text: &str, words: &[&str]| {
+        lab.write_config(text);
+        let (status, said) = lab.refusal(&lab.config_path(), &lab.state_dir());
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("Error")).count(), 1, "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not in {said:?}");
+        }
+        assert_eq!(lab.attached(), "");
+        assert_eq!(lab.pinned(), Vec::<PathBuf>::new());
+        assert!(lab.passes(udp(WORLD, 1001)));
+    };
+    refused("", &["agent", "interfaces"]);
+    refused(&text("http_prot = 1"), &["http_prot", "http_port"]);
+    refused(&text("interfaces = []"), &["interfaces"]);
+    for (port, agent) in [(8080, ""), (9090, ""), (8080, "on_exit = \"keep\"")] {
+        let taken = lab.host.run(|| TcpListener::bind(("127.0.0.1", port))).unwrap().unwrap();
+        refused(&text(agent), &[&port.to_string(), "in use"]);
+        drop(taken);
+    }
+}
+
+#[test]
+fn a_missing_file_and_a_taken_state_directory_are_told() {
+    let lab = Lab::new();
+    let missing = lab.state_dir().join("none.toml");
+    let (status, said) = lab.refusal(&missing, &lab.state_dir());
+    assert!(!status.success() && said.contains("none.toml"), "{said}");
+    let agent = lab.start(&text(""));
+    let (status, said) = lab.refusal(&lab.config_path(), &lab.state_dir());
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("another agent is running") && said.contains(lab.state_dir().to_str().unwrap()), "{said}");
+    enforces(&lab);
+    agent.stop();
+}

@@ -1,0 +1,96 @@
+//! Whoever works on the host keeps the way in, whatever the rules say.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use ebpfsentinel::api::Method;
+use ebpfsentinel::packet::build::Packet;
+use serde_json::json;
+
+use super::support::{HOST, HOST_V6, Lab, OTHER, WORLD, WORLD_V6, config, rule, udp};
+
+const SYN: u8 = 2;
+
+/// An open connection, both ends.
+struct Session {
+    near: TcpStream,
+    far: TcpStream,
+}
+
+impl Session {
+    fn open(lab: &Lab, to: &str, port: u16) -> Session {
+        let to = SocketAddr::new(to.parse().unwrap(), port);
+        let listener = lab.host.run(|| TcpListener::bind(to)).unwrap().unwrap();
+        let far = lab.world.run(|| TcpStream::connect(to)).unwrap().unwrap();
+        let (near, _) = listener.accept().unwrap();
+        for end in [&near, &far] {
+            end.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        Session { near, far }
+    }
+
+    /// A byte there and back.
+    fn works(&mut self) {
+        let mut byte = [0];
+        self.far.write_all(b"?").unwrap();
+        self.near.read_exact(&mut byte).unwrap();
+        self.near.write_all(b"!").unwrap();
+        self.far.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"!");
+    }
+}
+
+/// The first packet of a connection.
+fn syn(from: &str, port: u16) -> Packet {
+    let to = if from.contains(':') { HOST_V6 } else { HOST };
+    Packet::new().between(from, to).tcp(5000, port).flags(SYN)
+}
+
+fn hostile(anti_lockout: &str) -> String {
+    let rules = [rule("no-ssh", 1, "deny", "protocol = \"tcp\"\ndst_port = 22"), rule("nobody", 2, "deny", "")];
+    config(anti_lockout, "mode = \"block\"\ndefault_policy = \"drop\"\nstateful = false", &rules)
+}
+
+#[test]
+fn open_sessions_stay_and_strangers_are_out() {
+    let lab = Lab::new();
+    let mut sessions = [Session::open(&lab, HOST, 22), Session::open(&lab, HOST_V6, 22)];
+    let agent = lab.start(&hostile(""));
+    let mut check = |when: &str| {
+        sessions.iter_mut().for_each(Session::works);
+        assert!(lab.passes(syn(WORLD, 22)) && lab.passes(syn(WORLD_V6, 22)), "{when}: who works here may come again");
+        assert!(lab.passes(syn(WORLD, 8080)) && lab.passes(syn(WORLD, 9090)), "{when}: the control ports");
+        assert!(!lab.passes(syn(OTHER, 22)), "{when}: a stranger");
+        assert!(!lab.passes(syn("2001:db8:1::2", 22)), "{when}: a stranger");
+        assert!(!lab.passes(syn(WORLD, 23)) && !lab.passes(udp(WORLD, 22)), "{when}: another port");
+    };
+    check("at start");
+    let body = json!({"id": "really", "priority": 1, "action": "deny", "src_ip": WORLD});
+    lab.ask(Method::Post, "/api/v1/firewall/rules", Some(body));
+    check("after a write");
+    lab.ask(Method::Post, "/api/v1/config/reload", None);
+    check("after a reload");
+    agent.stop();
+}
+
+#[test]
+fn networks_of_a_list_have_the_way_in() {
+    let lab = Lab::new();
+    let mut session = Session::open(&lab, HOST, 2222);
+    let list = "anti_lockout = { ssh_ports = [2222], from = [\"192.0.2.0/31\", \"2001:db8:1::/64\"] }";
+    let agent = lab.start(&hostile(list));
+    session.works();
+    assert!(lab.passes(syn(WORLD, 2222)) && lab.passes(syn(WORLD_V6, 2222)));
+    assert!(!lab.passes(syn(OTHER, 2222)) && !lab.passes(syn(WORLD, 22)));
+    agent.stop();
+}
+
+#[test]
+fn without_the_guard_everybody_is_out() {
+    let lab = Lab::new();
+    let _session = Session::open(&lab, HOST, 22);
+    let agent = lab.start(&hostile("anti_lockout = { enabled = false }"));
+    assert!(!lab.passes(syn(WORLD, 22)) && !lab.passes(syn(WORLD, 8080)));
+    agent.stop();
+}
