@@ -34,6 +34,9 @@ struct {
 	__type(value, __u32);
 } xdp_next SEC(".maps");
 
+/* Beside enum xdp_action: the packet was a question, which no further program is to see; not judged. */
+enum { EXPLAINED = 16, LEFT_OVER = 64 };
+
 /* All that is known about the packet at the end. */
 struct judgement {
 	__u32 answer;	 /* enum fw_answer */
@@ -172,15 +175,12 @@ static __always_inline void judge_unparsable(const struct fw_policy *policy, int
 }
 
 /* A later fragment follows its first one, as long as the rules are the same. */
-static __always_inline void judge_later_fragment(const struct fw_policy *policy, const struct packet *p,
+static __always_inline void judge_later_fragment(const struct fw_policy *policy, struct packet *p,
 						 struct judgement *j)
 {
-	struct frag_key key = {};
 	struct frag first = {};
-	int why;
+	int why = frag_later(p, policy->generation, &first);
 
-	frag_key_of(p, &key);
-	why = frag_later(&key, policy->generation, &first);
 	if (why) {
 		judge_unparsable(policy, why, j);
 	} else {
@@ -190,19 +190,16 @@ static __always_inline void judge_later_fragment(const struct fw_policy *policy,
 	}
 }
 
-static __always_inline void remember_fragment(const struct packet *p, __u32 generation, const struct judgement *j)
+static __always_inline void remember_fragment(struct packet *p, __u32 generation, const struct judgement *j)
 {
-	struct frag_key key = {};
 	struct frag frag = {
-		.transport = transport_of(p),
 		.generation = generation,
 		.answer = j->answer,
 		.reason = j->reason,
 		.drop = j->drop,
 	};
 
-	frag_key_of(p, &key);
-	frag_remember(&key, &frag);
+	frag_remember(p, &frag);
 }
 
 /* Counts of a rule that matched, or of the reason that decided instead. */
@@ -310,8 +307,11 @@ static __always_inline void answer_question(struct xdp_md *ctx, const struct pac
 	answered->jiffies = bpf_jiffies64();
 }
 
-SEC("xdp")
-int xdp_firewall(struct xdp_md *ctx)
+/*
+ * The whole firewall, for every packet. A function of its own: what the common packet does not need (tags, options,
+ * fragments, states, records, questions) costs registers and stack, and so time, also where it is not used.
+ */
+__noinline int judge_packet(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	__u32 index = *(volatile __u32 *)&control.active & 1;
@@ -327,12 +327,8 @@ int xdp_firewall(struct xdp_md *ctx)
 	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : data_end - data;
 	why = parse_frame(data, data_end, &p) + p.nothing;
 	forget_path(&p);
-	if (!why && p.fragment == FIRST_FRAGMENT) {
-		struct frag_key key = {};
-
-		frag_key_of(&p, &key);
-		why = frag_first(&key, transport_of(&p), !explaining);
-	}
+	if (!why && p.fragment == FIRST_FRAGMENT)
+		why = frag_first(&p, !explaining);
 
 	if (why) {
 		judge_unparsable(&t->policy, why, &j);
@@ -356,7 +352,7 @@ int xdp_firewall(struct xdp_md *ctx)
 	verdict = !j.drop ? FW_PASS : t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
 	if (explaining) {
 		answer_question(ctx, &p, &j, verdict, iface, generation);
-		return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+		return EXPLAINED | (verdict == FW_DROP ? XDP_DROP : XDP_PASS);
 	}
 	count_and_tell(&p, &j, verdict, ifindex, iface, bytes, generation);
 	if (verdict == FW_DROP)
@@ -376,6 +372,153 @@ int xdp_firewall(struct xdp_md *ctx)
 
 		write_xdp_meta(ctx, &meta);
 	}
-	bpf_tail_call(ctx, &xdp_next, NEXT_RATELIMIT);
 	return XDP_PASS;
+}
+
+/* The answer to a packet whose rows are not in the cache, which it then is. family is 0 or 1. */
+__noinline int classify_anew(__u32 index, __u32 family, __u64 key)
+{
+	struct fw_family *f = &tables[index & 1].family[family & 1];
+	__u32 src_row = key >> 28 & (FW_NET_ROWS - 1), dst_row = key >> 15 & (FW_NET_ROWS - 1);
+
+	index &= 1;
+	return classify_rows(f, index, src_row, dst_row, key & (FW_APP_ROWS - 1));
+}
+
+/* What the rules say of a packet whose addresses' rows are known; the cache answers nearly always. */
+static __always_inline __u32 classify_quickly(struct fw_family *f, __u32 index, const struct packet *p,
+					      const struct classes *c)
+{
+	__u32 app = f->cell[c->cell & (FW_CELLS - 1)] & (FW_APP_ROWS - 1);
+	__u64 key = cache_key(c->src_row, c->dst_row, app);
+	__u32 answer = cache_lookup(f, key);
+
+	return answer & FW_CACHED ? answer & (FW_CACHED - 1) : classify_anew(index, p->family == 6, key);
+}
+
+/*
+ * The common packet: untagged, whole, without options or extension headers, TCP or UDP, answered by the rules or the
+ * policy alone. Judges exactly as judge_packet() does; whatever it does not know for certain it leaves to that, by
+ * returning LEFT_OVER before anything was counted.
+ */
+static __always_inline int judge_common_packet(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	__u32 index = *(volatile __u32 *)&control.active & 1;
+	struct fw_tables *t = &tables[index];
+	struct fw_iface_count *by_iface;
+	struct fw_rule_count *by_rule;
+	struct packet p = {};
+	struct classes c = {};
+	__u32 iface, slot, cell, drop, need, claimed, answer = FW_NO_MATCH, bytes = data_end - data;
+	struct fw_family *f;
+	__u8 *l4;
+	__u64 now;
+
+	if (write_meta || multi_buffer || ctx->data_meta != ctx->data || data + 54 > data_end)
+		return LEFT_OVER;
+	iface = iface_number(&t->policy, ctx->ingress_ifindex);
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = data + 14;
+
+		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
+			return LEFT_OVER;
+		f = &t->family[0];
+		p.family = 4;
+		p.protocol = ip->protocol;
+		claimed = bpf_ntohs(ip->tot_len);
+		need = sizeof(*ip);
+		l4 = data + 34;
+		c.src_row = lookup_ipv4(&t->v4, 0, bpf_ntohl(ip->saddr));
+		c.dst_row = lookup_ipv4(&t->v4, 1, bpf_ntohl(ip->daddr));
+	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = data + 14;
+		__be64 *address = data + 22;
+
+		if (data + 74 > data_end || ip->version != 6)
+			return LEFT_OVER;
+		f = &t->family[1];
+		p.family = 6;
+		p.protocol = ip->nexthdr;
+		claimed = bpf_ntohs(ip->payload_len);
+		need = 0;
+		l4 = data + 54;
+		c.src_row = lookup_ipv6(&t->v6, 0, bpf_be64_to_cpu(address[0]), bpf_be64_to_cpu(address[1]));
+		c.dst_row = lookup_ipv6(&t->v6, 1, bpf_be64_to_cpu(address[2]), bpf_be64_to_cpu(address[3]));
+	} else {
+		return LEFT_OVER;
+	}
+	if (p.protocol == IPPROTO_TCP) {
+		need += 20;
+		if (l4[12] < 0x50)
+			return LEFT_OVER;
+		p.tcp_flags = l4[13];
+	} else if (p.protocol == IPPROTO_UDP) {
+		need += 8;
+	} else {
+		return LEFT_OVER;
+	}
+	if (claimed < need)
+		return LEFT_OVER;
+	p.has_ports = 1;
+	p.src_port = bpf_ntohs(((__be16 *)l4)[0]);
+	p.dst_port = bpf_ntohs(((__be16 *)l4)[1]);
+
+	if (f->mode == FW_MODE_MERGED) {
+		find_classes(f, &p, iface, &c);
+		answer = classify_quickly(f, index, &p, &c);
+	} else if (f->mode != FW_MODE_EMPTY) {
+		return LEFT_OVER;
+	}
+	if (answer & FW_NO_MATCH) {
+		drop = t->policy.drop_unmatched;
+		if (drop && t->policy.stateful)
+			return LEFT_OVER;
+		slot = FW_SLOTS + FW_BY_POLICY;
+		cell = FW_BY_POLICY * FW_VERDICTS;
+	} else {
+		if (answer & (FW_TELL | FW_STATEFUL))
+			return LEFT_OVER;
+		drop = answer & FW_DENY;
+		slot = answer & FW_SLOT_MASK;
+		cell = FW_BY_RULE * FW_VERDICTS;
+	}
+	now = bpf_jiffies64();
+	by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
+	by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
+	if (!by_rule || !by_iface)
+		return LEFT_OVER;
+	if (drop) {
+		/* Exceptions that may save it, and a record that is due. */
+		if (p.protocol == IPPROTO_UDP ? p.dst_port == 68 || p.dst_port == 546 :
+						t->policy.guard_filter >> (p.dst_port & 63) & 1)
+			return LEFT_OVER;
+		if ((__u32)now - by_rule->told_jiffies >= tell_interval)
+			return LEFT_OVER;
+		cell += t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+		drop = t->policy.enforce;
+	}
+	OPAQUE(cell);
+	if (cell >= FW_VERDICT_COUNTS)
+		return LEFT_OVER;
+	by_rule->packets++;
+	by_rule->bytes += bytes;
+	by_rule->last_jiffies = now;
+	by_iface->packets[cell]++;
+	by_iface->bytes[cell] += bytes;
+	return drop ? XDP_DROP : XDP_PASS;
+}
+
+SEC("xdp")
+int xdp_firewall(struct xdp_md *ctx)
+{
+	int action = judge_common_packet(ctx);
+
+	if (action == LEFT_OVER)
+		action = judge_packet(ctx);
+	if (action & EXPLAINED)
+		return action & ~EXPLAINED;
+	if (action == XDP_PASS)
+		bpf_tail_call(ctx, &xdp_next, NEXT_RATELIMIT);
+	return action;
 }

@@ -264,43 +264,57 @@ __noinline int classify_split(struct fw_family *f, struct classes *c, __u32 inde
 	return answer_of(f, walk_apart(src, dst, sport, dport, last, protocol, vlan));
 }
 
-/*
- * The answer to a packet whose classes are known. state is 0 while none was looked up: then a rule that asks for one
- * counts as matching and its answer has FW_STATEFUL; else 1 + enum fw_state. index is the generation.
- */
-static __always_inline __u32 classify(struct fw_family *f, const struct classes *c, __u32 index, __u32 state)
+static __always_inline __u64 cache_key(__u32 src_row, __u32 dst_row, __u32 app)
 {
-	__u32 app = f->cell[(c->cell + state) & (FW_CELLS - 1)] & (FW_APP_ROWS - 1);
-	const struct fw_row *src, *dst, *last;
-	__u64 key, hash, *set, first, second;
-	__u32 answer;
-	void *rows;
+	return ((__u64)src_row << 13 | dst_row) << 15 | app;
+}
 
-	if (f->mode != FW_MODE_MERGED) {
-		struct classes copy = *c; /* the pointer must not keep the original out of registers */
+/* FW_CACHED | enum fw_answer, or 0. */
+static __always_inline __u32 cache_lookup(const struct fw_family *f, __u64 key)
+{
+	__u64 hash = key * 0x9e3779b97f4a7c15ULL;
+	const __u64 *set = &f->cache[hash >> 48 & (FW_CACHE - 2)];
+	__u64 first = *(volatile const __u64 *)set, second = *(volatile const __u64 *)(set + 1);
 
-		return classify_split(f, &copy, index, app);
-	}
-
-	key = ((__u64)c->src_row << 13 | c->dst_row) << 15 | app;
-	hash = key * 0x9e3779b97f4a7c15ULL;
-	set = &f->cache[hash >> 48 & (FW_CACHE - 2)];
-	first = *(volatile __u64 *)set;
-	second = *(volatile __u64 *)(set + 1);
 	if (second >> FW_KEY_SHIFT == key && second & FW_CACHED)
 		first = second;
-	if (first >> FW_KEY_SHIFT == key && first & FW_CACHED)
-		return first & (FW_CACHED - 1);
+	return first >> FW_KEY_SHIFT == key ? first & (FW_CACHED | (FW_CACHED - 1)) : 0;
+}
 
-	rows = bpf_map_lookup_elem(&fw_rows, &index);
+/* Walks the rows of the merged form, and keeps the answer. */
+static __always_inline __u32 classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __u32 dst_row, __u32 app)
+{
+	__u64 key = cache_key(src_row, dst_row, app), hash = key * 0x9e3779b97f4a7c15ULL;
+	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
+	const struct fw_row *src, *dst, *last;
+	__u32 answer;
+
 	if (!rows)
 		return FW_NO_MATCH;
-	src = row_at(rows, f->src_base + c->src_row);
-	dst = row_at(rows, f->dst_base + c->dst_row);
+	src = row_at(rows, f->src_base + src_row);
+	dst = row_at(rows, f->dst_base + dst_row);
 	last = row_at(rows, f->app_base + app);
 	if (!src || !dst || !last)
 		return FW_NO_MATCH;
 	answer = answer_of(f, walk_merged(src, dst, last));
-	*(volatile __u64 *)(set + (hash >> 40 & 1)) = key << FW_KEY_SHIFT | FW_CACHED | answer;
+	*(volatile __u64 *)&f->cache[(hash >> 48 & (FW_CACHE - 2)) + (hash >> 40 & 1)] =
+		key << FW_KEY_SHIFT | FW_CACHED | answer;
 	return answer;
+}
+
+/*
+ * The answer to a packet whose classes are known. state is 0 while none was looked up: then a rule that asks for one
+ * counts as matching and its answer has FW_STATEFUL; else 1 + enum fw_state. index is the generation.
+ */
+static __always_inline __u32 classify(struct fw_family *f, struct classes *c, __u32 index, __u32 state)
+{
+	__u32 app = f->cell[(c->cell + state) & (FW_CELLS - 1)] & (FW_APP_ROWS - 1);
+	__u32 answer;
+
+	if (f->mode != FW_MODE_MERGED)
+		return classify_split(f, c, index, app);
+	answer = cache_lookup(f, cache_key(c->src_row, c->dst_row, app));
+	if (answer & FW_CACHED)
+		return answer & (FW_CACHED - 1);
+	return classify_rows(f, index, c->src_row, c->dst_row, app);
 }

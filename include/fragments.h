@@ -49,14 +49,16 @@ static __always_inline struct frag *frag_find(const struct frag_key *key)
  * A first fragment: FW_OVERLAP_FRAGMENT when it disagrees with one that was seen before, and then for good. This and
  * the following are functions of their own, verified once: fragments are rare enough to pay for a call.
  */
-__noinline int frag_first(struct frag_key *key, __u64 transport, __u32 remember)
+__noinline int frag_first(struct packet *p, __u32 remember)
 {
+	struct frag_key key = {};
 	struct frag *frag;
 
-	if (!key)
+	if (!p)
 		return FW_STRAY_FRAGMENT;
-	frag = frag_find(key);
-	if (!frag || (!frag->broken && frag->transport == transport))
+	frag_key_of(p, &key);
+	frag = frag_find(&key);
+	if (!frag || (!frag->broken && frag->transport == transport_of(p)))
 		return FW_PARSED;
 	if (remember)
 		frag->broken = 1;
@@ -64,22 +66,28 @@ __noinline int frag_first(struct frag_key *key, __u64 transport, __u32 remember)
 }
 
 /* Keeps the verdict on a first fragment. A full table costs the datagram, never a free pass: what follows are strays. */
-__noinline int frag_remember(struct frag_key *key, struct frag *frag)
+__noinline int frag_remember(struct packet *p, struct frag *frag)
 {
-	if (!key || !frag)
+	struct frag_key key = {};
+
+	if (!p || !frag)
 		return -1;
+	frag_key_of(p, &key);
+	frag->transport = transport_of(p);
 	frag->last_jiffies = bpf_jiffies64();
-	return bpf_map_update_elem(&fragments, key, frag, BPF_ANY);
+	return bpf_map_update_elem(&fragments, &key, frag, BPF_ANY);
 }
 
 /* The verdict that a later fragment follows; returns FW_PARSED, or why there is none. */
-__noinline int frag_later(struct frag_key *key, __u32 generation, struct frag *out)
+__noinline int frag_later(struct packet *p, __u32 generation, struct frag *out)
 {
+	struct frag_key key = {};
 	struct frag *frag;
 
-	if (!key || !out)
+	if (!p || !out)
 		return FW_STRAY_FRAGMENT;
-	frag = frag_find(key);
+	frag_key_of(p, &key);
+	frag = frag_find(&key);
 	/* Judged by older rules: its first fragment would have to be judged again, and it is gone. */
 	if (!frag || frag->generation != generation)
 		return FW_STRAY_FRAGMENT;
