@@ -116,8 +116,10 @@ static __always_inline int find_state(struct xdp_md *ctx, const struct packet *p
 		*state = can_open(p) ? FW_NEW : FW_INVALID;
 	else if (error)
 		*state = FW_RELATED;
-	else /* after a change of rules it is judged again, as if it were new */
-		*state = known & CONN_STALE ? FW_NEW : FW_ESTABLISHED;
+	else if (known & CONN_HERE) /* an answer opens nothing, whatever the rules are now */
+		*state = FW_ESTABLISHED;
+	else /* after a change of rules it is judged again, as if it were new; what opens always is */
+		*state = known & CONN_STALE || (p->protocol == IPPROTO_TCP && can_open(p)) ? FW_NEW : FW_ESTABLISHED;
 	return error ? known & ~CONN_TOUCH : known;
 }
 

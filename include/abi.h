@@ -314,7 +314,7 @@ enum conn_phase { CONN_OPENING = 0, CONN_OPEN = 1, CONN_CLOSING = 2, CONN_PHASES
 
 struct conn {
 	__u64 last_jiffies;
-	__u32 generation;	    /* of the rules that judged it last */
+	__u32 generation;	    /* of the rules that judged it last; 0: none so far */
 	__u8 origin;
 	__u8 phase;		    /* TCP; others go from OPENING to OPEN when both sides have spoken */
 	__u8 pad[2];

@@ -122,7 +122,7 @@ __noinline int quoted_key(struct xdp_md *ctx, __u32 offset, __u32 family, struct
 enum conn_known {
 	CONN_KNOWN = 1,
 	CONN_HERE = 2,	    /* this host opened it */
-	CONN_STALE = 4,	    /* judged by older rules */
+	CONN_STALE = 4,	    /* judged by older rules; what was never judged is not */
 	CONN_TOUCH = 8,	    /* a passing packet changes the entry: call conn_confirm() */
 };
 
@@ -140,8 +140,9 @@ __noinline int conn_find(struct conn_key *key, __u32 generation)
 		return 0;
 	if (conn->origin == CONN_OPENED_HERE)
 		known |= CONN_HERE;
+	/* 0 is what tc_egress noted and no arriving packet has confirmed: the answer to it is the first one. */
 	if (conn->generation != generation)
-		known |= CONN_STALE | CONN_TOUCH;
+		known |= conn->generation ? CONN_STALE | CONN_TOUCH : CONN_TOUCH;
 	if (conn->last_jiffies != now || conn->phase == CONN_OPENING)
 		known |= CONN_TOUCH;
 	return known;

@@ -1,14 +1,15 @@
 //! A frame in, a verdict out: a loaded xdp_firewall with rules and policy in their text form, and every counter read
 //! around every packet.
 
-use ebpfsentinel::abi::{fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
+use ebpfsentinel::abi::{conn, conn_key, from_bytes, fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
 use ebpfsentinel::engines::firewall::config::FirewallConfig;
 use ebpfsentinel::engines::firewall::guard::Guard;
 use ebpfsentinel::engines::firewall::maps::{Generation, Port, Slots};
-use ebpfsentinel::engines::firewall::rule::Rule;
+use ebpfsentinel::engines::firewall::rule::{Rule, State};
 use ebpfsentinel::event::{Outcome, Reason, UNPARSABLE};
 use ebpfsentinel::written::Document;
+use libbpf_rs::MapCore;
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
@@ -115,6 +116,11 @@ impl Kernel {
         self.xdp.explain(frame, 0).expect("asking the program")
     }
 
+    /// State of the packet's connection, as rules see it; "-" when it is not looked up.
+    pub fn state(&self, frame: &[u8]) -> &'static str {
+        State::ALL.get(usize::from(self.explain(frame).state)).map_or("-", |state| state.name())
+    }
+
     /// Lets the frame arrive and says what became of it and why: "drop rule ssh", "pass unparsable bad_ipv4".
     ///
     /// Asks first, which must change no counter and tell the same; and exactly one packet with the frame's bytes must be
@@ -170,5 +176,13 @@ impl Kernel {
     pub fn check(&self, what: &str, frame: &[u8], expected: &str) {
         let says = self.says(frame);
         assert_eq!(says, expected, "{what}: {frame:02x?}");
+    }
+
+    /// All connections.
+    pub fn connections(&self) -> Vec<(conn_key, conn)> {
+        let map = self.xdp.connections().expect("the connections");
+        let value = |key: &[u8]| map.lookup(key, libbpf_rs::MapFlags::ANY).expect("looking a connection up");
+        let read = |key: Vec<u8>| Some((from_bytes(&key)?, from_bytes(&value(&key)?)?));
+        map.keys().filter_map(read).collect()
     }
 }

@@ -13,7 +13,8 @@ const SEED: u64 = 0x1791;
 const TELLING: [u8; 24] =
     [0, 1, 2, 4, 5, 6, 17, 20, 41, 43, 44, 45, 50, 51, 58, 59, 60, 0x40, 0x45, 0x4f, 0x60, 0x81, 0x88, 0xff];
 
-fn seeds() -> Vec<Vec<u8>> {
+/// Frames of every kind that the parser knows.
+pub fn seeds() -> Vec<Vec<u8>> {
     let v4 = || Packet::new().between("10.0.0.1", "10.0.0.2");
     let v6 = || Packet::new().between("fe80::1", "fe80::2");
     let mut seeds = vec![
@@ -37,7 +38,8 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+/// One of `seeds` with a few bytes changed, cut or put in; or noise.
+pub fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut frame = match random.below(10) {
         0 => (0..14 + random.below(200)).map(|_| random.bits() as u8).collect(),
         _ => seeds[random.below(seeds.len())].clone(),

@@ -1,9 +1,12 @@
 //! Packet in, verdict out: the loaded programs, by BPF_PROG_TEST_RUN. Needs root.
 
+mod counters;
+mod events;
 mod fragments;
 mod harness;
 mod hostile;
 mod oracle;
 mod parser;
+mod state;
 #[path = "../support/mod.rs"]
 pub mod support;
