@@ -288,32 +288,34 @@ impl Agent {
             log::warn!("{warning}");
         }
         let (section, guard) = (loaded.config.firewall.clone(), guard_of(&loaded.config.agent));
-        let before = self
-            .firewall
+        let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
+        let (undo, shared) = (self.firewall.clone(), self.shared.clone());
+        // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
+        self.firewall
             .call(move |firewall| {
+                confirmations.refuse_while_pending()?;
                 let before = firewall.snapshot();
-                firewall.replace(section, guard).map(|()| before)
+                firewall.replace(section, guard).map_err(|error| ApiError::conflict(format!("{error:#}")))?;
+                if let Some(secs) = confirm_secs {
+                    confirmations.begin(
+                        "config reload",
+                        Instant::now() + Duration::from_secs(secs.into()),
+                        || Ok(()),
+                        move || {
+                            undo.call(move |firewall| firewall.restore(before))??;
+                            *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
+                            Ok(())
+                        },
+                    );
+                }
+                Ok::<(), ApiError>(())
             })
-            .map_err(|gone| ApiError::unavailable(gone.to_string()))?
-            .map_err(|error| ApiError::conflict(format!("{error:#}")))?;
+            .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
-        let old = std::mem::replace(&mut self.config, loaded.config.clone());
+        self.config = loaded.config.clone();
         *self.lock() = loaded.config;
-        if let Some(secs) = confirm_secs {
-            let (firewall, shared) = (self.firewall.clone(), self.shared.clone());
-            self.confirmations.begin(
-                "config reload",
-                Instant::now() + Duration::from_secs(secs.into()),
-                || Ok(()),
-                move || {
-                    firewall.call(move |firewall| firewall.restore(before))??;
-                    *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                    Ok(())
-                },
-            );
-        }
         Ok(format!("configuration reloaded, {} rules in the file", self.config.firewall.rules.len()))
     }
 }

@@ -180,6 +180,43 @@ fn a_rule_that_nobody_confirms_goes_by_itself() {
 }
 
 #[test]
+fn of_changes_at_the_same_time_one_waits_and_none_is_lost() {
+    let lab = Lab::new();
+    let agent = lab.start(&file());
+    for round in 0..3 {
+        let status = &|n: u16| {
+            let body = shut(&format!("racer-{n}"), 1000 + n);
+            lab.send(Method::Post, &format!("{RULES}?confirm_secs=600"), Some(body)).status
+        };
+        let answers: Vec<u16> = std::thread::scope(|scope| {
+            let racers: Vec<_> = (0..6).map(|n| scope.spawn(move || status(n))).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert_eq!(answers.iter().filter(|&&status| status == 201).count(), 1, "{answers:?}");
+        assert_eq!(answers.iter().filter(|&&status| status == 409).count(), 5, "{answers:?}");
+        assert_eq!(lab.rule_ids().len(), 2, "round {round}");
+        lab.ask(Method::Post, "/api/v1/config/confirm", None);
+        let kept = lab.rule_ids().pop().unwrap();
+        lab.ask(Method::Delete, &path(&kept), None);
+    }
+    let made: Vec<u16> = std::thread::scope(|scope| {
+        let lab = &lab;
+        let racers: Vec<_> = (0..8u16)
+            .map(|n| {
+                scope.spawn(move || lab.send(Method::Post, RULES, Some(shut(&format!("many-{n}"), 1000 + n))).status)
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    assert_eq!(made, [201; 8]);
+    assert_eq!(lab.rule_ids().len(), 9);
+    for n in 0..8 {
+        assert!(!lab.passes(udp(WORLD, 1000 + n)));
+    }
+    agent.stop();
+}
+
+#[test]
 fn a_reload_that_nobody_confirms_is_taken_back() {
     let lab = Lab::new();
     let agent = lab.start(&file());

@@ -190,27 +190,27 @@ impl Context {
         what: String,
         change: impl FnOnce(&mut Firewall, bool) -> Result<(), ChangeError> + Send + 'static,
     ) -> Result<(), ApiError> {
-        self.confirmations.refuse_while_pending()?;
         let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
-        let save = confirm_secs.is_none();
-        let before = self
-            .firewall
+        let confirmations = self.confirmations.clone();
+        let (keep, undo, told) = (self.firewall.clone(), self.firewall.clone(), what.clone());
+        // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
+        self.firewall
             .call(move |firewall| {
+                confirmations.refuse_while_pending()?;
                 let before = firewall.snapshot();
-                change(firewall, save).map(|()| before)
+                change(firewall, confirm_secs.is_none()).map_err(refused)?;
+                if let Some(secs) = confirm_secs {
+                    confirmations.begin(
+                        what,
+                        Instant::now() + Duration::from_secs(secs.into()),
+                        move || keep.call(|firewall| firewall.save())?,
+                        move || undo.call(move |firewall| firewall.restore(before))?,
+                    );
+                }
+                Ok::<(), ApiError>(())
             })
-            .map_err(gone)?
-            .map_err(refused)?;
-        log::info!(actor = request.actor.as_str(); "{what}");
-        if let Some(secs) = confirm_secs {
-            let (keep, undo) = (self.firewall.clone(), self.firewall.clone());
-            self.confirmations.begin(
-                what,
-                Instant::now() + Duration::from_secs(secs.into()),
-                move || keep.call(|firewall| firewall.save())?,
-                move || undo.call(move |firewall| firewall.restore(before))?,
-            );
-        }
+            .map_err(gone)??;
+        log::info!(actor = request.actor.as_str(); "{told}");
         Ok(())
     }
 }
