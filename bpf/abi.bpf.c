@@ -8,6 +8,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct fw_tables abi_fw_tables;
 struct fw_control abi_fw_control;
+struct fw_flows abi_fw_flows;
 struct fw_row abi_fw_row;
 struct fw_rule_count abi_fw_rule_count;
 struct fw_iface_count abi_fw_iface_count;
@@ -23,6 +24,7 @@ struct fw_answered abi_fw_answered;
 
 enum fw_limits abi_fw_limits;
 enum fw_mode abi_fw_mode;
+enum fw_flow_limits abi_fw_flow_limits;
 enum fw_uses abi_fw_uses;
 enum fw_answer abi_fw_answer;
 enum fw_stride abi_fw_stride;

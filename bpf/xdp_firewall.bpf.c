@@ -12,6 +12,7 @@
 #include "fragments.h"
 #include "stats.h"
 #include "events.h"
+#include "flows.h"
 #include "xdp_meta.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -377,138 +378,179 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* The answer to a packet whose rows are not in the cache, which it then is. family is 0 or 1. */
-__noinline int classify_anew(__u32 index, __u32 family, __u64 key)
+/*
+ * A common packet whose flow was not judged in this tick: by what the flow cache knows, or by the rules. index is the
+ * generation, flow the entry of the cache that is the flow's, or could become it. LEFT_OVER when more than rules and
+ * policy decide, and before anything was counted.
+ */
+__noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u32 index, __u32 bytes)
 {
-	struct fw_family *f = &tables[index & 1].family[family & 1];
-	__u32 src_row = key >> 28 & (FW_NET_ROWS - 1), dst_row = key >> 15 & (FW_NET_ROWS - 1);
+	struct fw_tables *t = &tables[index & 1];
+	__u32 slot, cell, action = XDP_PASS, iface;
+	struct fw_iface_count *by_iface;
+	struct fw_rule_count *by_rule;
+	__u64 now = bpf_jiffies64();
+	bool known;
 
 	index &= 1;
-	return classify_rows(f, index, src_row, dst_row, key & (FW_APP_ROWS - 1));
-}
+	if (!key)
+		return LEFT_OVER;
+	iface = key->rest >> 56;
+	known = flow && is_flow(flow, key, t->policy.generation);
+	if (known) {
+		slot = flow->slot;
+		cell = flow->cell;
+		action = flow->action;
+		flow_count(flow);
+		flow_start(flow, now);
+	} else {
+		__u32 answer = FW_NO_MATCH, drop;
+		struct classes c = {};
+		struct packet p = {
+			.family = key->rest >> 32,
+			.protocol = key->rest >> 40,
+			.tcp_flags = key->rest >> 48,
+			.has_ports = 1,
+			.src_port = bpf_ntohs(key->rest),
+			.dst_port = bpf_ntohs(key->rest >> 16),
+		};
+		struct fw_family *f = &t->family[p.family == 6];
 
-/* What the rules say of a packet whose addresses' rows are known; the cache answers nearly always. */
-static __always_inline __u32 classify_quickly(struct fw_family *f, __u32 index, const struct packet *p,
-					      const struct classes *c)
-{
-	__u32 app = f->cell[c->cell & (FW_CELLS - 1)] & (FW_APP_ROWS - 1);
-	__u64 key = cache_key(c->src_row, c->dst_row, app);
-	__u32 answer = cache_lookup(f, key);
-
-	return answer & FW_CACHED ? answer & (FW_CACHED - 1) : classify_anew(index, p->family == 6, key);
+		if (p.family == 4) {
+			c.src_row = lookup_ipv4(&t->v4, 0, bpf_ntohl(key->src[0]));
+			c.dst_row = lookup_ipv4(&t->v4, 1, bpf_ntohl(key->src[0] >> 32));
+		} else {
+			c.src_row = lookup_ipv6(&t->v6, 0, bpf_be64_to_cpu(key->src[0]), bpf_be64_to_cpu(key->src[1]));
+			c.dst_row = lookup_ipv6(&t->v6, 1, bpf_be64_to_cpu(key->dst[0]), bpf_be64_to_cpu(key->dst[1]));
+		}
+		if (f->mode == FW_MODE_MERGED) {
+			find_classes(f, &p, iface, &c);
+			answer = classify(f, &c, index, 0);
+		} else if (f->mode != FW_MODE_EMPTY) {
+			return LEFT_OVER;
+		}
+		if (answer & FW_NO_MATCH) {
+			drop = t->policy.drop_unmatched;
+			if (drop && t->policy.stateful)
+				return LEFT_OVER;
+			slot = FW_SLOTS + FW_BY_POLICY;
+			cell = FW_BY_POLICY * FW_VERDICTS;
+		} else {
+			if (answer & (FW_TELL | FW_STATEFUL))
+				return LEFT_OVER;
+			drop = answer & FW_DENY;
+			slot = answer & FW_SLOT_MASK;
+			cell = FW_BY_RULE * FW_VERDICTS;
+		}
+		if (drop) {
+			/* Exceptions that may save it. */
+			if (p.protocol == IPPROTO_UDP ? p.dst_port == 68 || p.dst_port == 546 :
+							t->policy.guard_filter >> (p.dst_port & 63) & 1)
+				return LEFT_OVER;
+			cell += t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+			action = t->policy.enforce ? XDP_DROP : XDP_PASS;
+		}
+	}
+	by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
+	by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
+	OPAQUE(cell);
+	if (!by_rule || !by_iface || cell >= FW_VERDICT_COUNTS)
+		return LEFT_OVER;
+	if (cell % FW_VERDICTS != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval)
+		return LEFT_OVER; /* a record is due */
+	if (!known && flow && flow->tick != (__u32)now) {
+		if (flow->packets)
+			flow_count(flow);
+		flow->src[0] = key->src[0];
+		flow->src[1] = key->src[1];
+		flow->dst[0] = key->dst[0];
+		flow->dst[1] = key->dst[1];
+		*(__u64 *)&flow->ports = key->rest;
+		flow->generation = t->policy.generation;
+		flow->slot = slot;
+		flow->cell = cell;
+		flow->action = action;
+		flow_start(flow, now);
+	}
+	by_rule->packets++;
+	by_rule->bytes += bytes;
+	by_rule->last_jiffies = now;
+	by_iface->packets[cell]++;
+	by_iface->bytes[cell] += bytes;
+	return action;
 }
 
 /*
  * The common packet: untagged, whole, without options or extension headers, TCP or UDP, answered by the rules or the
  * policy alone. Judges exactly as judge_packet() does; whatever it does not know for certain it leaves to that, by
- * returning LEFT_OVER before anything was counted.
+ * returning LEFT_OVER before the packet was counted.
  */
 static __always_inline int judge_common_packet(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	__u32 index = *(volatile __u32 *)&control.active & 1;
+	__u32 index = *(volatile __u32 *)&control.active & 1, need, claimed, bytes = data_end - data;
 	struct fw_tables *t = &tables[index];
-	struct fw_iface_count *by_iface;
-	struct fw_rule_count *by_rule;
-	struct packet p = {};
-	struct classes c = {};
-	__u32 iface, slot, cell, drop, need, claimed, answer = FW_NO_MATCH, bytes = data_end - data;
-	struct fw_family *f;
+	struct fw_flow *flow = NULL;
+	struct flow_key key = {};
+	__u8 family, protocol;
 	__u8 *l4;
-	__u64 now;
 
 	if (write_meta || multi_buffer || ctx->data_meta != ctx->data || data + 54 > data_end)
 		return LEFT_OVER;
-	iface = iface_number(&t->policy, ctx->ingress_ifindex);
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = data + 14;
 
 		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
 			return LEFT_OVER;
-		f = &t->family[0];
-		p.family = 4;
-		p.protocol = ip->protocol;
+		family = 4;
+		protocol = ip->protocol;
+		key.src[0] = *(__u64 *)&ip->saddr;
 		claimed = bpf_ntohs(ip->tot_len);
 		need = sizeof(*ip);
 		l4 = data + 34;
-		c.src_row = lookup_ipv4(&t->v4, 0, bpf_ntohl(ip->saddr));
-		c.dst_row = lookup_ipv4(&t->v4, 1, bpf_ntohl(ip->daddr));
 	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = data + 14;
-		__be64 *address = data + 22;
+		__u64 *address = data + 22;
 
 		if (data + 74 > data_end || ip->version != 6)
 			return LEFT_OVER;
-		f = &t->family[1];
-		p.family = 6;
-		p.protocol = ip->nexthdr;
+		family = 6;
+		protocol = ip->nexthdr;
+		key.src[0] = address[0];
+		key.src[1] = address[1];
+		key.dst[0] = address[2];
+		key.dst[1] = address[3];
 		claimed = bpf_ntohs(ip->payload_len);
 		need = 0;
 		l4 = data + 54;
-		c.src_row = lookup_ipv6(&t->v6, 0, bpf_be64_to_cpu(address[0]), bpf_be64_to_cpu(address[1]));
-		c.dst_row = lookup_ipv6(&t->v6, 1, bpf_be64_to_cpu(address[2]), bpf_be64_to_cpu(address[3]));
 	} else {
 		return LEFT_OVER;
 	}
-	if (p.protocol == IPPROTO_TCP) {
+	key.rest = *(__u32 *)l4 | (__u64)family << 32 | (__u64)protocol << 40 |
+		   (__u64)iface_number(&t->policy, ctx->ingress_ifindex) << 56;
+	if (protocol == IPPROTO_TCP) {
 		need += 20;
 		if (l4[12] < 0x50)
 			return LEFT_OVER;
-		p.tcp_flags = l4[13];
-	} else if (p.protocol == IPPROTO_UDP) {
+		if (t->family[family == 6].uses & FW_USES_TCP_FLAGS)
+			key.rest |= (__u64)l4[13] << 48;
+	} else if (protocol == IPPROTO_UDP) {
 		need += 8;
 	} else {
 		return LEFT_OVER;
 	}
 	if (claimed < need)
 		return LEFT_OVER;
-	p.has_ports = 1;
-	p.src_port = bpf_ntohs(((__be16 *)l4)[0]);
-	p.dst_port = bpf_ntohs(((__be16 *)l4)[1]);
 
-	if (f->mode == FW_MODE_MERGED) {
-		find_classes(f, &p, iface, &c);
-		answer = classify_quickly(f, index, &p, &c);
-	} else if (f->mode != FW_MODE_EMPTY) {
-		return LEFT_OVER;
+	if (*(volatile __u32 *)&control.flows_generation == t->policy.generation) {
+		flow = flow_at(&key);
+		if (flow && is_flow(flow, &key, t->policy.generation) && flow->tick == (__u32)bpf_jiffies64()) {
+			flow->packets++;
+			flow->bytes += bytes;
+			return flow->action;
+		}
 	}
-	if (answer & FW_NO_MATCH) {
-		drop = t->policy.drop_unmatched;
-		if (drop && t->policy.stateful)
-			return LEFT_OVER;
-		slot = FW_SLOTS + FW_BY_POLICY;
-		cell = FW_BY_POLICY * FW_VERDICTS;
-	} else {
-		if (answer & (FW_TELL | FW_STATEFUL))
-			return LEFT_OVER;
-		drop = answer & FW_DENY;
-		slot = answer & FW_SLOT_MASK;
-		cell = FW_BY_RULE * FW_VERDICTS;
-	}
-	now = bpf_jiffies64();
-	by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
-	by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
-	if (!by_rule || !by_iface)
-		return LEFT_OVER;
-	if (drop) {
-		/* Exceptions that may save it, and a record that is due. */
-		if (p.protocol == IPPROTO_UDP ? p.dst_port == 68 || p.dst_port == 546 :
-						t->policy.guard_filter >> (p.dst_port & 63) & 1)
-			return LEFT_OVER;
-		if ((__u32)now - by_rule->told_jiffies >= tell_interval)
-			return LEFT_OVER;
-		cell += t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
-		drop = t->policy.enforce;
-	}
-	OPAQUE(cell);
-	if (cell >= FW_VERDICT_COUNTS)
-		return LEFT_OVER;
-	by_rule->packets++;
-	by_rule->bytes += bytes;
-	by_rule->last_jiffies = now;
-	by_iface->packets[cell]++;
-	by_iface->bytes[cell] += bytes;
-	return drop ? XDP_DROP : XDP_PASS;
+	return judge_flow(&key, flow, index, bytes);
 }
 
 SEC("xdp")

@@ -196,7 +196,37 @@ struct fw_tables {
 struct fw_control {
 	__u32 active;		    /* which of the two generations is live: 0 or 1 */
 	__u32 nothing;		    /* always 0, which the verifier cannot know; see forget_path() */
-	__u32 pad[14];
+	__u32 flows_generation;	    /* the generation that may use the flow cache; 0: none */
+	__u32 pad[13];
+};
+
+/* ---- the flow cache: written by xdp_firewall, emptied by the agent at each swap ---- */
+
+enum fw_flow_limits { FW_FLOWS = 2048 };
+
+/*
+ * A flow that the rules or the policy judged in this tick, and what it has not counted yet: a cache line. Addresses and
+ * ports as they stand on the wire; both addresses of IPv4 in src[0]. A family of 0 is a free entry.
+ */
+struct fw_flow {
+	__u64 src[2], dst[2];
+	__u32 ports;
+	__u8 family;
+	__u8 protocol;
+	__u8 tcp_flags;		    /* 0 unless rules ask for them */
+	__u8 iface;		    /* number */
+	__u32 generation;
+	__u32 tick;		    /* low half of jiffies64 when it was judged */
+	__u32 packets;		    /* in this tick, and not in the counters so far */
+	__u16 slot;
+	__u8 cell;		    /* of the interface's counters */
+	__u8 action;		    /* enum xdp_action */
+	__u64 bytes;		    /* like packets */
+};
+
+/* The flows of a CPU. */
+struct fw_flows {
+	struct fw_flow flow[FW_FLOWS];
 };
 
 /* ---- verdicts ---- */
@@ -394,6 +424,7 @@ enum fw_exception {
 };
 
 _Static_assert(sizeof(struct fw_leaf) == 64, "a leaf is a cache line");
+_Static_assert(sizeof(struct fw_flow) == 64, "a flow is a cache line");
 _Static_assert(sizeof(struct fw_row) == 576, "a summary line and 64 words");
 _Static_assert(sizeof(struct fw_event) == 80, "no hidden padding");
 _Static_assert(sizeof(struct conn_key) == 40, "no hidden padding");

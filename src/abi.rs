@@ -24,6 +24,8 @@ macro_rules! plain {
 plain!(
     fw_tables,
     fw_control,
+    fw_flow,
+    fw_flows,
     fw_row,
     fw_rule_count,
     fw_iface_count,

@@ -69,6 +69,12 @@ impl<T: Plain> Mapped<T> {
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
     }
 
+    /// Number of values.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Address of a value, for a single volatile or atomic access.
     pub fn at(&self, index: usize) -> *mut T {
         assert!(index < self.len);

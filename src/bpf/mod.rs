@@ -3,6 +3,7 @@
 //! Everything here is mechanism. What goes into a map is decided by the engine that owns the program.
 
 pub mod attach;
+pub mod counts;
 pub mod map;
 pub mod ringbuf;
 pub mod tc_egress;

@@ -1,5 +1,6 @@
 //! The object xdp_firewall: its switches, the two generations of its tables, its counters and its answers.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,12 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::counts::Counts;
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{check, jiffies_per_second};
 use crate::abi::{
-    bytes_of, from_bytes, fw_answered, fw_control, fw_iface_count, fw_misc_count, fw_question, fw_row, fw_rule_count,
-    fw_tables,
+    bytes_of, from_bytes, fw_answered, fw_control, fw_flow, fw_flow_limits, fw_flows, fw_misc_count, fw_question,
+    fw_row, fw_rule_count, fw_tables,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -132,6 +134,11 @@ pub struct XdpFirewall {
     skel: XdpFirewallSkel<'static>,
     tables: Mapped<fw_tables>,
     control: Mapped<fw_control>,
+    flows: Mapped<fw_flows>,
+    /// Counted by flows that the cache held at a swap.
+    kept: Counts,
+    /// What the last reading showed.
+    shown: RefCell<Counts>,
     rows_bytes: u64,
     secret: [u64; 2],
 }
@@ -163,13 +170,17 @@ impl XdpFirewall {
                 open.maps.connections.set_max_entries(switches.max_connections).context("sizing the connections")?
             }
         }
+        let cpus = libbpf_rs::num_possible_cpus().context("counting CPUs")?;
+        open.maps.fw_flows.set_max_entries(cpus as u32).context("giving each CPU its flow cache")?;
         if switches.multi_buffer {
             open.progs.xdp_firewall.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let skel = open.load().context("loading xdp_firewall")?;
         let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
         let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
-        Ok(XdpFirewall { skel, tables, control, rows_bytes: 0, secret })
+        let flows = Mapped::new(&handle(&skel.maps.fw_flows)?, cpus)?;
+        let (kept, shown) = (Counts::default(), RefCell::default());
+        Ok(XdpFirewall { skel, tables, control, flows, kept, shown, rows_bytes: 0, secret })
     }
 
     /// The program.
@@ -202,7 +213,22 @@ impl XdpFirewall {
         self.active().store(idle, Ordering::Release);
         // The kernel waits here until every packet that may have read the old index is done (synchronize_rcu in the
         // update of a map in a map), so that the old tables may be written again. Also gives their rows back.
-        self.set_rows(live, &rows_map(&Vec::new())?)
+        self.set_rows(live, &rows_map(&Vec::new())?)?;
+        self.restart_flows(idle as usize);
+        Ok(())
+    }
+
+    /// Empties the flow cache and opens it for a generation. No packet uses it now: it is still open for the generation
+    /// before, by which no packet is judged any more.
+    fn restart_flows(&mut self, generation: usize) {
+        for flow in self.flows.values().iter_mut().flat_map(|flows| &mut flows.flow).filter(|flow| flow.family != 0) {
+            self.kept.add_flow(flow);
+            *flow = fw_flow::default();
+        }
+        let generation = self.tables.values()[generation].policy.generation;
+        // SAFETY: an aligned u32 in memory that lives as long as self; the kernel only reads it.
+        let open = unsafe { AtomicU32::from_ptr(&raw mut (*self.control.at(0)).flows_generation) };
+        open.store(generation, Ordering::Release);
     }
 
     fn set_rows(&self, generation: u32, rows: &MapHandle) -> Result<()> {
@@ -229,38 +255,30 @@ impl XdpFirewall {
         handle(&self.skel.maps.misc_counts)
     }
 
-    /// Counters by slot, and behind the slots by reason; all CPUs together.
-    pub fn rule_counts(&self) -> Result<Vec<fw_rule_count>> {
-        let map = handle(&self.skel.maps.rule_counts)?;
-        let mut all = vec![fw_rule_count::default(); map.max_entries() as usize];
-        map::read_per_cpu(&map, |slot, one: fw_rule_count| {
-            let sum = &mut all[slot as usize];
-            sum.packets += one.packets;
-            sum.bytes += one.bytes;
-            sum.last_jiffies = sum.last_jiffies.max(one.last_jiffies);
-        })?;
-        Ok(all)
+    /// Everything that was counted by slot, reason and interface; all CPUs together. Exact when no packet arrives; else a
+    /// packet may be seen only by the next reading, when its flow counts it between the two looks of this one.
+    pub fn counts(&self) -> Result<Counts> {
+        let mut now = self.kept.clone();
+        map::read_per_cpu(&handle(&self.skel.maps.rule_counts)?, |slot, one| now.add_rule(slot as usize, &one))?;
+        map::read_per_cpu(&handle(&self.skel.maps.iface_counts)?, |number, one| now.add_iface(number as usize, &one))?;
+        for cpu in 0..self.flows.len() {
+            let flows: *const fw_flow = self.flows.at(cpu).cast();
+            for place in 0..fw_flow_limits::FW_FLOWS.0 as usize {
+                // SAFETY: within the mapping, which nobody else in this process writes to. The kernel may: a torn entry
+                // counts for a reading what it counted before, or what it counts now.
+                now.add_flow(&unsafe { std::ptr::read_volatile(flows.add(place)) });
+            }
+        }
+        let mut shown = self.shown.borrow_mut();
+        shown.rise_to(&now);
+        Ok(shown.clone())
     }
 
     /// Sets the counters of a slot to zero, for a new rule.
-    pub fn clear_slot(&self, slot: u32) -> Result<()> {
+    pub fn clear_slot(&mut self, slot: u32) -> Result<()> {
+        self.kept.rules[slot as usize] = fw_rule_count::default();
+        self.shown.get_mut().rules[slot as usize] = fw_rule_count::default();
         map::write_per_cpu(&handle(&self.skel.maps.rule_counts)?, slot, &fw_rule_count::default())
-    }
-
-    /// Counters by number of the interface; all CPUs together.
-    pub fn iface_counts(&self) -> Result<Vec<fw_iface_count>> {
-        let map = handle(&self.skel.maps.iface_counts)?;
-        let mut all = vec![fw_iface_count::default(); map.max_entries() as usize];
-        map::read_per_cpu(&map, |number, one: fw_iface_count| {
-            let sum = &mut all[number as usize];
-            for (sum, one) in sum.packets.iter_mut().zip(one.packets) {
-                *sum += one;
-            }
-            for (sum, one) in sum.bytes.iter_mut().zip(one.bytes) {
-                *sum += one;
-            }
-        })?;
-        Ok(all)
     }
 
     /// Losses and unparsable packets; all CPUs together.
@@ -298,6 +316,7 @@ impl XdpFirewall {
         let maps = &self.skel.maps;
         let mut all = vec![
             map::facts(&maps.bss_tables),
+            map::facts(&maps.fw_flows),
             map::facts(&maps.connections),
             map::facts(&maps.fragments),
             map::facts(&maps.rule_counts),

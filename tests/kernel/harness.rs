@@ -93,7 +93,7 @@ impl Kernel {
     }
 
     pub fn counts(&self) -> Counts {
-        let rules = self.xdp.rule_counts().expect("reading counters");
+        let rules = self.xdp.counts().expect("reading counters").rules;
         let slots = rules.iter().map(|one| (one.packets, one.bytes)).collect();
         Counts { slots, ..self.counts_but_slots() }
     }
@@ -101,7 +101,7 @@ impl Kernel {
     /// The slots are many, and reading them takes longer than all the rest.
     fn counts_but_slots(&self) -> Counts {
         let misc = self.xdp.misc_counts().expect("reading counters");
-        let ifaces = self.xdp.iface_counts().expect("reading counters");
+        let ifaces = self.xdp.counts().expect("reading counters").ifaces;
         Counts {
             slots: Vec::new(),
             cells: ifaces.iter().flat_map(|one| one.packets.into_iter().zip(one.bytes)).collect(),

@@ -2,6 +2,7 @@
 
 mod counters;
 mod events;
+mod flows;
 mod fragments;
 mod harness;
 mod hostile;

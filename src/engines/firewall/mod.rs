@@ -451,7 +451,7 @@ impl Firewall {
 
     /// All rules in the order in which they are asked, with what they did.
     pub fn list(&self) -> Result<Vec<Counted>> {
-        let counts = self.kernel.rule_counts()?;
+        let counts = self.kernel.counts()?.rules;
         let clock = self.kernel.clock()?;
         let now = SystemTime::now();
         Ok(in_order(&self.config.rules, &self.added)
@@ -619,10 +619,9 @@ impl Firewall {
     /// What the kernel counted, for Prometheus.
     pub fn counters(&self) -> Result<KernelCounters> {
         let verdicts = fw_verdict::FW_VERDICTS.0 as usize;
-        let counts = self.kernel.rule_counts()?;
+        let counts = self.kernel.counts()?;
         let misc = self.kernel.misc_counts()?;
-        let ifaces = self.kernel.iface_counts()?;
-        let interfaces = self.guarded.iter().zip(&ifaces).map(|(guarded, count)| {
+        let interfaces = self.guarded.iter().zip(&counts.ifaces).map(|(guarded, count)| {
             let by_verdict = |verdict: usize| count.packets.iter().skip(verdict).step_by(verdicts).sum::<u64>();
             InterfaceCounters {
                 interface: guarded.name.clone(),
@@ -635,7 +634,7 @@ impl Firewall {
             }
         });
         let rules = in_order(&self.config.rules, &self.added).into_iter().map(|rule| {
-            let count = self.count_of(&counts, rule);
+            let count = self.count_of(&counts.rules, rule);
             let family = match rule.is_ipv4() {
                 Some(true) => "ipv4",
                 Some(false) => "ipv6",

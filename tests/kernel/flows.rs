@@ -1,0 +1,152 @@
+//! The flow cache: what it answers is what the rules say, what it keeps is counted, and no swap leaves anything behind.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ebpfsentinel::abi::fw_flow_limits;
+use ebpfsentinel::packet::build::Packet;
+
+use crate::harness::{DROP, Kernel, XDP_DROP, XDP_PASS};
+use crate::support::random::Random;
+
+const FLOWS: usize = fw_flow_limits::FW_FLOWS.0 as usize;
+
+const RULES: &str = r#"
+    rules = [
+        { id = "syn", priority = 1, action = "deny", protocol = "tcp", tcp_flags = "S/SA", dst_port = 80 },
+        { id = "web", priority = 2, action = "allow", protocol = "tcp", dst_port = 80 },
+        { id = "dns", priority = 3, action = "allow", protocol = "udp", dst_port = 53 },
+        { id = "rest", priority = 9, action = "deny" },
+    ]
+"#;
+
+fn packet(ipv6: bool) -> Packet {
+    if ipv6 {
+        Packet::new().between("2001:db8::1", "2001:db8::2")
+    } else {
+        Packet::new().between("10.0.0.1", "10.0.0.2")
+    }
+}
+
+fn counted(kernel: &Kernel, id: &str) -> (u64, u64) {
+    let count = kernel.xdp.counts().unwrap().rules[usize::from(kernel.slots.get(id).unwrap())];
+    (count.packets, count.bytes)
+}
+
+/// Runs the program from a thread that does not own it.
+fn arrive(program: RawFd, frame: &[u8], repeat: u32) {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: repeat as i32,
+        ..Default::default()
+    };
+    // SAFETY: the options say how large they are; the kernel only reads the frame, which outlives the call.
+    assert_eq!(unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &mut options) }, 0);
+}
+
+/// Each field that tells flows apart, right after a packet of another flow went in.
+#[test]
+fn neighbours_are_told_apart() {
+    const TCP_SYN: u8 = 2;
+    const TCP_ACK: u8 = 16;
+    let kernel = Kernel::new(&format!("{DROP}{RULES}"));
+    for ipv6 in [false, true] {
+        for (frame, action) in [
+            (packet(ipv6).tcp(4000, 80).flags(TCP_ACK).build(), XDP_PASS),
+            (packet(ipv6).tcp(4000, 80).flags(TCP_SYN).build(), XDP_DROP),
+            (packet(ipv6).tcp(4000, 80).flags(TCP_ACK | TCP_SYN).build(), XDP_PASS),
+            (packet(ipv6).udp(4000, 80).build(), XDP_DROP),
+            (packet(ipv6).udp(4000, 53).build(), XDP_PASS),
+            (packet(ipv6).tcp(4000, 53).build(), XDP_DROP),
+            (packet(ipv6).tcp(4001, 53).build(), XDP_DROP),
+        ] {
+            for _ in 0..3 {
+                assert_eq!(kernel.xdp.test_run(&frame, 0, 1).unwrap().action, action, "{frame:02x?}");
+            }
+        }
+    }
+}
+
+/// More flows than there are entries, in random order and number, over swaps that keep some rules and drop others.
+#[test]
+fn every_packet_is_counted_once() {
+    const SWAPS: u32 = 10;
+    let mut random = Random::new(5);
+    let mut kernel = Kernel::new(&format!("{DROP}{RULES}"));
+    let mut expected = (0, 0);
+    for swap in 0..SWAPS {
+        for _ in 0..3 * FLOWS {
+            let frame = packet(random.chance(50))
+                .tcp(random.between(1024, 1024 + 2 * FLOWS as u64) as u16, 80)
+                .flags(16)
+                .payload(&vec![0; random.below(100)])
+                .build();
+            let repeat = 1 + random.below(3);
+            for _ in 0..repeat {
+                assert_eq!(kernel.xdp.test_run(&frame, 0, 1).unwrap().action, XDP_PASS);
+            }
+            expected.0 += repeat as u64;
+            expected.1 += (repeat * frame.len()) as u64;
+        }
+        assert_eq!(counted(&kernel, "web"), expected, "before swap {swap}");
+        kernel.swap(&format!("{DROP}{}", if swap % 2 == 0 { RULES.replace("rest", "others") } else { RULES.into() }));
+        assert_eq!(counted(&kernel, "web"), expected, "after swap {swap}");
+        assert_eq!(counted(&kernel, if swap % 2 == 0 { "others" } else { "rest" }), (0, 0));
+    }
+    let all: u64 = kernel.xdp.counts().unwrap().ifaces.iter().flat_map(|iface| iface.packets).sum();
+    assert_eq!(all, expected.0, "by interface");
+}
+
+/// A rule that is gone judges nothing any more, however busy its flow was.
+#[test]
+fn a_swap_ends_what_was_cached() {
+    let frame = packet(false).tcp(4000, 80).flags(16).build();
+    let mut kernel = Kernel::new(&format!("{DROP}{RULES}"));
+    for round in 0..50 {
+        let allowed = round % 2 == 0;
+        let action = if allowed { XDP_PASS } else { XDP_DROP };
+        for _ in 0..10 {
+            assert_eq!(kernel.xdp.test_run(&frame, 0, 1).unwrap().action, action, "round {round}");
+        }
+        let rules = if allowed {
+            RULES.replace("\"web\", priority = 2, action = \"allow\"", "\"web\", priority = 2, action = \"deny\"")
+        } else {
+            RULES.into()
+        };
+        kernel.swap(&format!("{DROP}{rules}"));
+    }
+    assert_eq!(counted(&kernel, "web").0, 500);
+}
+
+/// A reader that looks while packets arrive never sees a counter go back, and in the end sees all of them.
+#[test]
+fn counters_only_rise() {
+    const RUNS: u32 = 200;
+    const REPEAT: u32 = 5000;
+    let kernel = Kernel::new(&format!("{DROP}{RULES}"));
+    let done = AtomicBool::new(false);
+    let program = kernel.xdp.program().as_raw_fd();
+    let frames: Vec<_> = (0..4).map(|port| packet(port % 2 == 1).udp(5000 + port, 53).build()).collect();
+    let seen = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for run in 0..RUNS {
+                arrive(program, &frames[run as usize % frames.len()], REPEAT);
+            }
+            done.store(true, Ordering::Release);
+        });
+        let (mut last, mut seen) = (0, 0);
+        while !done.load(Ordering::Acquire) {
+            let now = counted(&kernel, "dns").0;
+            assert!(now >= last, "{now} after {last}");
+            seen += u32::from(now > last);
+            last = now;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        seen
+    });
+    assert!(seen > 2, "nothing was read in between");
+    assert_eq!(counted(&kernel, "dns").0, u64::from(RUNS * REPEAT));
+}
