@@ -79,7 +79,7 @@ impl Options {
     }
 
     fn rounds(&self) -> usize {
-        if self.quick { 5 } else { 11 }
+        if self.quick { 7 } else { 15 }
     }
 
     fn sizes(&self) -> &'static [usize] {
@@ -128,7 +128,7 @@ impl Run {
         }
         let frame = headers::frame_v4();
         let mut variants = vec![
-            Variant { label: "ns.drop", program: self.bench.program("drop")?, frame, repeat: 0 },
+            Variant::new("ns.drop", self.bench.program("drop")?, frame),
             self.bench.replay(Target::Drop, true, "ns.injector.v4")?,
             self.bench.replay(Target::Drop, false, "ns.injector.v6")?,
             self.bench.replay(Target::Parse, true, "ns.floor.v4")?,
@@ -193,7 +193,7 @@ impl Run {
             } else {
                 HeaderV6::of(&policies::in_ipv6(&packets[..1])[0]).frame()
             };
-            let direct = |label, program| Variant { label, program, frame: frame.clone(), repeat: 0 };
+            let direct = |label, program| Variant::new(label, program, frame.clone());
             let mut variants =
                 vec![direct("parse", self.bench.program("parse")?), direct("ours", self.product.program())];
             if self.bench.has_linear {
@@ -316,9 +316,12 @@ impl Run {
                 .map(|rule| Rule { action: Action::Deny, ..rule })
                 .collect();
             let workload = Workload::new(rules);
-            self.load(Policy { drop_unmatched: true, stateful: true }, &workload)?;
+            self.load(BASE, &workload)?;
             self.replay_both(&workload.trace(Kind::Uniform, HEADERS));
-            let wire = self.wire(&workload.v4, style)?;
+            let mut stateful = Product::load()?;
+            stateful.apply(Policy { stateful: true, ..BASE }, &workload.v4, &workload.v6)?;
+            let mut wire = self.wire(&workload.v4, style)?;
+            wire.add_xdp("stateful", stateful.program())?;
             self.end_to_end_figures(wire, style)?;
         }
         Ok(())
@@ -366,7 +369,9 @@ impl Run {
                 .min_by(f64::total_cmp)
         };
         let ours = ns("ours").context("not measured")?;
-        self.figures.set(format!("e2e_x_drop.{style}"), ours / ns("drop").context("not measured")?);
+        let drop = ns("drop").context("not measured")?;
+        self.figures.set(format!("e2e_x_drop.{style}"), ours / drop);
+        self.figures.set(format!("e2e_x_drop_stateful.{style}"), ns("stateful").context("not measured")? / drop);
         for (name, label) in [
             ("nft_linear_over_ours", "nft linear"),
             ("nft_set_over_ours", "nft set"),
