@@ -11,6 +11,7 @@
 enum fw_limits {
 	FW_RULES = 4096,	    /* rules of one address family; a bit each */
 	FW_WORDS = 64,		    /* 64-bit words in a row */
+	FW_NEAR = 7,		    /* words of a row that stand beside its summary */
 	FW_SLOTS = 8192,	    /* counters: one slot a rule for as long as the rule lives */
 	FW_NET_ROWS = 8192,	    /* rows of one address field: at most 4097, ids of 13 bits */
 	FW_APP_ROWS = 32768,	    /* rows of everything that is not an address, ids of 15 bits */
@@ -143,7 +144,7 @@ struct fw_family {
 /* A row: the bits of the rules that a value of a field satisfies. Entry of the map of rows, one for each row id. */
 struct fw_row {
 	__u64 summary;		    /* a bit for each word that is not zero */
-	__u64 pad[7];
+	__u64 near[FW_NEAR];	    /* the first words that are not zero, once more: in one line with the summary */
 	__u64 word[FW_WORDS];
 };
 

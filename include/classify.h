@@ -161,16 +161,39 @@ static __always_inline __u32 word_at(__u64 summary)
 	return w & (FW_WORDS - 1);
 }
 
-/* First bit that three rows share; FW_RULES when none. */
+/*
+ * A word of a row, given a mask of the words before it: from the summary's own line where it is one of the first. Without
+ * a branch, which neither the packets' mix nor the verifier would like.
+ */
+static __always_inline __u64 near_word(const struct fw_row *row, __u64 before, __u32 w)
+{
+	enum { NEAR = __builtin_offsetof(struct fw_row, near) / 8, WORD = __builtin_offsetof(struct fw_row, word) / 8 };
+	__u32 rank = ones(row->summary & before), is_far = (FW_NEAR - 1 - rank) >> 31;
+
+	OPAQUE(is_far);
+	w = NEAR + rank + is_far * (WORD - NEAR + w - rank);
+	OPAQUE(w);
+	return w < sizeof(*row) / 8 ? ((const __u64 *)row)[w] : 0;
+}
+
+/* First bit that three rows share; FW_RULES when none. Mostly the first word that all have decides. */
 static __always_inline __u32 walk_merged(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
 {
-	__u64 left = a->summary & b->summary & c->summary;
+	__u64 left = a->summary & b->summary & c->summary, before, bits;
+	__u32 w;
 
+	if (!left)
+		return FW_RULES;
+	before = (left & -left) - 1;
+	w = ones(before);
+	OPAQUE(w);
+	w &= FW_WORDS - 1;
+	bits = near_word(a, before, w) & near_word(b, before, w) & near_word(c, before, w);
+	if (bits)
+		return w << 6 | lowest(bits);
+	left &= left - 1;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < FW_WORDS; i++) {
-		__u32 w;
-		__u64 bits;
-
+	for (int i = 1; i < FW_WORDS; i++) {
 		if (!left)
 			break;
 		w = word_at(left);
@@ -182,7 +205,7 @@ static __always_inline __u32 walk_merged(const struct fw_row *a, const struct fw
 	return FW_RULES;
 }
 
-/* The same for rows that could not be merged; g and h may be the same row as e. */
+/* The same for rows that could not be merged. */
 static __always_inline __u32 walk_split(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c,
 					const struct fw_row *d, const struct fw_row *e)
 {
@@ -281,15 +304,15 @@ static __always_inline __u32 cache_lookup(const struct fw_family *f, __u64 key)
 	return first >> FW_KEY_SHIFT == key ? first & (FW_CACHED | (FW_CACHED - 1)) : 0;
 }
 
-/* Walks the rows of the merged form, and keeps the answer. */
-static __always_inline __u32 classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __u32 dst_row, __u32 app)
+/* Walks the rows of the merged form, and keeps the answer. A function of its own, verified once. */
+__noinline int classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __u32 dst_row, __u32 app)
 {
 	__u64 key = cache_key(src_row, dst_row, app), hash = key * 0x9e3779b97f4a7c15ULL;
 	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
 	const struct fw_row *src, *dst, *last;
 	__u32 answer;
 
-	if (!rows)
+	if (!rows || !f)
 		return FW_NO_MATCH;
 	src = row_at(rows, f->src_base + src_row);
 	dst = row_at(rows, f->dst_base + dst_row);

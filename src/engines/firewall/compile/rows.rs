@@ -184,5 +184,9 @@ fn write_row(words: &[u64], row: &mut fw_row) {
     let (used, unused) = row.word.split_at_mut(words.len());
     used.copy_from_slice(words);
     unused.fill(0);
+    row.near.fill(0);
+    for (near, &word) in row.near.iter_mut().zip(words.iter().filter(|&&word| word != 0)) {
+        *near = word;
+    }
     row.summary = words.iter().enumerate().fold(0, |summary, (place, &word)| summary | u64::from(word != 0) << place);
 }
