@@ -152,7 +152,7 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 		j->reason = FW_BY_POLICY;
 		j->drop = t->policy.drop_unmatched;
 	}
-	if (known & CONN_TOUCH && !j->drop && !explaining)
+	if (known && (known & CONN_TOUCH || p->tcp_flags & TCP_FIN) && !j->drop && !explaining)
 		conn_confirm(&key, t->policy.generation, p->tcp_flags);
 	if (j->drop) {
 		/* Networks of the guard are kept as IPv6; an IPv4 source is mapped. */
@@ -378,6 +378,21 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/* Whether a TCP or UDP packet belongs to a connection that this host opened, which then lives on. */
+static __always_inline bool is_answer(const struct packet *p, __u32 generation)
+{
+	struct conn_key key = {};
+	int known;
+
+	conn_key_of(p, false, &key);
+	known = conn_find(&key, generation);
+	if (!(known & CONN_HERE))
+		return false;
+	if (known & CONN_TOUCH || p->tcp_flags & TCP_FIN)
+		conn_confirm(&key, generation, p->tcp_flags);
+	return true;
+}
+
 /*
  * A common packet whose flow was not judged in this tick: by what the flow cache knows, or by the rules. index is the
  * generation, flow the entry of the cache that is the flow's, or could become it. LEFT_OVER when more than rules and
@@ -390,7 +405,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 	struct fw_iface_count *by_iface;
 	struct fw_rule_count *by_rule;
 	__u64 now = bpf_jiffies64();
-	bool known;
+	bool known, keep = true;
 
 	index &= 1;
 	if (!key)
@@ -398,12 +413,15 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 	iface = key->rest >> 56;
 	known = flow && is_flow(flow, key, t->policy.generation);
 	if (known) {
+		flow_count(flow);
 		slot = flow->slot;
 		cell = flow->cell;
 		action = flow->action;
-		flow_count(flow);
-		flow_start(flow, now);
-	} else {
+		known = cell != FW_BY_STATE * FW_VERDICTS; /* its connection may have ended since */
+		if (known)
+			flow->tick = now;
+	}
+	if (!known) {
 		__u32 answer = FW_NO_MATCH, drop;
 		struct classes c = {};
 		struct packet p = {
@@ -417,11 +435,17 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		struct fw_family *f = &t->family[p.family == 6];
 
 		if (p.family == 4) {
-			c.src_row = lookup_ipv4(&t->v4, 0, bpf_ntohl(key->src[0]));
-			c.dst_row = lookup_ipv4(&t->v4, 1, bpf_ntohl(key->src[0] >> 32));
+			p.src[1] = bpf_ntohl(key->src[0]);
+			p.dst[1] = bpf_ntohl(key->src[0] >> 32);
+			c.src_row = lookup_ipv4(&t->v4, 0, p.src[1]);
+			c.dst_row = lookup_ipv4(&t->v4, 1, p.dst[1]);
 		} else {
-			c.src_row = lookup_ipv6(&t->v6, 0, bpf_be64_to_cpu(key->src[0]), bpf_be64_to_cpu(key->src[1]));
-			c.dst_row = lookup_ipv6(&t->v6, 1, bpf_be64_to_cpu(key->dst[0]), bpf_be64_to_cpu(key->dst[1]));
+			p.src[0] = bpf_be64_to_cpu(key->src[0]);
+			p.src[1] = bpf_be64_to_cpu(key->src[1]);
+			p.dst[0] = bpf_be64_to_cpu(key->dst[0]);
+			p.dst[1] = bpf_be64_to_cpu(key->dst[1]);
+			c.src_row = lookup_ipv6(&t->v6, 0, p.src[0], p.src[1]);
+			c.dst_row = lookup_ipv6(&t->v6, 1, p.dst[0], p.dst[1]);
 		}
 		if (f->mode == FW_MODE_MERGED) {
 			find_classes(f, &p, iface, &c);
@@ -430,11 +454,19 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 			return LEFT_OVER;
 		}
 		if (answer & FW_NO_MATCH) {
+			__u32 reason = FW_BY_POLICY;
+
 			drop = t->policy.drop_unmatched;
-			if (drop && t->policy.stateful)
-				return LEFT_OVER;
-			slot = FW_SLOTS + FW_BY_POLICY;
-			cell = FW_BY_POLICY * FW_VERDICTS;
+			if (drop && t->policy.stateful) {
+				/* What is dropped now is an answer as soon as this host has asked: not to be kept. */
+				keep = is_answer(&p, t->policy.generation);
+				if (keep) {
+					reason = FW_BY_STATE;
+					drop = 0;
+				}
+			}
+			slot = FW_SLOTS + reason;
+			cell = reason * FW_VERDICTS;
 		} else {
 			if (answer & (FW_TELL | FW_STATEFUL))
 				return LEFT_OVER;
@@ -458,9 +490,8 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		return LEFT_OVER;
 	if (cell % FW_VERDICTS != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval)
 		return LEFT_OVER; /* a record is due */
-	if (!known && flow && flow->tick != (__u32)now) {
-		if (flow->packets)
-			flow_count(flow);
+	if (!known && keep && flow && flow->tick != (__u32)now) {
+		flow_count(flow);
 		flow->src[0] = key->src[0];
 		flow->src[1] = key->src[1];
 		flow->dst[0] = key->dst[0];
@@ -470,7 +501,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		flow->slot = slot;
 		flow->cell = cell;
 		flow->action = action;
-		flow_start(flow, now);
+		flow->tick = now;
 	}
 	by_rule->packets++;
 	by_rule->bytes += bytes;
@@ -481,8 +512,8 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 }
 
 /*
- * The common packet: untagged, whole, without options or extension headers, TCP or UDP, answered by the rules or the
- * policy alone. Judges exactly as judge_packet() does; whatever it does not know for certain it leaves to that, by
+ * The common packet: untagged, whole, without options or extension headers, TCP or UDP, judged by rules that ask for no
+ * state, by the policy, or as an answer. Judges exactly as judge_packet() does; whatever it does not know for certain it leaves to that, by
  * returning LEFT_OVER before the packet was counted.
  */
 static __always_inline int judge_common_packet(struct xdp_md *ctx)
@@ -532,8 +563,8 @@ static __always_inline int judge_common_packet(struct xdp_md *ctx)
 		need += 20;
 		if (l4[12] < 0x50)
 			return LEFT_OVER;
-		if (t->family[family == 6].uses & FW_USES_TCP_FLAGS)
-			key.rest |= (__u64)l4[13] << 48;
+		/* The end of a connection has to be seen whatever was kept of it. */
+		key.rest |= (__u64)(l4[13] & (t->family[family == 6].uses & FW_USES_TCP_FLAGS ? 255 : TCP_FIN)) << 48;
 	} else if (protocol == IPPROTO_UDP) {
 		need += 8;
 	} else {

@@ -206,7 +206,7 @@ struct fw_control {
 enum fw_flow_limits { FW_FLOWS = 2048 };
 
 /*
- * A flow that the rules or the policy judged in this tick, and what it has not counted yet: a cache line. Addresses and
+ * A flow that was judged in this tick by rules, policy or as an answer, and what it has not counted yet: a cache line. Addresses and
  * ports as they stand on the wire; both addresses of IPv4 in src[0]. A family of 0 is a free entry.
  */
 struct fw_flow {
@@ -214,7 +214,7 @@ struct fw_flow {
 	__u32 ports;
 	__u8 family;
 	__u8 protocol;
-	__u8 tcp_flags;		    /* 0 unless rules ask for them */
+	__u8 tcp_flags;		    /* only FIN unless rules ask for them */
 	__u8 iface;		    /* number */
 	__u32 generation;
 	__u32 tick;		    /* low half of jiffies64 when it was judged */

@@ -54,21 +54,14 @@ static __always_inline bool is_flow(const struct fw_flow *flow, const struct flo
 	       !((flow->src[1] ^ key->src[1]) | (flow->dst[0] ^ key->dst[0]) | (flow->dst[1] ^ key->dst[1]));
 }
 
-static __always_inline void flow_start(struct fw_flow *flow, __u64 now)
-{
-	flow->tick = now;
-	flow->packets = 0;
-	flow->bytes = 0;
-}
-
-/* Counts what an entry has kept so far; the caller then starts it anew. */
+/* Counts what an entry has kept so far. A function of its own: most packets add to what is kept instead. */
 __noinline int flow_count(struct fw_flow *flow)
 {
 	struct fw_iface_count *by_iface;
 	struct fw_rule_count *by_rule;
 	__u32 slot, iface, cell;
 
-	if (!flow)
+	if (!flow || !flow->packets)
 		return 0;
 	slot = flow->slot;
 	iface = flow->iface;
@@ -81,5 +74,7 @@ __noinline int flow_count(struct fw_flow *flow)
 		by_iface->packets[cell] += flow->packets;
 		by_iface->bytes[cell] += flow->bytes;
 	}
+	flow->packets = 0;
+	flow->bytes = 0;
 	return 0;
 }

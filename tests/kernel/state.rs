@@ -1,6 +1,7 @@
 //! Connections: tc_egress sees what this host sends, xdp_firewall judges what comes back. Both by test runs.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use ebpfsentinel::abi::{bytes_of, conn, conn_key, conn_origin, conn_phase};
 use ebpfsentinel::bpf::jiffies_per_second;
@@ -10,7 +11,7 @@ use ebpfsentinel::engines::firewall::guard::Guard;
 use ebpfsentinel::packet::build::Packet;
 use libbpf_rs::{MapCore, MapFlags};
 
-use crate::harness::{DROP, Kernel};
+use crate::harness::{DROP, Kernel, XDP_DROP, XDP_PASS};
 use crate::hostile;
 use crate::support::random::Random;
 
@@ -67,6 +68,8 @@ impl Host {
             conn.last_jiffies -= secs * jiffies_per_second().unwrap();
             map.update(bytes_of(&key), bytes_of(&conn), MapFlags::EXIST).unwrap();
         }
+        // Whatever the flow cache knows it forgets with the kernel's next tick, at most 10 ms from now.
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -120,6 +123,26 @@ fn answers_pass_and_nothing_else_does() {
         host.check("as a fragment", &back(family).udp(53, 40000).fragment(5, 0, true).build(), "pass state");
         host.check("its rest", &back(family).fragment(5, 8, false).protocol(17).build(), "pass fragment");
         assert_eq!(host.kernel.counts().conn_full, 0);
+    }
+}
+
+/// Nothing that the flow cache keeps stands between a connection and what happens to it.
+#[test]
+fn a_flow_in_the_cache_follows_its_connection() {
+    for family in [0, 1] {
+        let host = Host::new(DROP);
+        let run = |frame: &[u8]| host.kernel.xdp.test_run(frame, 0, 1).unwrap().action;
+        for port in 1000..1200 {
+            let answer = |flags| back(family).tcp(80, port).flags(flags).build();
+            (0..3).for_each(|_| assert_eq!(run(&answer(SYN | ACK)), XDP_DROP, "before it was asked for"));
+            host.sends(&out(family).tcp(port, 80).flags(SYN).build());
+            (0..3).for_each(|_| assert_eq!(run(&answer(SYN | ACK)), XDP_PASS, "an answer"));
+            (0..3).for_each(|_| assert_eq!(run(&answer(ACK)), XDP_PASS, "data"));
+            assert_eq!(run(&answer(FIN | ACK)), XDP_PASS);
+        }
+        let closing = |conn: &conn| conn_phase(conn.phase.into()) == conn_phase::CONN_CLOSING;
+        let ended = host.kernel.connections().iter().filter(|(_, conn)| closing(conn)).count();
+        assert_eq!(ended, 200, "each end was seen");
     }
 }
 
