@@ -38,15 +38,23 @@ struct {
 /* Beside enum xdp_action: the packet was a question, which no further program is to see; not judged. */
 enum { EXPLAINED = 16, LEFT_OVER = 64 };
 
-/* All that is known about the packet at the end. */
-struct judgement {
-	__u32 answer;	 /* enum fw_answer */
-	__u8 drop;
-	__u8 reason;
-	__u8 state;
-	__u8 unparsable;
-	__u8 exception;
+/*
+ * What judge_packet() works on, by CPU: the stack has no room for it, and what stands here is unknown to the verifier
+ * whichever way led to it, so that what follows a step is verified once.
+ */
+struct work {
+	struct packet packet;
+	struct judgement judgement;
+	struct conn_key key;
+	struct classes classes;
 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct work);
+} fw_work SEC(".maps");
 
 static __always_inline __u32 iface_number(const struct fw_policy *policy, __u32 ifindex)
 {
@@ -126,21 +134,20 @@ static __always_inline int find_state(struct xdp_md *ctx, const struct packet *p
 
 /* A packet that could be parsed, against rules, state and policy. */
 static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32 index, __u32 iface,
-				  const struct packet *p, bool explaining, struct judgement *j)
+				  struct work *work, bool explaining)
 {
+	const struct packet *p = &work->packet;
 	struct fw_family *f = &t->family[p->family == 6];
-	struct conn_key key = {};
-	struct classes c = {};
+	struct judgement *j = &work->judgement;
 	int known = 0;
 
-	j->answer = FW_NO_MATCH;
 	if (f->mode != FW_MODE_EMPTY)
-		j->answer = classify_packet(t, f, index, p, iface, &c);
+		j->answer = classify_packet(t, f, index, p, iface, &work->classes);
 	if (j->answer & FW_STATEFUL ||
 	    (j->answer & FW_NO_MATCH && t->policy.drop_unmatched && t->policy.stateful)) {
-		known = find_state(ctx, p, t->policy.generation, &key, &j->state);
+		known = find_state(ctx, p, t->policy.generation, &work->key, &j->state);
 		if (j->answer & FW_STATEFUL)
-			j->answer = classify(f, &c, index, 1 + j->state);
+			j->answer = classify(f, &work->classes, index, 1 + j->state);
 	}
 	if (!(j->answer & FW_NO_MATCH)) {
 		j->reason = FW_BY_RULE;
@@ -153,7 +160,7 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 		j->drop = t->policy.drop_unmatched;
 	}
 	if (known && (known & CONN_TOUCH || p->tcp_flags & TCP_FIN) && !j->drop && !explaining)
-		conn_confirm(&key, t->policy.generation, p->tcp_flags);
+		conn_confirm(&work->key, t->policy.generation, p->tcp_flags);
 	if (j->drop) {
 		/* Networks of the guard are kept as IPv6; an IPv4 source is mapped. */
 		__u64 mapped = p->family == 4 ? 0xffff00000000ULL : 0;
@@ -181,28 +188,10 @@ static __always_inline void judge_unparsable(const struct fw_policy *policy, int
 static __always_inline void judge_later_fragment(const struct fw_policy *policy, struct packet *p,
 						 struct judgement *j)
 {
-	struct frag first = {};
-	int why = frag_later(p, policy->generation, &first);
+	int why = frag_later(p, policy->generation, j);
 
-	if (why) {
+	if (why)
 		judge_unparsable(policy, why, j);
-	} else {
-		j->answer = first.answer;
-		j->reason = FW_BY_FRAGMENT;
-		j->drop = first.drop;
-	}
-}
-
-static __always_inline void remember_fragment(struct packet *p, __u32 generation, const struct judgement *j)
-{
-	struct frag frag = {
-		.generation = generation,
-		.answer = j->answer,
-		.reason = j->reason,
-		.drop = j->drop,
-	};
-
-	frag_remember(p, &frag);
 }
 
 /* Counts of a rule that matched, or of the reason that decided instead. */
@@ -226,7 +215,7 @@ static __always_inline void count_unparsable(__u32 why)
 static __always_inline void count_and_tell(const struct packet *p, const struct judgement *j, __u32 verdict,
 					   __u32 ifindex, __u32 iface, __u32 bytes, __u32 generation)
 {
-	__u32 slot = slot_of(j) + p->nothing, cell = j->reason * FW_VERDICTS + verdict + p->nothing, packets = 1;
+	__u32 slot = slot_of(j), cell = j->reason * FW_VERDICTS + verdict, packets = 1;
 	struct fw_iface_count *by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
 	struct fw_rule_count *by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
 	__u64 now = bpf_jiffies64();
@@ -310,67 +299,86 @@ static __always_inline void answer_question(struct xdp_md *ctx, const struct pac
 	answered->jiffies = bpf_jiffies64();
 }
 
+/* Reads the packet into work, which it clears; the result is FW_PARSED or why not. A function of its own, verified once. */
+__noinline int parse_packet(struct xdp_md *ctx, struct work *work)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct packet p = { .nothing = *(volatile __u32 *)&control.nothing };
+	int why = parse_frame(data, data_end, &p);
+
+	if (!work)
+		return FW_NOT_IP;
+	__builtin_memset(work, 0, sizeof(*work));
+	work->packet = p;
+	work->judgement.answer = FW_NO_MATCH;
+	work->judgement.state = FW_STATE_UNKNOWN;
+	return why;
+}
+
 /*
  * The whole firewall, for every packet. A function of its own: what the common packet does not need (tags, options,
- * fragments, states, records, questions) costs registers and stack, and so time, also where it is not used.
+ * fragments, records, questions) costs registers and stack, and so time, also where it is not used.
  */
 __noinline int judge_packet(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	__u32 index = *(volatile __u32 *)&control.active & 1;
+	__u32 index = *(volatile __u32 *)&control.active & 1, ifindex = ctx->ingress_ifindex, zero = 0;
+	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
 	struct fw_tables *t = &tables[index];
-	struct judgement j = { .answer = FW_NO_MATCH, .state = FW_STATE_UNKNOWN };
-	struct packet p = { .nothing = *(volatile __u32 *)&control.nothing };
-	__u32 ifindex = ctx->ingress_ifindex, iface, bytes, verdict, generation;
+	__u32 iface, bytes, verdict, generation;
 	bool explaining = is_question(ctx);
+	struct judgement *j;
+	struct packet *p;
 	int why;
 
+	if (!work)
+		return XDP_ABORTED; /* it is an array's first entry */
+	p = &work->packet;
+	j = &work->judgement;
 	iface = iface_number(&t->policy, ifindex);
 	generation = t->policy.generation;
-	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : data_end - data;
-	why = parse_frame(data, data_end, &p) + p.nothing;
-	forget_path(&p);
-	if (!why && p.fragment == FIRST_FRAGMENT)
-		why = frag_first(&p, !explaining);
+	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	why = parse_packet(ctx, work);
+	if (!why && p->fragment == FIRST_FRAGMENT)
+		why = frag_first(p, !explaining);
 
 	if (why) {
-		judge_unparsable(&t->policy, why, &j);
-		if (p.link_control) {
-			j.reason = FW_BY_EXCEPTION;
-			j.exception = FW_LINK_CONTROL;
-			j.unparsable = FW_PARSED;
-			j.drop = 0;
+		judge_unparsable(&t->policy, why, j);
+		if (p->link_control) {
+			j->reason = FW_BY_EXCEPTION;
+			j->exception = FW_LINK_CONTROL;
+			j->unparsable = FW_PARSED;
+			j->drop = 0;
 		}
-	} else if (p.fragment == LATER_FRAGMENT) {
-		judge_later_fragment(&t->policy, &p, &j);
-	} else if (is_neighbour_discovery(&p)) {
-		j.reason = FW_BY_EXCEPTION;
-		j.exception = FW_NEIGHBOUR;
+	} else if (p->fragment == LATER_FRAGMENT) {
+		judge_later_fragment(&t->policy, p, j);
+	} else if (is_neighbour_discovery(p)) {
+		j->reason = FW_BY_EXCEPTION;
+		j->exception = FW_NEIGHBOUR;
 	} else {
-		judge(ctx, t, index, iface, &p, explaining, &j);
-		if (p.fragment == FIRST_FRAGMENT && !explaining)
-			remember_fragment(&p, generation, &j);
+		judge(ctx, t, index, iface, work, explaining);
+		if (p->fragment == FIRST_FRAGMENT && !explaining)
+			frag_remember(p, generation, j);
 	}
 
-	verdict = !j.drop ? FW_PASS : t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+	verdict = !j->drop ? FW_PASS : t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
 	if (explaining) {
-		answer_question(ctx, &p, &j, verdict, iface, generation);
+		answer_question(ctx, p, j, verdict, iface, generation);
 		return EXPLAINED | (verdict == FW_DROP ? XDP_DROP : XDP_PASS);
 	}
-	count_and_tell(&p, &j, verdict, ifindex, iface, bytes, generation);
+	count_and_tell(p, j, verdict, ifindex, iface, bytes, generation);
 	if (verdict == FW_DROP)
 		return XDP_DROP;
 	if (write_meta) {
 		struct xdp_meta meta = {
 			.magic = XDP_META_MAGIC,
-			.slot = slot_of(&j),
+			.slot = slot_of(j),
 			.verdict = verdict,
-			.reason = j.reason,
-			.l3_offset = p.l3_offset,
-			.l4_offset = p.l4_offset,
-			.family = p.family,
-			.protocol = p.protocol,
-			.vlan = p.vlan,
+			.reason = j->reason,
+			.l3_offset = p->l3_offset,
+			.l4_offset = p->l4_offset,
+			.family = p->family,
+			.protocol = p->protocol,
+			.vlan = p->vlan,
 		};
 
 		write_xdp_meta(ctx, &meta);
@@ -379,17 +387,16 @@ __noinline int judge_packet(struct xdp_md *ctx)
 }
 
 /* Whether a TCP or UDP packet belongs to a connection that this host opened, which then lives on. */
-static __always_inline bool is_answer(const struct packet *p, __u32 generation)
+static __always_inline bool is_answer(const struct packet *p, __u32 generation, struct conn_key *key)
 {
-	struct conn_key key = {};
 	int known;
 
-	conn_key_of(p, false, &key);
-	known = conn_find(&key, generation);
+	conn_key_of(p, false, key);
+	known = conn_find(key, generation);
 	if (!(known & CONN_HERE))
 		return false;
 	if (known & CONN_TOUCH || p->tcp_flags & TCP_FIN)
-		conn_confirm(&key, generation, p->tcp_flags);
+		conn_confirm(key, generation, p->tcp_flags);
 	return true;
 }
 
@@ -422,8 +429,9 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 			flow->tick = now;
 	}
 	if (!known) {
-		__u32 answer = FW_NO_MATCH, drop;
-		struct classes c = {};
+		__u32 answer = FW_NO_MATCH, drop, zero = 0;
+		struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
+		struct classes *c;
 		struct packet p = {
 			.family = key->rest >> 32,
 			.protocol = key->rest >> 40,
@@ -434,24 +442,25 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		};
 		struct fw_family *f = &t->family[p.family == 6];
 
+		if (!work)
+			return LEFT_OVER;
+		c = &work->classes;
 		if (p.family == 4) {
 			p.src[1] = bpf_ntohl(key->src[0]);
 			p.dst[1] = bpf_ntohl(key->src[0] >> 32);
-			c.src_row = lookup_ipv4(&t->v4, 0, p.src[1]);
-			c.dst_row = lookup_ipv4(&t->v4, 1, p.dst[1]);
+			c->src_row = lookup_ipv4(&t->v4, 0, p.src[1]);
+			c->dst_row = lookup_ipv4(&t->v4, 1, p.dst[1]);
 		} else {
 			p.src[0] = bpf_be64_to_cpu(key->src[0]);
 			p.src[1] = bpf_be64_to_cpu(key->src[1]);
 			p.dst[0] = bpf_be64_to_cpu(key->dst[0]);
 			p.dst[1] = bpf_be64_to_cpu(key->dst[1]);
-			c.src_row = lookup_ipv6(&t->v6, 0, p.src[0], p.src[1]);
-			c.dst_row = lookup_ipv6(&t->v6, 1, p.dst[0], p.dst[1]);
+			c->src_row = lookup_ipv6(&t->v6, 0, p.src[0], p.src[1]);
+			c->dst_row = lookup_ipv6(&t->v6, 1, p.dst[0], p.dst[1]);
 		}
-		if (f->mode == FW_MODE_MERGED) {
-			find_classes(f, &p, iface, &c);
-			answer = classify(f, &c, index, 0);
-		} else if (f->mode != FW_MODE_EMPTY) {
-			return LEFT_OVER;
+		if (f->mode != FW_MODE_EMPTY) {
+			find_classes(f, &p, iface, c);
+			answer = classify(f, c, index, 0);
 		}
 		if (answer & FW_NO_MATCH) {
 			__u32 reason = FW_BY_POLICY;
@@ -459,7 +468,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 			drop = t->policy.drop_unmatched;
 			if (drop && t->policy.stateful) {
 				/* What is dropped now is an answer as soon as this host has asked: not to be kept. */
-				keep = is_answer(&p, t->policy.generation);
+				keep = is_answer(&p, t->policy.generation, &work->key);
 				if (keep) {
 					reason = FW_BY_STATE;
 					drop = 0;

@@ -73,11 +73,16 @@ static __always_inline __u32 ones(__u64 x)
 	return x * 0x0101010101010101ULL >> 56;
 }
 
-static __always_inline __u32 lookup_ipv6(const struct fw_v6 *v6, __u32 field, __u64 high, __u64 low)
+/* A function of its own, verified once. */
+__noinline int lookup_ipv6(const struct fw_v6 *v6, __u32 field, __u64 high, __u64 low)
 {
-	__u32 word = v6->root[field];
 	const struct fw_leaf *leaf;
 	__u64 x, y;
+	__u32 word;
+
+	if (!v6)
+		return 0;
+	word = v6->root[field & 1];
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < FW_TRIE_STEPS; i++) {
@@ -121,6 +126,7 @@ static __always_inline void find_classes(const struct fw_family *f, const struct
 {
 	__u32 uses = f->uses;
 
+	c->src_port = c->dst_port = c->vlan = c->iface = 0;
 	if (uses & FW_USES_PORTS && p->has_ports) {
 		c->src_port = port_class(f, 0, p->src_port);
 		c->dst_port = port_class(f, 1, p->dst_port);
@@ -205,46 +211,61 @@ static __always_inline __u32 walk_merged(const struct fw_row *a, const struct fw
 	return FW_RULES;
 }
 
-/* The same for rows that could not be merged. */
-static __always_inline __u32 walk_split(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c,
-					const struct fw_row *d, const struct fw_row *e)
+/* A row to build, for one packet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fw_row);
+} fw_scratch SEC(".maps");
+
+/*
+ * What three rows share, as a row; out may be one of them, and has a summary that says where it matters. This and the
+ * next are for rows that could not be merged: those may have bits nearly everywhere, so it goes by lines of eight
+ * words, without a branch. Functions of their own, verified once.
+ */
+__noinline int share_lines(struct fw_row *out, const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
 {
-	__u64 left = a->summary & b->summary & c->summary & d->summary & e->summary;
+	__u64 left;
 
+	if (!out || !a || !b || !c)
+		return 0;
+	left = out->summary;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < FW_WORDS; i++) {
-		__u32 w;
-		__u64 bits;
-
-		if (!left)
-			break;
-		w = word_at(left);
-		bits = a->word[w] & b->word[w] & c->word[w] & d->word[w] & e->word[w];
-		if (bits)
-			return w << 6 | lowest(bits);
-		left &= left - 1;
-	}
-	return FW_RULES;
+	for (__u32 line = 0; line < FW_WORDS; line += 8)
+		if (left >> line & 255)
+#pragma clang loop unroll(full)
+			for (__u32 k = 0; k < 8; k++)
+				out->word[line + k] = a->word[line + k] & b->word[line + k] & c->word[line + k];
+	return 0;
 }
 
-static __always_inline __u32 walk_apart(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c,
-					const struct fw_row *d, const struct fw_row *e, const struct fw_row *g,
-					const struct fw_row *h)
+/* First bit that three rows share, of which the first has a summary that is true for all; FW_RULES when none. */
+__noinline int walk_lines(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
 {
-	__u64 left = a->summary & b->summary & c->summary & d->summary & e->summary & g->summary & h->summary;
+	__u64 left;
 
+	if (!a || !b || !c)
+		return FW_RULES;
+	left = a->summary;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < FW_WORDS; i++) {
-		__u32 w;
-		__u64 bits;
+	for (__u32 line = 0; line < FW_WORDS; line += 8) {
+		__u64 any = 0;
 
-		if (!left)
-			break;
-		w = word_at(left);
-		bits = a->word[w] & b->word[w] & c->word[w] & d->word[w] & e->word[w] & g->word[w] & h->word[w];
-		if (bits)
-			return w << 6 | lowest(bits);
-		left &= left - 1;
+		if (!(left >> line & 255))
+			continue;
+#pragma clang loop unroll(full)
+		for (__u32 k = 0; k < 8; k++)
+			any |= a->word[line + k] & b->word[line + k] & c->word[line + k];
+		if (!any)
+			continue;
+#pragma clang loop unroll(disable)
+		for (__u32 w = line; w < line + 8; w++) {
+			__u64 bits = a->word[w] & b->word[w] & c->word[w];
+
+			if (bits)
+				return w << 6 | lowest(bits);
+		}
 	}
 	return FW_RULES;
 }
@@ -266,10 +287,13 @@ static __always_inline __u32 answer_of(const struct fw_family *f, __u32 bit)
  */
 __noinline int classify_split(struct fw_family *f, struct classes *c, __u32 index, __u32 app)
 {
-	const struct fw_row *src, *dst, *last, *sport, *dport, *protocol, *vlan;
+	const struct fw_row *src, *dst, *last, *sport, *dport;
 	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
+	struct fw_row *shared;
+	__u32 zero = 0;
 
-	if (!rows || !f || !c)
+	shared = bpf_map_lookup_elem(&fw_scratch, &zero);
+	if (!rows || !f || !c || !shared)
 		return FW_NO_MATCH;
 	src = row_at(rows, f->src_base + c->src_row);
 	dst = row_at(rows, f->dst_base + c->dst_row);
@@ -278,13 +302,18 @@ __noinline int classify_split(struct fw_family *f, struct classes *c, __u32 inde
 	dport = row_at(rows, f->app_base + f->port_row[1][c->dst_port & 16383]);
 	if (!src || !dst || !last || !sport || !dport)
 		return FW_NO_MATCH;
-	if (f->mode == FW_MODE_SPLIT)
-		return answer_of(f, walk_split(src, dst, sport, dport, last));
-	protocol = row_at(rows, f->app_base + f->proto_row[c->protocol & 16383]);
-	vlan = row_at(rows, f->app_base + f->vlan_row[c->vlan & 4095]);
-	if (!protocol || !vlan)
+	/* The summaries of all rows first: their lines come from memory side by side, and may already say no. */
+	shared->summary = src->summary & dst->summary & last->summary & sport->summary & dport->summary;
+	if (!shared->summary)
 		return FW_NO_MATCH;
-	return answer_of(f, walk_apart(src, dst, sport, dport, last, protocol, vlan));
+	share_lines(shared, src, dst, last);
+	if (f->mode == FW_MODE_APART) {
+		const struct fw_row *protocol = row_at(rows, f->app_base + f->proto_row[c->protocol & 16383]);
+		const struct fw_row *vlan = row_at(rows, f->app_base + f->vlan_row[c->vlan & 4095]);
+
+		share_lines(shared, shared, protocol, vlan);
+	}
+	return answer_of(f, walk_lines(shared, sport, dport));
 }
 
 static __always_inline __u64 cache_key(__u32 src_row, __u32 dst_row, __u32 app)

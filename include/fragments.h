@@ -66,25 +66,30 @@ __noinline int frag_first(struct packet *p, __u32 remember)
 }
 
 /* Keeps the verdict on a first fragment. A full table costs the datagram, never a free pass: what follows are strays. */
-__noinline int frag_remember(struct packet *p, struct frag *frag)
+__noinline int frag_remember(struct packet *p, __u32 generation, const struct judgement *j)
 {
 	struct frag_key key = {};
+	struct frag frag = {};
 
-	if (!p || !frag)
+	if (!p || !j)
 		return -1;
 	frag_key_of(p, &key);
-	frag->transport = transport_of(p);
-	frag->last_jiffies = bpf_jiffies64();
-	return bpf_map_update_elem(&fragments, &key, frag, BPF_ANY);
+	frag.generation = generation;
+	frag.answer = j->answer;
+	frag.reason = j->reason;
+	frag.drop = j->drop;
+	frag.transport = transport_of(p);
+	frag.last_jiffies = bpf_jiffies64();
+	return bpf_map_update_elem(&fragments, &key, &frag, BPF_ANY);
 }
 
 /* The verdict that a later fragment follows; returns FW_PARSED, or why there is none. */
-__noinline int frag_later(struct packet *p, __u32 generation, struct frag *out)
+__noinline int frag_later(struct packet *p, __u32 generation, struct judgement *j)
 {
 	struct frag_key key = {};
 	struct frag *frag;
 
-	if (!p || !out)
+	if (!p || !j)
 		return FW_STRAY_FRAGMENT;
 	frag_key_of(p, &key);
 	frag = frag_find(&key);
@@ -93,6 +98,8 @@ __noinline int frag_later(struct packet *p, __u32 generation, struct frag *out)
 		return FW_STRAY_FRAGMENT;
 	if (frag->broken)
 		return FW_OVERLAP_FRAGMENT;
-	*out = *frag;
+	j->answer = frag->answer;
+	j->reason = FW_BY_FRAGMENT;
+	j->drop = frag->drop;
 	return FW_PARSED;
 }

@@ -44,6 +44,17 @@ struct packet {
 	__u8 link_control;	/* not IP, but what a host needs to stay on its link */
 };
 
+/* All that is known about a packet in the end. */
+struct judgement {
+	__u32 answer;	 /* enum fw_answer */
+	__u8 drop;
+	__u8 reason;
+	__u8 state;
+	__u8 unparsable;
+	__u8 exception;
+	__u8 pad[3];
+};
+
 /* Ports, flags, type and code. l4 points at the transport header, of which claimed bytes belong to the packet. */
 static __always_inline int parse_transport(void *l4, void *data_end, __u32 claimed, struct packet *p)
 {
