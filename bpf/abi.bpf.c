@@ -9,6 +9,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 struct fw_tables abi_fw_tables;
 struct fw_control abi_fw_control;
 struct fw_flows abi_fw_flows;
+struct fw_near abi_fw_near;
 struct fw_row abi_fw_row;
 struct fw_rule_count abi_fw_rule_count;
 struct fw_iface_count abi_fw_iface_count;

@@ -39,7 +39,7 @@ struct {
 enum { EXPLAINED = 16, LEFT_OVER = 64 };
 
 /*
- * What judge_packet() works on, by CPU: the stack has no room for it, and what stands here is unknown to the verifier
+ * What a packet is worked on, by CPU: the stack has no room for it, and what stands here is unknown to the verifier
  * whichever way led to it, so that what follows a step is verified once.
  */
 struct work {
@@ -432,34 +432,37 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		__u32 answer = FW_NO_MATCH, drop, zero = 0;
 		struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
 		struct classes *c;
-		struct packet p = {
-			.family = key->rest >> 32,
-			.protocol = key->rest >> 40,
-			.tcp_flags = key->rest >> 48,
-			.has_ports = 1,
-			.src_port = bpf_ntohs(key->rest),
-			.dst_port = bpf_ntohs(key->rest >> 16),
-		};
-		struct fw_family *f = &t->family[p.family == 6];
+		struct fw_family *f;
+		struct packet *p;
 
 		if (!work)
 			return LEFT_OVER;
 		c = &work->classes;
-		if (p.family == 4) {
-			p.src[1] = bpf_ntohl(key->src[0]);
-			p.dst[1] = bpf_ntohl(key->src[0] >> 32);
-			c->src_row = lookup_ipv4(&t->v4, 0, p.src[1]);
-			c->dst_row = lookup_ipv4(&t->v4, 1, p.dst[1]);
+		p = &work->packet;
+		p->family = key->rest >> 32;
+		p->protocol = key->rest >> 40;
+		p->tcp_flags = key->rest >> 48;
+		p->has_ports = 1;
+		p->vlan = 0;
+		p->src_port = bpf_ntohs(key->rest);
+		p->dst_port = bpf_ntohs(key->rest >> 16);
+		f = &t->family[p->family == 6];
+		if (p->family == 4) {
+			p->src[0] = p->dst[0] = 0;
+			p->src[1] = bpf_ntohl(key->src[0]);
+			p->dst[1] = bpf_ntohl(key->src[0] >> 32);
+			c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
+			c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
 		} else {
-			p.src[0] = bpf_be64_to_cpu(key->src[0]);
-			p.src[1] = bpf_be64_to_cpu(key->src[1]);
-			p.dst[0] = bpf_be64_to_cpu(key->dst[0]);
-			p.dst[1] = bpf_be64_to_cpu(key->dst[1]);
-			c->src_row = lookup_ipv6(&t->v6, 0, p.src[0], p.src[1]);
-			c->dst_row = lookup_ipv6(&t->v6, 1, p.dst[0], p.dst[1]);
+			p->src[0] = bpf_be64_to_cpu(key->src[0]);
+			p->src[1] = bpf_be64_to_cpu(key->src[1]);
+			p->dst[0] = bpf_be64_to_cpu(key->dst[0]);
+			p->dst[1] = bpf_be64_to_cpu(key->dst[1]);
+			c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
+			c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
 		}
 		if (f->mode != FW_MODE_EMPTY) {
-			find_classes(f, &p, iface, c);
+			find_classes(f, p, iface, c);
 			answer = classify(f, c, index, 0);
 		}
 		if (answer & FW_NO_MATCH) {
@@ -468,7 +471,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 			drop = t->policy.drop_unmatched;
 			if (drop && t->policy.stateful) {
 				/* What is dropped now is an answer as soon as this host has asked: not to be kept. */
-				keep = is_answer(&p, t->policy.generation, &work->key);
+				keep = is_answer(p, t->policy.generation, &work->key);
 				if (keep) {
 					reason = FW_BY_STATE;
 					drop = 0;
@@ -485,8 +488,8 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		}
 		if (drop) {
 			/* Exceptions that may save it. */
-			if (p.protocol == IPPROTO_UDP ? p.dst_port == 68 || p.dst_port == 546 :
-							t->policy.guard_filter >> (p.dst_port & 63) & 1)
+			if (p->protocol == IPPROTO_UDP ? p->dst_port == 68 || p->dst_port == 546 :
+							t->policy.guard_filter >> (p->dst_port & 63) & 1)
 				return LEFT_OVER;
 			cell += t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
 			action = t->policy.enforce ? XDP_DROP : XDP_PASS;

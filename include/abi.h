@@ -11,7 +11,7 @@
 enum fw_limits {
 	FW_RULES = 4096,	    /* rules of one address family; a bit each */
 	FW_WORDS = 64,		    /* 64-bit words in a row */
-	FW_NEAR = 7,		    /* words of a row that stand beside its summary */
+	FW_NEAR = 7,		    /* words of a row that stand beside its summary, in one cache line */
 	FW_SLOTS = 8192,	    /* counters: one slot a rule for as long as the rule lives */
 	FW_NET_ROWS = 8192,	    /* rows of one address field: at most 4097, ids of 13 bits */
 	FW_APP_ROWS = 32768,	    /* rows of everything that is not an address, ids of 15 bits */
@@ -113,16 +113,17 @@ struct fw_v6 {
  *         cell[(p * envs + e) * states + state] -> application row; state is 0 while none was looked up, else 1 + state
  * SPLIT:  the rows of the ports are port_row[f][class]; cell[e * states + state] -> row
  * APART:  protocol: proto_row[class]; VLAN: vlan_row[class]; cell[interface class * states + state] -> row
- * Row ids are local to source, destination and the rest; src_base, dst_base and app_base make keys of the map of rows.
+ * Row ids are local to source, destination and the rest; dst_base and app_base make them a family's.
  */
 struct fw_family {
 	__u32 mode;		    /* enum fw_mode */
 	__u32 uses;		    /* enum fw_uses */
-	__u32 src_base, dst_base, app_base;
+	__u32 dst_base, app_base;
+	__u32 near_base, row_base;  /* entries of the map of rows */
 	__u32 pair_stride;
 	__u32 vlans, ifaces, envs;
 	__u32 states;		    /* 1, or 5 when a rule asks for a state */
-	__u32 pad[6];
+	__u32 pad[5];
 	__u64 cache[FW_CACHE];
 	__u32 rule[FW_RULES];	    /* bit -> slot | FW_DENY | FW_TELL | FW_STATEFUL */
 	__u16 port_block[2][256];
@@ -141,10 +142,17 @@ struct fw_family {
 	__u16 vlan_row[4096];
 };
 
-/* A row: the bits of the rules that a value of a field satisfies. Entry of the map of rows, one for each row id. */
-struct fw_row {
+/*
+ * A row: the bits of the rules that a value of a field satisfies. It stands twice in a family's part of the map of rows:
+ * what most packets need of it in one cache line, eight rows an entry from near_base on, and all of it in an entry from
+ * row_base on.
+ */
+struct fw_near {
 	__u64 summary;		    /* a bit for each word that is not zero */
-	__u64 near[FW_NEAR];	    /* the first words that are not zero, once more: in one line with the summary */
+	__u64 word[FW_NEAR];	    /* the first of those words */
+};
+
+struct fw_row {
 	__u64 word[FW_WORDS];
 };
 
@@ -426,7 +434,8 @@ enum fw_exception {
 
 _Static_assert(sizeof(struct fw_leaf) == 64, "a leaf is a cache line");
 _Static_assert(sizeof(struct fw_flow) == 64, "a flow is a cache line");
-_Static_assert(sizeof(struct fw_row) == 576, "a summary line and 64 words");
+_Static_assert(sizeof(struct fw_near) == 64, "a cache line");
+_Static_assert(sizeof(struct fw_row) == 512, "64 words");
 _Static_assert(sizeof(struct fw_event) == 80, "no hidden padding");
 _Static_assert(sizeof(struct conn_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct conn) == 16, "no hidden padding");

@@ -33,12 +33,18 @@ struct {
 	__array(values, struct rows);
 } fw_rows SEC(".maps");
 
+enum {
+	SPLIT_ROWS = 7, /* of a packet, where rows could not be merged */
+	FW_FEW = 8,	/* words: up to so many are compared one by one, more by lines */
+};
+
 /* The lookups of one packet: classes that do not depend on the connection's state, computed once. */
 struct classes {
 	__u32 src_row, dst_row;	  /* local ids */
 	__u32 src_port, dst_port; /* classes */
 	__u32 protocol, vlan, iface;
 	__u32 cell;		  /* first cell of the state row */
+	__u32 row[SPLIT_ROWS];	  /* ids of the rows, where they could not be merged */
 };
 
 static __always_inline __u32 lookup_ipv4(const struct fw_v4 *v4, __u32 field, __u32 address)
@@ -167,39 +173,42 @@ static __always_inline __u32 word_at(__u64 summary)
 	return w & (FW_WORDS - 1);
 }
 
-/*
- * A word of a row, given a mask of the words before it: from the summary's own line where it is one of the first. Without
- * a branch, which neither the packets' mix nor the verifier would like.
- */
-static __always_inline __u64 near_word(const struct fw_row *row, __u64 before, __u32 w)
+static __always_inline const struct fw_row *row_at(void *rows, const struct fw_family *f, __u32 id)
 {
-	enum { NEAR = __builtin_offsetof(struct fw_row, near) / 8, WORD = __builtin_offsetof(struct fw_row, word) / 8 };
-	__u32 rank = ones(row->summary & before), is_far = (FW_NEAR - 1 - rank) >> 31;
+	__u32 entry = f->row_base + id;
 
-	OPAQUE(is_far);
-	w = NEAR + rank + is_far * (WORD - NEAR + w - rank);
-	OPAQUE(w);
-	return w < sizeof(*row) / 8 ? ((const __u64 *)row)[w] : 0;
+	return bpf_map_lookup_elem(rows, &entry);
 }
 
-/* First bit that three rows share; FW_RULES when none. Mostly the first word that all have decides. */
-static __always_inline __u32 walk_merged(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
+static __always_inline const struct fw_near *near_at(void *rows, const struct fw_family *f, __u32 id)
 {
-	__u64 left = a->summary & b->summary & c->summary, before, bits;
-	__u32 w;
+	__u32 entry = f->near_base + (id >> 3);
+	const struct fw_near *near = bpf_map_lookup_elem(rows, &entry);
 
-	if (!left)
+	return near ? near + (id & 7) : NULL;
+}
+
+/*
+ * First bit that three rows share, from the words in left on; FW_RULES when none. For rows with bits in many words. A
+ * function of its own, verified once; src, dst and last are entries.
+ */
+__noinline int walk_far(__u32 index, __u32 src, __u32 dst, __u32 last, __u64 left)
+{
+	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
+	const struct fw_row *a, *b, *c;
+
+	if (!rows)
 		return FW_RULES;
-	before = (left & -left) - 1;
-	w = ones(before);
-	OPAQUE(w);
-	w &= FW_WORDS - 1;
-	bits = near_word(a, before, w) & near_word(b, before, w) & near_word(c, before, w);
-	if (bits)
-		return w << 6 | lowest(bits);
-	left &= left - 1;
+	a = bpf_map_lookup_elem(rows, &src);
+	b = bpf_map_lookup_elem(rows, &dst);
+	c = bpf_map_lookup_elem(rows, &last);
+	if (!a || !b || !c)
+		return FW_RULES;
 #pragma clang loop unroll(disable)
-	for (int i = 1; i < FW_WORDS; i++) {
+	for (int i = 0; i < FW_WORDS; i++) {
+		__u32 w;
+		__u64 bits;
+
 		if (!left)
 			break;
 		w = word_at(left);
@@ -211,6 +220,41 @@ static __always_inline __u32 walk_merged(const struct fw_row *a, const struct fw
 	return FW_RULES;
 }
 
+/* The word of a row before which the summary has these bits; is_far is set when it does not stand beside it. */
+static __always_inline __u64 near_word(const struct fw_near *row, __u64 before, bool *is_far)
+{
+	__u32 rank = ones(row->summary & before);
+
+	OPAQUE(rank); /* clang knows that it is small, the verifier has to see it */
+	if (rank < FW_NEAR)
+		return row->word[rank];
+	*is_far = true;
+	return 0;
+}
+
+/* First bit that three rows share; FW_RULES when none. Mostly one of the first words decides. */
+static __always_inline __u32 walk_merged(const struct fw_near *a, const struct fw_near *b, const struct fw_near *c,
+					 __u32 index, __u32 base, __u32 src, __u32 dst, __u32 last)
+{
+	__u64 left = a->summary & b->summary & c->summary;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < FW_NEAR; i++) {
+		__u64 before = (left & -left) - 1, bits;
+		bool is_far = false;
+
+		if (!left)
+			return FW_RULES;
+		bits = near_word(a, before, &is_far) & near_word(b, before, &is_far) & near_word(c, before, &is_far);
+		if (is_far)
+			break;
+		if (bits)
+			return ones(before) << 6 | lowest(bits);
+		left &= left - 1;
+	}
+	return left ? walk_far(index, base + src, base + dst, base + last, left) : FW_RULES;
+}
+
 /* A row to build, for one packet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -220,17 +264,15 @@ struct {
 } fw_scratch SEC(".maps");
 
 /*
- * What three rows share, as a row; out may be one of them, and has a summary that says where it matters. This and the
- * next are for rows that could not be merged: those may have bits nearly everywhere, so it goes by lines of eight
- * words, without a branch. Functions of their own, verified once.
+ * What three rows share, as a row, in the lines that hold words in left; out may be one of them. This and the next are
+ * for rows that could not be merged: those may have bits nearly everywhere, so it goes by lines of eight words, without
+ * a branch. Functions of their own, verified once.
  */
-__noinline int share_lines(struct fw_row *out, const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
+__noinline int share_lines(struct fw_row *out, const struct fw_row *a, const struct fw_row *b, const struct fw_row *c,
+			   __u64 left)
 {
-	__u64 left;
-
 	if (!out || !a || !b || !c)
 		return 0;
-	left = out->summary;
 #pragma clang loop unroll(disable)
 	for (__u32 line = 0; line < FW_WORDS; line += 8)
 		if (left >> line & 255)
@@ -240,14 +282,11 @@ __noinline int share_lines(struct fw_row *out, const struct fw_row *a, const str
 	return 0;
 }
 
-/* First bit that three rows share, of which the first has a summary that is true for all; FW_RULES when none. */
-__noinline int walk_lines(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c)
+/* First bit that three rows share in those lines; FW_RULES when none. */
+__noinline int walk_lines(const struct fw_row *a, const struct fw_row *b, const struct fw_row *c, __u64 left)
 {
-	__u64 left;
-
 	if (!a || !b || !c)
 		return FW_RULES;
-	left = a->summary;
 #pragma clang loop unroll(disable)
 	for (__u32 line = 0; line < FW_WORDS; line += 8) {
 		__u64 any = 0;
@@ -270,15 +309,56 @@ __noinline int walk_lines(const struct fw_row *a, const struct fw_row *b, const 
 	return FW_RULES;
 }
 
-static __always_inline const struct fw_row *row_at(void *rows, __u32 id)
-{
-	return bpf_map_lookup_elem(rows, &id);
-}
-
 /* enum fw_answer of the rule at a bit. */
 static __always_inline __u32 answer_of(const struct fw_family *f, __u32 bit)
 {
 	return bit < FW_RULES ? f->rule[bit] : FW_NO_MATCH;
+}
+
+/*
+ * First bit that all rows of c share in a few words; FW_RULES when none. Addresses come first: mostly they leave one
+ * rule, and the long rows of the ports are read for its word alone. A function of its own, verified once.
+ */
+__noinline int walk_few(const struct fw_family *f, const struct classes *c, __u32 index, __u64 left)
+{
+	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
+
+	if (!rows || !f || !c)
+		return FW_RULES;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < FW_FEW; i++) {
+		__u64 before = (left & -left) - 1, bits = ~0ULL;
+
+		if (!left)
+			break;
+#pragma clang loop unroll(disable)
+		for (__u32 k = 0; k < SPLIT_ROWS; k++) {
+			const struct fw_near *near = near_at(rows, f, c->row[k]);
+			const struct fw_row *row;
+			bool is_far = false;
+
+			if (!near)
+				return FW_RULES;
+			if (near->summary & (before + 1)) {
+				__u64 word = near_word(near, before, &is_far);
+
+				if (is_far) {
+					row = row_at(rows, f, c->row[k]);
+					if (row)
+						word = row->word[word_at(left)];
+				}
+				bits &= word;
+			} else {
+				bits = 0;
+			}
+			if (!bits)
+				break;
+		}
+		if (bits)
+			return word_at(left) << 6 | lowest(bits);
+		left &= left - 1;
+	}
+	return FW_RULES;
 }
 
 /*
@@ -287,33 +367,37 @@ static __always_inline __u32 answer_of(const struct fw_family *f, __u32 bit)
  */
 __noinline int classify_split(struct fw_family *f, struct classes *c, __u32 index, __u32 app)
 {
-	const struct fw_row *src, *dst, *last, *sport, *dport;
 	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
-	struct fw_row *shared;
+	__u64 left = ~0ULL;
 	__u32 zero = 0;
+	struct fw_row *shared;
 
 	shared = bpf_map_lookup_elem(&fw_scratch, &zero);
 	if (!rows || !f || !c || !shared)
 		return FW_NO_MATCH;
-	src = row_at(rows, f->src_base + c->src_row);
-	dst = row_at(rows, f->dst_base + c->dst_row);
-	last = row_at(rows, f->app_base + app);
-	sport = row_at(rows, f->app_base + f->port_row[0][c->src_port & 16383]);
-	dport = row_at(rows, f->app_base + f->port_row[1][c->dst_port & 16383]);
-	if (!src || !dst || !last || !sport || !dport)
-		return FW_NO_MATCH;
-	/* The summaries of all rows first: their lines come from memory side by side, and may already say no. */
-	shared->summary = src->summary & dst->summary & last->summary & sport->summary & dport->summary;
-	if (!shared->summary)
-		return FW_NO_MATCH;
-	share_lines(shared, src, dst, last);
+	c->row[0] = c->src_row;
+	c->row[1] = f->dst_base + c->dst_row;
+	c->row[2] = c->row[5] = c->row[6] = f->app_base + app;
+	c->row[3] = f->app_base + f->port_row[0][c->src_port & 16383];
+	c->row[4] = f->app_base + f->port_row[1][c->dst_port & 16383];
 	if (f->mode == FW_MODE_APART) {
-		const struct fw_row *protocol = row_at(rows, f->app_base + f->proto_row[c->protocol & 16383]);
-		const struct fw_row *vlan = row_at(rows, f->app_base + f->vlan_row[c->vlan & 4095]);
-
-		share_lines(shared, shared, protocol, vlan);
+		c->row[5] = f->app_base + f->proto_row[c->protocol & 16383];
+		c->row[6] = f->app_base + f->vlan_row[c->vlan & 4095];
 	}
-	return answer_of(f, walk_lines(shared, sport, dport));
+#pragma clang loop unroll(full)
+	for (int i = 0; i < 3; i++) {
+		const struct fw_near *near = near_at(rows, f, c->row[i]);
+
+		if (!near)
+			return FW_NO_MATCH;
+		left &= near->summary;
+	}
+	if (ones(left) <= FW_FEW)
+		return answer_of(f, walk_few(f, c, index, left));
+	share_lines(shared, row_at(rows, f, c->row[0]), row_at(rows, f, c->row[1]), row_at(rows, f, c->row[2]), left);
+	if (f->mode == FW_MODE_APART)
+		share_lines(shared, shared, row_at(rows, f, c->row[5]), row_at(rows, f, c->row[6]), left);
+	return answer_of(f, walk_lines(shared, row_at(rows, f, c->row[3]), row_at(rows, f, c->row[4]), left));
 }
 
 static __always_inline __u64 cache_key(__u32 src_row, __u32 dst_row, __u32 app)
@@ -338,17 +422,19 @@ __noinline int classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __
 {
 	__u64 key = cache_key(src_row, dst_row, app), hash = key * 0x9e3779b97f4a7c15ULL;
 	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
-	const struct fw_row *src, *dst, *last;
+	const struct fw_near *src, *dst, *last;
 	__u32 answer;
 
 	if (!rows || !f)
 		return FW_NO_MATCH;
-	src = row_at(rows, f->src_base + src_row);
-	dst = row_at(rows, f->dst_base + dst_row);
-	last = row_at(rows, f->app_base + app);
+	dst_row += f->dst_base;
+	app += f->app_base;
+	src = near_at(rows, f, src_row);
+	dst = near_at(rows, f, dst_row);
+	last = near_at(rows, f, app);
 	if (!src || !dst || !last)
 		return FW_NO_MATCH;
-	answer = answer_of(f, walk_merged(src, dst, last));
+	answer = answer_of(f, walk_merged(src, dst, last, index, f->row_base, src_row, dst_row, app));
 	*(volatile __u64 *)&f->cache[(hash >> 48 & (FW_CACHE - 2)) + (hash >> 40 & 1)] =
 		key << FW_KEY_SHIFT | FW_CACHED | answer;
 	return answer;

@@ -3,11 +3,12 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use anyhow::{Context, Result};
-use ebpfsentinel::abi::{fw_row, fw_tables};
+use ebpfsentinel::abi::fw_tables;
 use ebpfsentinel::bpf::program_facts;
 use ebpfsentinel::bpf::tc_egress::TcEgress;
 use ebpfsentinel::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
 use ebpfsentinel::engines::firewall::compile::{Placed, compile_v4, compile_v6};
+use ebpfsentinel::engines::firewall::maps::BothRows;
 use ebpfsentinel::engines::firewall::rule::Rule;
 
 /// What the policy says beside the rules. Mode is always block.
@@ -45,8 +46,8 @@ impl Product {
                 write_policy(tables, policy, generation);
                 let [family_v4, family_v6] = &mut tables.family;
                 let rows_v4 = compile_v4(&placed(v4), 0, family_v4, &mut tables.v4)?;
-                let rows_v6 = compile_v6(&placed(v6), rows_v4.len(), family_v6, &mut tables.v6)?;
-                anyhow::Ok(rows_v4.iter().chain(rows_v6.iter()).collect::<Vec<fw_row>>())
+                let rows_v6 = compile_v6(&placed(v6), rows_v4.entries(), family_v6, &mut tables.v6)?;
+                anyhow::Ok(BothRows { v4: rows_v4, v6: rows_v6 })
             })
             .context("swapping in a rule set")
     }

@@ -113,20 +113,19 @@ pub struct Ran {
 
 /// Rows of a generation, written straight into the kernel's memory.
 pub trait WriteRows {
-    /// How many there are.
-    fn rows(&self) -> usize;
+    /// Entries of the map of rows that they take.
+    fn entries(&self) -> usize;
     /// Writes them all; `out` has exactly that many.
     fn write_rows(&self, out: &mut [fw_row]);
 }
 
-impl WriteRows for Vec<fw_row> {
-    fn rows(&self) -> usize {
-        self.len()
+/// No rows.
+impl WriteRows for () {
+    fn entries(&self) -> usize {
+        0
     }
 
-    fn write_rows(&self, out: &mut [fw_row]) {
-        out.copy_from_slice(self);
-    }
+    fn write_rows(&self, _: &mut [fw_row]) {}
 }
 
 /// The loaded object. One thread owns it; it is the only writer of its maps.
@@ -209,11 +208,11 @@ impl XdpFirewall {
         let idle = 1 - live;
         let rows = build(&mut self.tables.values()[idle as usize])?;
         self.set_rows(idle, &rows_map(&rows)?)?;
-        self.rows_bytes = (size_of::<fw_row>() * rows.rows().max(1)) as u64;
+        self.rows_bytes = (size_of::<fw_row>() * rows.entries().max(1)) as u64;
         self.active().store(idle, Ordering::Release);
         // The kernel waits here until every packet that may have read the old index is done (synchronize_rcu in the
         // update of a map in a map), so that the old tables may be written again. Also gives their rows back.
-        self.set_rows(live, &rows_map(&Vec::new())?)?;
+        self.set_rows(live, &rows_map(&())?)?;
         self.restart_flows(idle as usize);
         Ok(())
     }
@@ -389,7 +388,7 @@ impl XdpFirewall {
 
 /// A map of rows, with at least one entry: an array cannot be empty.
 fn rows_map(rows: &impl WriteRows) -> Result<MapHandle> {
-    let entries = rows.rows();
+    let entries = rows.entries();
     let map = map::create_inner_array("fw_rows", size_of::<fw_row>() as u32, entries.max(1) as u32)?;
     if entries != 0 {
         rows.write_rows(Mapped::<fw_row>::new(&map, entries)?.values());

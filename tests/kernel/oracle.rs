@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use ebpfsentinel::abi::{fw_answer, fw_answered, fw_iface, fw_reason, fw_state, fw_tables};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
 use ebpfsentinel::engines::firewall::compile::{Placed, compile_v4, compile_v6};
+use ebpfsentinel::engines::firewall::maps::BothRows;
 use ebpfsentinel::engines::firewall::rule::{RULES_MAX, Rule, State};
 
 use crate::support::classbench::{Style, classbench, to_ipv6};
@@ -113,8 +114,8 @@ fn install(firewall: &mut XdpFirewall, rules: &[Rule], generation: u32, interfac
             tables.policy.iface[0] = fw_iface { ifindex: TEST_IFINDEX, number: interface.into() };
             let [family_v4, family_v6] = &mut tables.family;
             let rows_v4 = compile_v4(&v4, 0, family_v4, &mut tables.v4)?;
-            let rows_v6 = compile_v6(&v6, rows_v4.len(), family_v6, &mut tables.v6)?;
-            Ok(rows_v4.iter().chain(rows_v6.iter()).collect::<Vec<_>>())
+            let rows_v6 = compile_v6(&v6, rows_v4.entries(), family_v6, &mut tables.v6)?;
+            Ok(BothRows { v4: rows_v4, v6: rows_v6 })
         })
         .expect("swapping the rules in");
 }

@@ -89,17 +89,19 @@ pub struct Generation<'a> {
 
 /// The rows of both families in their common map: first IPv4's, then IPv6's.
 pub struct BothRows {
-    v4: Rows,
-    v6: Rows,
+    /// IPv4.
+    pub v4: Rows,
+    /// IPv6.
+    pub v6: Rows,
 }
 
 impl WriteRows for BothRows {
-    fn rows(&self) -> usize {
-        self.v4.len() + self.v6.len()
+    fn entries(&self) -> usize {
+        self.v4.entries() + self.v6.entries()
     }
 
     fn write_rows(&self, out: &mut [fw_row]) {
-        let (v4, v6) = out.split_at_mut(self.v4.len());
+        let (v4, v6) = out.split_at_mut(self.v4.entries());
         self.v4.write(v4);
         self.v6.write(v6);
     }
@@ -112,7 +114,7 @@ impl Generation<'_> {
         let [v4, v6] = &mut tables.family;
         let of_v4 =
             compile::compile_v4(&self.placed(true)?, 0, v4, &mut tables.v4).context("compiling the IPv4 rules")?;
-        let of_v6 = compile::compile_v6(&self.placed(false)?, of_v4.len(), v6, &mut tables.v6)
+        let of_v6 = compile::compile_v6(&self.placed(false)?, of_v4.entries(), v6, &mut tables.v6)
             .context("compiling the IPv6 rules")?;
         Ok(BothRows { v4: of_v4, v6: of_v6 })
     }

@@ -2,6 +2,7 @@
 //!
 //! Kept line by line beside the C, so that a test of the compiler is a test of what the kernel will find.
 
+use super::rows::{NEAR_WORDS, NEARS};
 use crate::abi::{
     fw_answer, fw_family, fw_leaf, fw_limits, fw_mode, fw_row, fw_stride, fw_trie_word, fw_uses, fw_v4, fw_v6,
 };
@@ -72,7 +73,7 @@ impl Tables<'_> {
             }
             (env * states, false, !merged)
         };
-        let src = f.src_base as usize + self.address_row(0, packet.src);
+        let src = self.address_row(0, packet.src);
         let dst = f.dst_base as usize + self.address_row(1, packet.dst);
         let app = |id: u16| f.app_base as usize + usize::from(id);
         let mut rows = vec![src, dst, app(f.cell[cell + if states > 1 { state } else { 0 }])];
@@ -90,10 +91,22 @@ impl Tables<'_> {
 
     /// First bit that all rows share.
     fn walk(&self, rows: &[usize]) -> Option<usize> {
-        let mut left = rows.iter().fold(u64::MAX, |left, &row| left & self.rows[row].summary);
+        let near = |row: usize| {
+            let entry = &self.rows[self.family.near_base as usize + row / NEARS];
+            &entry.word[row % NEARS * NEAR_WORDS..][..NEAR_WORDS]
+        };
+        let word_of = |row: usize, word: usize| {
+            let (line, whole) = (near(row), self.rows[self.family.row_base as usize + row].word[word]);
+            let rank = (line[0] & ((1 << word) - 1)).count_ones() as usize;
+            if line[0] >> word & 1 == 1 && rank + 1 < NEAR_WORDS {
+                assert_eq!(line[1 + rank], whole, "a row's first words are those of the row");
+            }
+            whole
+        };
+        let mut left = rows.iter().fold(u64::MAX, |left, &row| left & near(row)[0]);
         while left != 0 {
             let word = left.trailing_zeros() as usize;
-            let bits = rows.iter().fold(u64::MAX, |bits, &row| bits & self.rows[row].word[word]);
+            let bits = rows.iter().fold(u64::MAX, |bits, &row| bits & word_of(row, word));
             if bits != 0 {
                 return Some(word << 6 | bits.trailing_zeros() as usize);
             }

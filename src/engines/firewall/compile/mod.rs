@@ -64,29 +64,29 @@ pub enum CompileError {
 }
 
 /// Compiles IPv4 rules, given in the order in which they are asked, into the tables of the idle generation. The rows
-/// belong into the shared map of rows from `row_base` on.
+/// belong into the shared map of rows from entry `base` on.
 pub fn compile_v4(
     rules: &[Placed],
-    row_base: usize,
+    base: usize,
     family: &mut fw_family,
     addresses: &mut fw_v4,
 ) -> Result<Rows, CompileError> {
-    compile(rules, row_base, proto::ICMP, family, |nets| addresses_v4::write(nets, addresses))
+    compile(rules, base, proto::ICMP, family, |nets| addresses_v4::write(nets, addresses))
 }
 
 /// Compiles IPv6 rules; otherwise as [`compile_v4`].
 pub fn compile_v6(
     rules: &[Placed],
-    row_base: usize,
+    base: usize,
     family: &mut fw_family,
     addresses: &mut fw_v6,
 ) -> Result<Rows, CompileError> {
-    compile(rules, row_base, proto::ICMPV6, family, |nets| addresses_v6::write(nets, addresses))
+    compile(rules, base, proto::ICMPV6, family, |nets| addresses_v6::write(nets, addresses))
 }
 
 fn compile(
     rules: &[Placed],
-    row_base: usize,
+    base: usize,
     icmp: u8,
     family: &mut fw_family,
     write_addresses: impl FnOnce([&Nets; 2]) -> Result<(), CompileError>,
@@ -107,8 +107,9 @@ fn compile(
 
     let rows = Rows { src: src.rows, dst: dst.rows, app };
     family.uses = uses(rules);
-    family.src_base = row_base as u32;
-    family.dst_base = family.src_base + rows.src.len() as u32;
+    family.near_base = base as u32;
+    family.row_base = (base + rows.near_entries()) as u32;
+    family.dst_base = rows.src.len() as u32;
     family.app_base = family.dst_base + rows.dst.len() as u32;
     for (entry, rule) in family.rule.iter_mut().zip(rules) {
         *entry = answer(rule);

@@ -1,9 +1,13 @@
 //! Rows: sets of rules, a bit each.
 
-use crate::abi::fw_row;
+use crate::abi::{fw_near, fw_row};
 
 /// Bits in a word of a row.
 const WORD_BITS: usize = u64::BITS as usize;
+
+/// Words of `struct fw_near`, and how many of them an entry of the map of rows holds.
+pub(super) const NEAR_WORDS: usize = size_of::<fw_near>() / size_of::<u64>();
+pub(super) const NEARS: usize = size_of::<fw_row>() / size_of::<fw_near>();
 
 /// Words that the rows of `rules` rules need; at least one, so that every row has a place.
 pub fn width_of(rules: usize) -> usize {
@@ -159,34 +163,34 @@ impl Rows {
         self.src.len() + self.dst.len() + self.app.len()
     }
 
-    /// The rows as the kernel wants them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = fw_row> {
-        [&self.src, &self.dst, &self.app].into_iter().flat_map(RowTable::iter).map(|words| {
-            let mut row = fw_row::default();
-            write_row(words, &mut row);
-            row
-        })
+    /// Entries of the map of rows that they take.
+    pub fn entries(&self) -> usize {
+        self.near_entries() + self.len()
     }
 
-    /// Writes the rows over the first [`Rows::len`] entries of `out`, which may hold anything.
+    /// Entries that hold the first words of all rows.
+    pub(super) fn near_entries(&self) -> usize {
+        self.len().div_ceil(NEARS)
+    }
+
+    /// Writes the rows over the first [`Rows::entries`] entries of `out`, which may hold anything.
     ///
     /// # Panics
     /// When `out` is shorter than that.
     pub fn write(&self, out: &mut [fw_row]) {
+        let (nears, rows) = out[..self.entries()].split_at_mut(self.near_entries());
+        let lines = nears.iter_mut().flat_map(|entry| entry.word.chunks_exact_mut(NEAR_WORDS));
         let words = [&self.src, &self.dst, &self.app].into_iter().flat_map(RowTable::iter);
-        for (row, words) in out[..self.len()].iter_mut().zip(words) {
-            write_row(words, row);
+        for ((words, row), line) in words.zip(rows).zip(lines) {
+            let (used, unused) = row.word.split_at_mut(words.len());
+            used.copy_from_slice(words);
+            unused.fill(0);
+            let (summary, first) = line.split_at_mut(1);
+            summary[0] = words.iter().enumerate().fold(0, |bits, (at, &word)| bits | u64::from(word != 0) << at);
+            first.fill(0);
+            for (first, &word) in first.iter_mut().zip(words.iter().filter(|&&word| word != 0)) {
+                *first = word;
+            }
         }
     }
-}
-
-fn write_row(words: &[u64], row: &mut fw_row) {
-    let (used, unused) = row.word.split_at_mut(words.len());
-    used.copy_from_slice(words);
-    unused.fill(0);
-    row.near.fill(0);
-    for (near, &word) in row.near.iter_mut().zip(words.iter().filter(|&&word| word != 0)) {
-        *near = word;
-    }
-    row.summary = words.iter().enumerate().fold(0, |summary, (place, &word)| summary | u64::from(word != 0) << place);
 }
