@@ -525,8 +525,8 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 
 /*
  * The common packet: untagged, whole, without options or extension headers, TCP or UDP, judged by rules that ask for no
- * state, by the policy, or as an answer. Judges exactly as judge_packet() does; whatever it does not know for certain it leaves to that, by
- * returning LEFT_OVER before the packet was counted.
+ * state, by the policy, or as an answer. Judges exactly as judge_packet() does; whatever it does not know for certain it
+ * leaves to that, by returning LEFT_OVER before the packet was counted.
  */
 static __always_inline int judge_common_packet(struct xdp_md *ctx)
 {

@@ -2,8 +2,8 @@
 /*
  * Exact first match among 4096 rules of a family, at nearly flat cost. Each field of the packet leads to a row, a bit
  * for each rule; the first bit that all rows share is the rule (Lakshman and Stiliadis 1998, Baboescu and Varghese
- * 2001). In front stands a cache keyed by the rows' ids: it answers for every packet that falls into the same classes,
- * so random ports and addresses cannot blow it, and it dies with its generation.
+ * 2001). In front stands a cache keyed by the rows' ids (flows.h has one more, before this): it answers for every packet
+ * that falls into the same classes, so random ports and addresses cannot blow it, and it dies with its generation.
  *
  * Tables are written by the agent only (src/engines/firewall/compile), into the generation that no packet reads.
  * The cache is written by all CPUs without a lock: an entry is one 64-bit word that holds key and answer.

@@ -2,7 +2,8 @@
 //!
 //! # A packet's way
 //! `bpf/xdp_firewall.bpf.c` judges it in the kernel: parse, classify, ask the connection's state where it matters, count,
-//! tell. What it tells goes one way, through bounded queues, and never waits; every loss is counted by place and reason:
+//! tell. The common packet (untagged, whole, TCP or UDP) of a flow that was judged within this tick of the clock takes the
+//! answer and leaves its count in the flow cache (`include/flows.h`). What it tells goes one way, through bounded queues, and never waits; every loss is counted by place and reason:
 //!
 //! ring buffer -> `poller` thread (bytes to [`event::Event`]) -> `firewall` thread ([`engines::firewall`]: event to
 //! [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
@@ -12,7 +13,8 @@
 //! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
 //!
 //! # Invariants
-//! - State has one owner, a thread. Every kernel map has one writer.
+//! - State has one owner, a thread. Every kernel map has one writer: the kernel side or one thread of the agent. The flow
+//!   cache is the kernel's, a part for each CPU; the agent empties it only at a swap, while it is closed.
 //! - The firewall's tables exist twice. The idle generation is compiled while no packet reads it, then made live by one
 //!   store; a packet reads the live index once ([`bpf::xdp_firewall::XdpFirewall::swap`]).
 //! - Maps are filled before anything is attached.

@@ -18,21 +18,6 @@ pub use attach::{AttachMode, Attached, XdpMode};
 /// Where links and maps are pinned with `on_exit = "keep"`.
 pub const PIN_DIR: &str = "/sys/fs/bpf/ebpfsentinel";
 
-/// A BPF program of this agent, as it is told about.
-#[derive(Clone, Copy, Debug)]
-pub struct ProgramSpec {
-    /// Name of the program, its object and its source.
-    pub name: &'static str,
-    /// What it is there for.
-    pub about: &'static str,
-}
-
-/// Every program that this build has.
-pub const PROGRAMS: &[ProgramSpec] = &[
-    ProgramSpec { name: "xdp_firewall", about: "judges every arriving packet" },
-    ProgramSpec { name: "tc_egress", about: "notes the connections that this host opens" },
-];
-
 #[allow(missing_docs, clippy::all, dead_code)] // generated code
 pub(crate) mod skeletons {
     pub mod xdp_firewall {
