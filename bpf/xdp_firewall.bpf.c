@@ -401,16 +401,17 @@ static __always_inline bool is_answer(const struct packet *p, __u32 generation, 
 }
 
 /*
- * A common packet whose flow was not judged in this tick: by what the flow cache knows, or by the rules. index is the
- * generation, flow the entry of the cache that is the flow's, or could become it. LEFT_OVER when more than rules and
- * policy decide, and before anything was counted.
+ * A common packet whose flow was not judged lately: by what the flow cache knows, or by the rules. index is the
+ * generation, set where the flow stands in the cache, or could. LEFT_OVER when more than rules and policy decide, and
+ * before anything was counted.
  */
-__noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u32 index, __u32 bytes)
+__noinline int judge_flow(const struct flow_key *key, struct fw_flow_set *set, __u32 index, __u32 bytes)
 {
 	struct fw_tables *t = &tables[index & 1];
 	__u32 slot, cell, action = XDP_PASS, iface;
 	struct fw_iface_count *by_iface;
 	struct fw_rule_count *by_rule;
+	struct fw_flow *flow = NULL;
 	__u64 now = bpf_jiffies64();
 	bool known, keep = true;
 
@@ -418,15 +419,19 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 	if (!key)
 		return LEFT_OVER;
 	iface = key->rest >> 56;
-	known = flow && is_flow(flow, key, t->policy.generation);
-	if (known) {
+	if (set)
+		flow = flow_in(set, key, t->policy.generation);
+	known = flow;
+	if (flow) {
 		flow_count(flow);
 		slot = flow->slot;
 		cell = flow->cell;
 		action = flow->action;
 		known = cell != FW_BY_STATE * FW_VERDICTS; /* its connection may have ended since */
 		if (known)
-			flow->tick = now;
+			flow->until = (__u32)now + FW_FLOW_TICKS;
+	} else if (set) {
+		flow = flow_free(set, now);
 	}
 	if (!known) {
 		__u32 answer = FW_NO_MATCH, drop, zero = 0;
@@ -502,7 +507,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		return LEFT_OVER;
 	if (cell % FW_VERDICTS != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval)
 		return LEFT_OVER; /* a record is due */
-	if (!known && keep && flow && flow->tick != (__u32)now) {
+	if (!known && keep && flow) {
 		flow_count(flow);
 		flow->src[0] = key->src[0];
 		flow->src[1] = key->src[1];
@@ -513,7 +518,7 @@ __noinline int judge_flow(const struct flow_key *key, struct fw_flow *flow, __u3
 		flow->slot = slot;
 		flow->cell = cell;
 		flow->action = action;
-		flow->tick = now;
+		flow->until = (__u32)now + (cell == FW_BY_STATE * FW_VERDICTS ? 1 : FW_FLOW_TICKS);
 	}
 	by_rule->packets++;
 	by_rule->bytes += bytes;
@@ -533,7 +538,7 @@ static __always_inline int judge_common_packet(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	__u32 index = *(volatile __u32 *)&control.active & 1, need, claimed, bytes = data_end - data;
 	struct fw_tables *t = &tables[index];
-	struct fw_flow *flow = NULL;
+	struct fw_flow_set *set = NULL;
 	struct flow_key key = {};
 	__u8 family, protocol;
 	__u8 *l4;
@@ -586,14 +591,19 @@ static __always_inline int judge_common_packet(struct xdp_md *ctx)
 		return LEFT_OVER;
 
 	if (*(volatile __u32 *)&control.flows_generation == t->policy.generation) {
-		flow = flow_at(&key);
-		if (flow && is_flow(flow, &key, t->policy.generation) && flow->tick == (__u32)bpf_jiffies64()) {
+		struct fw_flow *flow;
+
+		set = flow_set(&key);
+		if (!set)
+			return LEFT_OVER;
+		flow = flow_in(set, &key, t->policy.generation);
+		if (flow && is_fresh(flow, bpf_jiffies64())) {
 			flow->packets++;
 			flow->bytes += bytes;
 			return flow->action;
 		}
 	}
-	return judge_flow(&key, flow, index, bytes);
+	return judge_flow(&key, set, index, bytes);
 }
 
 SEC("xdp")

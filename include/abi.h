@@ -211,11 +211,15 @@ struct fw_control {
 
 /* ---- the flow cache: written by xdp_firewall, emptied by the agent at each swap ---- */
 
-enum fw_flow_limits { FW_FLOWS = 2048 };
+enum fw_flow_limits {
+	FW_FLOW_SETS = 16384,
+	FW_FLOW_WAYS = 2,   /* the hardware fetches lines in pairs */
+	FW_FLOW_TICKS = 16, /* of the kernel's clock: how long an answer is believed; one of a connection for one */
+};
 
 /*
- * A flow that was judged in this tick by rules, policy or as an answer, and what it has not counted yet: a cache line. Addresses and
- * ports as they stand on the wire; both addresses of IPv4 in src[0]. A family of 0 is a free entry.
+ * A flow that was judged lately by rules, policy or as an answer, and what it has not counted yet: a cache line.
+ * Addresses and ports as they stand on the wire; both addresses of IPv4 in src[0]. A family of 0 is a free entry.
  */
 struct fw_flow {
 	__u64 src[2], dst[2];
@@ -225,17 +229,22 @@ struct fw_flow {
 	__u8 tcp_flags;		    /* only FIN unless rules ask for them */
 	__u8 iface;		    /* number */
 	__u32 generation;
-	__u32 tick;		    /* low half of jiffies64 when it was judged */
-	__u32 packets;		    /* in this tick, and not in the counters so far */
+	__u32 until;		    /* low half of the jiffies64 at which it has to be judged again */
+	__u32 packets;		    /* since it was judged, and not in the counters so far */
 	__u16 slot;
 	__u8 cell;		    /* of the interface's counters */
 	__u8 action;		    /* enum xdp_action */
 	__u64 bytes;		    /* like packets */
 };
 
+/* Where a flow may stand. */
+struct fw_flow_set {
+	struct fw_flow way[FW_FLOW_WAYS];
+};
+
 /* The flows of a CPU. */
 struct fw_flows {
-	struct fw_flow flow[FW_FLOWS];
+	struct fw_flow_set set[FW_FLOW_SETS];
 };
 
 /* ---- verdicts ---- */

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The flow cache: in front of everything, what the rules said of a flow in this tick of the kernel's clock (1 to 10 ms).
- * Each CPU has its own, so nothing is locked and nothing bounces between CPUs. A hit costs one cache line, which also
- * takes the counting; with the first packet of the next tick it moves on to the rule's counters.
+ * The flow cache: in front of everything, what the rules said of a flow a moment ago (FW_FLOW_TICKS). Each CPU has its
+ * own, so nothing is locked and nothing bounces between CPUs. A hit costs one cache line, which also takes the counting;
+ * when the moment is over it moves on to the rule's counters.
  *
- * A flow takes an entry only from one that was not used in this tick. So a flood of new flows costs at most one write
- * an entry and tick, and does not push out the flows that are busy.
+ * A flow takes an entry only from one whose moment is over. So a flood of new flows costs at most one write an entry and
+ * moment, and does not push out the flows that are busy.
  *
  * An entry is good for one generation only. At a swap the agent waits until no packet is judged by the old one, takes
  * what is left in the entries, empties them and only then opens the cache for the new one (fw_control.flows_generation).
@@ -31,7 +31,7 @@ struct flow_key {
 	__u64 rest; /* ports, family, protocol, tcp_flags, iface */
 };
 
-static __always_inline struct fw_flow *flow_at(const struct flow_key *key)
+static __always_inline struct fw_flow_set *flow_set(const struct flow_key *key)
 {
 	__u64 hash = key->src[0] ^ key->rest * 0x9e3779b97f4a7c15ULL;
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -41,7 +41,7 @@ static __always_inline struct fw_flow *flow_at(const struct flow_key *key)
 		hash ^= (key->src[1] ^ key->dst[1] << 1) * 0xc2b2ae3d27d4eb4fULL ^ key->dst[0];
 	hash ^= hash >> 32;
 	hash *= 0xd6e8feb86659fd93ULL;
-	return flows ? &flows->flow[hash >> 40 & (FW_FLOWS - 1)] : NULL;
+	return flows ? &flows->set[hash >> 40 & (FW_FLOW_SETS - 1)] : NULL;
 }
 
 static __always_inline bool is_flow(const struct fw_flow *flow, const struct flow_key *key, __u32 generation)
@@ -52,6 +52,27 @@ static __always_inline bool is_flow(const struct fw_flow *flow, const struct flo
 		return false;
 	return !(key->rest >> 32 & 2) ||
 	       !((flow->src[1] ^ key->src[1]) | (flow->dst[0] ^ key->dst[0]) | (flow->dst[1] ^ key->dst[1]));
+}
+
+static __always_inline struct fw_flow *flow_in(struct fw_flow_set *set, const struct flow_key *key, __u32 generation)
+{
+	if (is_flow(&set->way[0], key, generation))
+		return &set->way[0];
+	return is_flow(&set->way[1], key, generation) ? &set->way[1] : NULL;
+}
+
+/* Whether an entry may answer. Also right for one that was never used, however the clock stands. */
+static __always_inline bool is_fresh(const struct fw_flow *flow, __u32 now)
+{
+	return flow->until - now - 1 < FW_FLOW_TICKS;
+}
+
+/* An entry that a new flow may take. */
+static __always_inline struct fw_flow *flow_free(struct fw_flow_set *set, __u32 now)
+{
+	if (!is_fresh(&set->way[0], now))
+		return &set->way[0];
+	return is_fresh(&set->way[1], now) ? NULL : &set->way[1];
 }
 
 /* Counts what an entry has kept so far. A function of its own: most packets add to what is kept instead. */

@@ -14,8 +14,8 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{check, jiffies_per_second};
 use crate::abi::{
-    bytes_of, from_bytes, fw_answered, fw_control, fw_flow, fw_flow_limits, fw_flows, fw_misc_count, fw_question,
-    fw_row, fw_rule_count, fw_tables,
+    bytes_of, from_bytes, fw_answered, fw_control, fw_flow, fw_flows, fw_misc_count, fw_question, fw_row,
+    fw_rule_count, fw_tables,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -220,7 +220,14 @@ impl XdpFirewall {
     /// Empties the flow cache and opens it for a generation. No packet uses it now: it is still open for the generation
     /// before, by which no packet is judged any more.
     fn restart_flows(&mut self, generation: usize) {
-        for flow in self.flows.values().iter_mut().flat_map(|flows| &mut flows.flow).filter(|flow| flow.family != 0) {
+        for flow in self
+            .flows
+            .values()
+            .iter_mut()
+            .flat_map(|flows| &mut flows.set)
+            .flat_map(|set| &mut set.way)
+            .filter(|flow| flow.family != 0)
+        {
             self.kept.add_flow(flow);
             *flow = fw_flow::default();
         }
@@ -262,7 +269,7 @@ impl XdpFirewall {
         map::read_per_cpu(&handle(&self.skel.maps.iface_counts)?, |number, one| now.add_iface(number as usize, &one))?;
         for cpu in 0..self.flows.len() {
             let flows: *const fw_flow = self.flows.at(cpu).cast();
-            for place in 0..fw_flow_limits::FW_FLOWS.0 as usize {
+            for place in 0..size_of::<fw_flows>() / size_of::<fw_flow>() {
                 // SAFETY: within the mapping, which nobody else in this process writes to. The kernel may: a torn entry
                 // counts for a reading what it counted before, or what it counts now.
                 now.add_flow(&unsafe { std::ptr::read_volatile(flows.add(place)) });
