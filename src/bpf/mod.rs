@@ -1,10 +1,12 @@
-//! The only code that touches libbpf: loading programs, their maps, their attachment, and test runs.
+//! The only code that touches libbpf: loading programs, their maps, their attachment, and test runs; and what the
+//! interfaces do to frames beside them.
 //!
 //! Everything here is mechanism. What goes into a map is decided by the engine that owns the program.
 
 pub mod attach;
 pub mod counts;
 pub mod map;
+pub mod offload;
 pub mod ringbuf;
 pub mod tc_egress;
 pub mod xdp_firewall;

@@ -8,7 +8,6 @@
 
 pub mod demo;
 mod frames;
-mod offload;
 mod process;
 
 use std::fs::File;
@@ -25,6 +24,8 @@ use ipnet::IpNet;
 use nix::mount::{MntFlags, umount2};
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
+
+use crate::bpf::offload;
 
 pub use frames::{Frame, FrameSocket};
 pub use process::Process;

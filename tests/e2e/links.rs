@@ -59,6 +59,30 @@ fn an_interface_may_come_late() {
     assert_eq!(lab.attached(), "");
 }
 
+/// A card that takes tags out of frames makes rules about them wrong: that has to be said, with what helps.
+#[test]
+fn hidden_vlan_tags_are_said() {
+    let lab = Lab::new();
+    let vlan = rule("backup", 20, "deny", "vlan_id = 30");
+    let ethtool = |words: &str| {
+        let done = lab.host.command("ethtool").unwrap().args(["-K", "eth0"]).args(words.split(' ')).status().unwrap();
+        assert!(done.success(), "ethtool -K eth0 {words}");
+    };
+    let mut agent = lab.start(&config("", "mode = \"block\"", std::slice::from_ref(&vlan)));
+    ethtool("rx-vlan-hw-parse on");
+    is_not_ready(&lab, "rule backup takes tagged packets for untagged ones");
+    let reason = lab.get("/api/v1/agent/status")["interfaces"][0]["reason"].as_str().unwrap().to_owned();
+    let (_, cure) = reason.split_once("ethtool -K eth0 ").expect(&reason);
+    ethtool(cure);
+    lab.wait_ready(&mut agent);
+    // Who has no such rule does not care.
+    ethtool("rx-vlan-hw-parse on");
+    is_not_ready(&lab, "ethtool -K eth0");
+    lab.write_config(&text(""));
+    lab.wait_ready(&mut agent);
+    agent.stop();
+}
+
 #[test]
 fn another_xdp_program_is_named_and_left_alone() {
     let lab = Lab::new();

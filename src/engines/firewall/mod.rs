@@ -30,6 +30,7 @@ use crate::abi::{fw_limits, fw_rule_count, fw_verdict};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
 use crate::bpf::map::MapFacts;
+use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
 use crate::bpf::{self, ProgramFacts};
@@ -571,7 +572,34 @@ impl Firewall {
         if !self.config.enabled {
             return Vec::new();
         }
-        self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, one.reason.as_ref()?))).collect()
+        self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, self.reason_of(one)?))).collect()
+    }
+
+    /// What is wrong with an interface.
+    fn reason_of(&self, one: &Guarded) -> Option<String> {
+        one.reason.clone().or_else(|| self.hidden_tags(one))
+    }
+
+    /// Why rules about VLAN tags do not do on an interface what they say. Asked anew each time: the user may have
+    /// changed its offloads meanwhile.
+    fn hidden_tags(&self, one: &Guarded) -> Option<String> {
+        one.xdp.as_ref()?;
+        let is_concerned = |rule: &&Rule| {
+            rule.enabled
+                && rule.vlan_id.is_some()
+                && (rule.interfaces.is_empty() || rule.interfaces.contains(&one.name))
+        };
+        let rule = in_order(&self.config.rules, &self.added).into_iter().find(is_concerned)?;
+        // A driver without ethtool operations has no offloads either.
+        let hiders = offload::tag_hiders(&one.name).unwrap_or_default();
+        let off = hiders.iter().map(|name| format!(" {name} off")).collect::<String>();
+        (!hiders.is_empty()).then(|| {
+            format!(
+                "takes VLAN tags out of frames before XDP sees them, so that rule {} takes tagged packets for \
+                 untagged ones; run: ethtool -K {}{off}",
+                rule.id, one.name
+            )
+        })
     }
 
     /// For status.
@@ -609,7 +637,7 @@ impl Firewall {
                     ifindex: one.ifindex,
                     xdp: one.xdp.as_ref().map(|attached| attached.mode),
                     egress: one.egress.as_ref().map(|attached| attached.mode),
-                    reason: one.reason.clone(),
+                    reason: self.reason_of(one),
                 })
                 .collect(),
             programs,

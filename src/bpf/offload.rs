@@ -1,5 +1,5 @@
-//! Switches off what a real card would finish later: checksums, segmentation, VLAN tags beside the frame. Between veth
-//! ends they are never finished, and XDP or a packet socket would see half-made frames.
+//! What an interface does to frames before XDP, or leaves to be done after it. A card that takes VLAN tags out of the
+//! frame hides them from XDP; a veth leaves checksums, segmentation and tags to a card that never comes.
 //!
 //! By the ethtool ioctl with the kernel's own feature names, so that no ethtool program is needed. The numbers are those
 //! of `linux/ethtool.h`; libc does not have them.
@@ -11,12 +11,17 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
 const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETH_SS_FEATURES: u32 = 4;
 const NAME_BYTES: usize = 32;
 /// The kernel has under a hundred features; this bounds what is believed of its answer.
 const FEATURES_MAX: usize = 1024;
 
+/// What takes tags out of frames that arrive.
+const TAG_HIDERS: &[&str] = &["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
+
+/// What a laboratory does without.
 const OFF: &[&str] = &[
     "tx-checksum-ipv4",
     "tx-checksum-ip-generic",
@@ -36,7 +41,27 @@ const OFF: &[&str] = &[
     "rx-gro",
 ];
 
-/// Switches everything in [`OFF`] that the interface has off, in the namespace of the calling thread.
+/// Features of the interface that take VLAN tags out of frames before XDP sees them: then such a packet looks untagged.
+/// By the kernel's names, which `ethtool -K` takes. In the namespace of the calling thread.
+///
+/// # Errors
+/// The interface does not exist, or its driver has no ethtool operations.
+pub fn tag_hiders(interface: &str) -> Result<Vec<&'static str>> {
+    let names = feature_names(interface)?;
+    // struct ethtool_gfeatures: cmd, count of blocks, then for each block of 32 features: available, requested, active,
+    // never changed.
+    let blocks = names.len().div_ceil(32);
+    let mut request = vec![0u32; 2 + 4 * blocks];
+    request[0] = ETHTOOL_GFEATURES;
+    request[1] = blocks as u32;
+    ethtool(interface, &mut request).context("reading its offloads")?;
+    let is_active = |bit: usize| request[2 + 4 * (bit / 32) + 2] & 1 << (bit % 32) != 0;
+    let is_on = |wanted: &&&str| names.iter().enumerate().any(|(bit, name)| name == **wanted && is_active(bit));
+    Ok(TAG_HIDERS.iter().filter(is_on).copied().collect())
+}
+
+/// Makes frames on the interface whole, as a laboratory of veth pairs needs them: no offload that a card would have to
+/// finish. In the namespace of the calling thread.
 pub fn switch_off(interface: &str) -> Result<()> {
     let names = feature_names(interface)?;
     // struct ethtool_sfeatures: cmd, count of blocks, then for each block of 32 features: valid, requested.
