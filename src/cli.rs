@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value, json};
 
@@ -245,6 +245,7 @@ enum FirewallSub {
     List(ListArgs),
     Show(ShowArgs),
     Add(Box<AddArgs>),
+    Update(Box<UpdateArgs>),
     Delete(DeleteArgs),
 }
 
@@ -275,7 +276,7 @@ struct DeleteArgs {
     confirm: Option<u32>,
 }
 
-/// Add a rule, by its fields or as JSON (an array adds several at once).
+/// Add or replace a rule, by its fields or as JSON (an array adds several at once).
 #[derive(FromArgs, Default)]
 #[argh(subcommand, name = "add", help_triggers("-h", "--help"))]
 struct AddArgs {
@@ -354,6 +355,23 @@ struct AddArgs {
     /// keep the rule switched off
     #[argh(switch)]
     disabled: bool,
+}
+
+/// Takes what `firewall add` takes.
+struct UpdateArgs(AddArgs);
+
+impl FromArgs for UpdateArgs {
+    fn from_args(command_name: &[&str], args: &[&str]) -> Result<UpdateArgs, EarlyExit> {
+        AddArgs::from_args(command_name, args).map(UpdateArgs)
+    }
+}
+
+impl SubCommand for UpdateArgs {
+    const COMMAND: &'static CommandInfo = &CommandInfo {
+        name: "update",
+        short: &'\0',
+        description: "Replace a rule that was made through the API; its counters go on.",
+    };
 }
 
 /// Show, reload and confirm the agent's configuration.
@@ -608,7 +626,14 @@ fn command(sub: Sub) -> Result<Command, Exit> {
             }
             FirewallSub::Add(args) => {
                 let target = confirmed(RULES, args.confirm);
-                post(target, Some(rule_body(*args).map_err(usage)?))
+                post(target, Some(rule_body("firewall add", *args).map_err(usage)?))
+            }
+            FirewallSub::Update(args) => {
+                let (confirm, body) = (args.0.confirm, rule_body("firewall update", args.0).map_err(usage)?);
+                let id =
+                    body["id"].as_str().ok_or_else(|| usage("firewall update: one rule with its id".to_owned()))?;
+                let target = confirmed(&rule_path(id), confirm);
+                Remote::Call(Call { method: Method::Put, target, body: Some(body) })
             }
         },
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
@@ -633,7 +658,7 @@ fn confirmed(path: &str, seconds: Option<u32>) -> String {
 }
 
 /// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
-fn rule_body(args: AddArgs) -> Result<Value, String> {
+fn rule_body(command: &str, args: AddArgs) -> Result<Value, String> {
     let mut body = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -663,37 +688,34 @@ fn rule_body(args: AddArgs) -> Result<Value, String> {
     let Some(text) = args.json else {
         for name in ["id", "priority", "action"] {
             if !body.contains_key(name) {
-                return Err(format!("firewall add: --{name} is missing (or give the whole rule by --json)"));
+                return Err(format!("{command}: --{name} is missing (or give the whole rule by --json)"));
             }
         }
         return Ok(Value::Object(body));
     };
     if let Some(name) = body.keys().next() {
-        return Err(format!("firewall add: --json holds the whole rule, so {name} cannot be an option beside it"));
+        return Err(format!("{command}: --json holds the whole rule, so {name} cannot be an option beside it"));
     }
     let (from, text) = match text.strip_prefix('@') {
-        _ if text == "-" => ("stdin".to_owned(), read(std::io::stdin().lock(), "stdin")?),
+        _ if text == "-" => ("stdin".to_owned(), read(command, std::io::stdin().lock(), "stdin")?),
         Some(path) => {
-            let file = std::fs::File::open(path).map_err(|error| format!("firewall add: opening {path}: {error}"))?;
-            (path.to_owned(), read(file, path)?)
+            let file = std::fs::File::open(path).map_err(|error| format!("{command}: opening {path}: {error}"))?;
+            (path.to_owned(), read(command, file, path)?)
         }
         None => ("--json".to_owned(), text),
     };
-    let body: Value =
-        serde_json::from_str(&text).map_err(|error| format!("firewall add: {from} is not JSON: {error}"))?;
+    let body: Value = serde_json::from_str(&text).map_err(|error| format!("{command}: {from} is not JSON: {error}"))?;
     match body {
         Value::Object(_) | Value::Array(_) => Ok(body),
-        _ => Err(format!("firewall add: {from} is neither a rule nor an array of rules")),
+        _ => Err(format!("{command}: {from} is neither a rule nor an array of rules")),
     }
 }
 
-fn read(from: impl Read, name: &str) -> Result<String, String> {
+fn read(command: &str, from: impl Read, name: &str) -> Result<String, String> {
     let mut text = String::new();
-    from.take(BODY_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| format!("firewall add: reading {name}: {error}"))?;
+    from.take(BODY_MAX + 1).read_to_string(&mut text).map_err(|error| format!("{command}: reading {name}: {error}"))?;
     if text.len() as u64 > BODY_MAX {
-        return Err(format!("firewall add: {name} is longer than {} MiB", BODY_MAX >> 20));
+        return Err(format!("{command}: {name} is longer than {} MiB", BODY_MAX >> 20));
     }
     Ok(text)
 }
@@ -1003,6 +1025,11 @@ mod tests {
         check("ebpf status", Method::Get, "/api/v1/ebpf/status");
         check("firewall show fw-1", Method::Get, "/api/v1/firewall/rules/fw-1");
         check("firewall delete ../x", Method::Delete, "/api/v1/firewall/rules/%2E%2E%2Fx");
+        check(
+            "firewall update --id fw-1 --priority 2 --action deny --confirm 9",
+            Method::Put,
+            "/api/v1/firewall/rules/fw-1?confirm_secs=9",
+        );
         check("firewall add --json {} --confirm=5", Method::Post, "/api/v1/firewall/rules?confirm_secs=5");
         check("explain --src 1.2.3.4 --dst 5.6.7.8 --proto tcp", Method::Post, "/api/v1/explain");
         assert_eq!(
@@ -1040,6 +1067,9 @@ mod tests {
             "firewall add --json 7",
             "firewall add --json {} --id x",
             "firewall add --json @/nosuch/file",
+            "firewall update --id a --priority 1",
+            "firewall update --json []",
+            "firewall update --json {}",
             "explain --src 1.2.3.4",
         ] {
             let exit = line(text).unwrap_err();

@@ -146,6 +146,31 @@ fn an_array_is_one_step_and_rules_survive() {
     assert_eq!(lab.attached(), "");
 }
 
+/// The command line does what the routes do.
+#[test]
+fn rules_from_the_command_line() {
+    let lab = Lab::new();
+    let agent = lab.start(&file());
+    let run = |words: &str| lab.cli(&words.split(' ').collect::<Vec<_>>());
+    let done = |words: &str| assert!(run(words).status.success(), "{words}: {:?}", run(words));
+    done("firewall add --id mine --priority 5 --action deny --protocol udp --dst-port 1001");
+    assert!(!lab.passes(udp(WORLD, 1001)) && lab.passes(udp(WORLD, 1002)));
+    done("firewall update --id mine --priority 5 --action deny --protocol udp --dst-port 1002");
+    assert!(lab.passes(udp(WORLD, 1001)) && !lab.passes(udp(WORLD, 1002)));
+    assert_eq!(lab.packets("mine"), 2, "its counters go on");
+    for (words, refusal) in [
+        ("firewall update --id of-file --priority 5 --action allow", "configuration file"),
+        ("firewall update --id nobodys --priority 5 --action allow", "no rule"),
+    ] {
+        let output = run(words);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(refusal), "{words}: {said}");
+    }
+    done("firewall delete mine");
+    assert!(lab.passes(udp(WORLD, 1002)));
+    agent.stop();
+}
+
 #[test]
 fn a_rule_that_nobody_confirms_goes_by_itself() {
     let lab = Lab::new();
