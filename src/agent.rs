@@ -525,6 +525,7 @@ fn start_control(
     };
     let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
+    config.host_names = agent.host_names.clone();
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

@@ -93,6 +93,12 @@ fn the_least_config_has_the_defaults() {
 }
 
 #[test]
+fn names_of_the_host_are_lower_case() {
+    let config = parse(&format!("{MINIMAL}host_names = ['Sentinel.Example.ORG', 'proxy']\n")).unwrap();
+    assert_eq!(config.agent.host_names, ["sentinel.example.org", "proxy"]);
+}
+
+#[test]
 fn words_with_the_same_meaning() {
     let firewall = |line: &str| parse(&format!("{MINIMAL}[firewall]\n{line}\n")).unwrap().firewall;
     for (word, mode) in [("monitor", Mode::Alert), ("observe", Mode::Alert), ("enforce", Mode::Block)] {

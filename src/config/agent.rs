@@ -19,6 +19,9 @@ pub const SSH_PORTS_MAX: usize = 5;
 /// Networks that the lock-out guard takes.
 pub const GUARD_NETWORKS_MAX: usize = 64;
 
+/// Names that clients may use.
+pub const HOST_NAMES_MAX: usize = 64;
+
 /// How XDP programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -111,6 +114,8 @@ pub struct AgentConfig {
     pub http_port: u16,
     /// Port of the metrics.
     pub metrics_port: u16,
+    /// DNS names under which clients may call the control ports, besides this host's own; lower case.
+    pub host_names: Vec<String>,
     /// Whether the API may listen beyond this host without asking who is there.
     pub allow_unauthenticated_api: bool,
     /// How XDP programs are attached.
@@ -150,6 +155,7 @@ impl AgentConfig {
         if metrics_port == http_port {
             metrics_field.error(format!("{metrics_port} is http_port already; the two must differ"));
         }
+        let host_names = read_host_names(&r.key("host_names"));
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
         let state_dir = read_state_dir(&r.key("state_dir"));
@@ -162,6 +168,7 @@ impl AgentConfig {
             bind_address,
             http_port,
             metrics_port,
+            host_names,
             allow_unauthenticated_api,
             xdp_mode,
             on_exit,
@@ -186,6 +193,31 @@ fn read_bind_address(field: &Field<'_>, open: bool) -> IpAddr {
         }
     }
     loopback
+}
+
+fn read_host_names(field: &Field<'_>) -> Vec<String> {
+    let items = field.items().unwrap_or_default();
+    if items.len() > HOST_NAMES_MAX {
+        field.error(format!("{} names, and {HOST_NAMES_MAX} is the limit", items.len()));
+        return Vec::new();
+    }
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let mut names = Vec::with_capacity(items.len());
+    for item in items {
+        let Some(text) = item.text() else { continue };
+        let name = text.to_ascii_lowercase();
+        if name.parse::<IpAddr>().is_ok() {
+            item.error("an address needs no name here: the addresses that are listened on are known");
+        } else if name.len() > 253 || !name.split('.').all(is_label) {
+            item.error(format!("\"{}\" is not a DNS name, such as agent.example.org", text.escape_debug()));
+        } else {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn read_state_dir(field: &Field<'_>) -> PathBuf {

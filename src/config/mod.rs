@@ -49,6 +49,7 @@ impl Config {
             ("agent.bind_address", new.0.bind_address != old.0.bind_address),
             ("agent.http_port", new.0.http_port != old.0.http_port),
             ("agent.metrics_port", new.0.metrics_port != old.0.metrics_port),
+            ("agent.host_names", new.0.host_names != old.0.host_names),
             ("agent.xdp_mode", new.0.xdp_mode != old.0.xdp_mode),
             ("agent.on_exit", new.0.on_exit != old.0.on_exit),
             ("agent.state_dir", new.0.state_dir != old.0.state_dir),

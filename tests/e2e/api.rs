@@ -146,6 +146,21 @@ fn an_array_is_one_step_and_rules_survive() {
     assert_eq!(lab.attached(), "");
 }
 
+/// A name that nobody gave us may be that of an attacker's page.
+#[test]
+fn it_answers_to_its_names_only() {
+    let lab = Lab::new();
+    let agent = lab.start(&config("host_names = [\"proxy.example\"]", "", &[]));
+    let ask = |name: &str| {
+        let mut curl = lab.host.command("curl").unwrap();
+        curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", &format!("Host: {name}")]);
+        String::from_utf8(curl.arg("http://127.0.0.1:8080/healthz").output().unwrap().stdout).unwrap()
+    };
+    assert_eq!((ask("Proxy.example:443").as_str(), ask("127.0.0.1").as_str()), ("200", "200"));
+    assert!(ask("page.example").starts_with('4'), "{}", ask("page.example"));
+    agent.stop();
+}
+
 /// The command line does what the routes do.
 #[test]
 fn rules_from_the_command_line() {
