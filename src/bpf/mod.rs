@@ -95,6 +95,20 @@ fn check(rc: i32) -> std::io::Result<i32> {
     if rc < 0 { Err(std::io::Error::from_raw_os_error(-rc)) } else { Ok(rc) }
 }
 
+/// Whether XDP programs may take frames that stand in several buffers (5.18). Asked of the kernel itself: distributions
+/// bring features to older version numbers.
+pub fn has_multi_buffer() -> bool {
+    // SAFETY: takes two numbers and no options.
+    let has = unsafe {
+        libbpf_sys::libbpf_probe_bpf_helper(
+            libbpf_sys::BPF_PROG_TYPE_XDP,
+            libbpf_sys::BPF_FUNC_xdp_get_buff_len,
+            std::ptr::null(),
+        )
+    };
+    has == 1
+}
+
 /// What this kernel lacks that the agent would use, and what it does instead.
 pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let release =
@@ -102,10 +116,10 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|word| word.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     [
-        ((5, 18), "multi-buffer XDP", "frames longer than a page are not filtered in native mode"),
-        ((6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
+        (has_multi_buffer(), "multi-buffer XDP", "interfaces with an MTU above 3000 are filtered in generic mode"),
+        (version >= (6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
     ]
     .into_iter()
-    .filter_map(|(since, name, fallback)| (version < since).then_some((name, fallback)))
+    .filter_map(|(has, name, fallback)| (!has).then_some((name, fallback)))
     .collect()
 }

@@ -96,7 +96,26 @@ fn feature_names(interface: &str) -> Result<Vec<String>> {
 }
 
 fn ethtool(interface: &str, request: &mut [u32]) -> Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut ifreq = ifreq_of(interface)?;
+    ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: the request is as long as its own counts say, which is all that the kernel reads and writes.
+    unsafe { ask(libc::SIOCETHTOOL as _, &mut ifreq) }.with_context(|| format!("ethtool on {interface}"))
+}
+
+/// Largest packet that the interface takes, in bytes from the IP header on. By ioctl: a sysfs shows the namespace in
+/// which it was mounted. In the namespace of the calling thread.
+///
+/// # Errors
+/// The interface does not exist.
+pub fn mtu(interface: &str) -> Result<u32> {
+    let mut ifreq = ifreq_of(interface)?;
+    // SAFETY: SIOCGIFMTU writes an integer into the request.
+    unsafe { ask(libc::SIOCGIFMTU as _, &mut ifreq) }.with_context(|| format!("asking for the MTU of {interface}"))?;
+    // SAFETY: it did; every bit pattern is an integer.
+    Ok(unsafe { ifreq.ifr_ifru.ifru_mtu } as u32)
+}
+
+fn ifreq_of(interface: &str) -> Result<libc::ifreq> {
     // SAFETY: ifreq is plain data for which all zeros is a value.
     let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= ifreq.ifr_name.len() {
@@ -105,13 +124,15 @@ fn ethtool(interface: &str, request: &mut [u32]) -> Result<()> {
     for (to, from) in ifreq.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as libc::c_char;
     }
-    ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
-    // SAFETY: `ifreq` and the request it points to live through the call, and the request is as long as its own counts
-    // say, which is all that the kernel writes.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &mut ifreq) };
-    // SFEATURES answers with a positive number when something was refused.
-    if result < 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("ethtool on {interface}"));
-    }
-    Ok(())
+    Ok(ifreq)
+}
+
+/// # Safety
+/// What `request` reads and writes lies within `ifreq` and what that points to.
+unsafe fn ask(request: libc::Ioctl, ifreq: &mut libc::ifreq) -> Result<()> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: the caller's promise; ifreq lives through the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, ifreq) };
+    // Some answer with a positive number when a part was refused.
+    if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
 }

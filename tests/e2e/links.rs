@@ -59,6 +59,28 @@ fn an_interface_may_come_late() {
     assert_eq!(lab.attached(), "");
 }
 
+/// Frames that stand in several buffers are judged, and counted whole.
+#[test]
+fn jumbo_frames_are_judged() {
+    for mode in ["native", "generic"] {
+        let lab = Lab::new();
+        for namespace in [&lab.world, &lab.host] {
+            namespace.ip("link set eth0 mtu 9000").unwrap();
+        }
+        let agent = lab.start(&text(&format!("xdp_mode = \"{mode}\"")));
+        let payload: Vec<u8> = (0..8900u32).map(|n| n as u8).collect();
+        for from in [WORLD, WORLD_V6] {
+            let jumbo = |port| udp(from, port).payload(&payload);
+            let bytes = lab.get("/api/v1/firewall/rules/shut")["bytes"].as_u64().unwrap();
+            assert!(lab.passes(jumbo(1002)), "{mode}: {from}, whole and unchanged");
+            assert!(!lab.passes(jumbo(1001)), "{mode}: {from}");
+            let counted = lab.get("/api/v1/firewall/rules/shut")["bytes"].as_u64().unwrap() - bytes;
+            assert_eq!(counted, jumbo(1001).build().len() as u64, "{mode}: {from}");
+        }
+        agent.stop();
+    }
+}
+
 /// A card that takes tags out of frames makes rules about them wrong: that has to be said, with what helps.
 #[test]
 fn hidden_vlan_tags_are_said() {

@@ -252,7 +252,7 @@ impl Firewall {
             other_open_secs: config.timeouts.other_established_secs,
         };
         let kernel = XdpFirewall::load(&Switches {
-            multi_buffer: interfaces.iter().any(|name| needs_several_buffers(name)),
+            multi_buffer: bpf::has_multi_buffer() && interfaces.iter().any(|name| needs_several_buffers(name)),
             write_meta: false,
             max_connections: config.max_connections,
             timeouts,
@@ -773,10 +773,7 @@ fn pin_name(interface: &str) -> String {
 /// Whether an interface's frames may be too long for one buffer of a page.
 fn needs_several_buffers(interface: &str) -> bool {
     const ONE_BUFFER: u32 = 3000;
-    std::fs::read_to_string(format!("/sys/class/net/{interface}/mtu"))
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .is_some_and(|mtu| mtu > ONE_BUFFER)
+    offload::mtu(interface).is_ok_and(|mtu| mtu > ONE_BUFFER)
 }
 
 /// The time of day of a moment of the boot clock, in nanoseconds since 1970.
