@@ -323,6 +323,14 @@ impl Run {
             let mut wire = self.wire(&workload.v4, style)?;
             wire.add_xdp("stateful", stateful.program())?;
             self.end_to_end_figures(wire, style)?;
+
+            // The same among flows of which few have most packets, as on most wires. No goal stands for it.
+            self.replay_both(&workload.trace(Kind::Zipf, HEADERS));
+            let mut wire = veth::Wire::new()?;
+            wire.add_xdp("drop", self.bench.program("drop")?)?;
+            wire.add_xdp("ours", self.product.program())?;
+            let medians = wire.measure(&mut self.bench, self.options.rounds())?;
+            self.figures.set(format!("e2e_x_drop_zipf.{}", style.name()), medians[1] / medians[0]);
         }
         Ok(())
     }
