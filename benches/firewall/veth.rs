@@ -8,7 +8,8 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use ebpfsentinel::bpf::offload;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::figures::median;
@@ -124,7 +125,8 @@ impl Wire {
         })?;
         namespace.within(|| {
             feed("ip", &["-batch", "-"], "link set lo up\nlink set b0 up\n")?;
-            generic_receive_offload("b0")?;
+            // Without GRO a veth that has no XDP program takes no frame from a redirect.
+            offload::switch("b0", &["rx-gro"], true)?;
             prepare()
         })?;
         self.receivers.push(Receiver { label, namespace, ifindex, repeat: 0, lost: 0.0 });
@@ -182,27 +184,4 @@ fn received() -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/dev").context("reading net/dev")?;
     let line = text.lines().find_map(|line| line.trim().strip_prefix("b0:")).context("no b0 in net/dev")?;
     line.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).context("net/dev has no packets")
-}
-
-/// Switches GRO on: without it a veth that has no XDP program takes no frame from a redirect.
-fn generic_receive_offload(interface: &str) -> Result<()> {
-    #[repr(C)]
-    struct EthtoolValue {
-        command: u32,
-        data: u32,
-    }
-    const ETHTOOL_SGRO: u32 = 0x2c;
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").context("a socket for ethtool")?;
-    let mut value = EthtoolValue { command: ETHTOOL_SGRO, data: 1 };
-    // SAFETY: an ifreq of zeros is valid: no name, null data.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *place = byte as libc::c_char;
-    }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the kernel reads the request and the value that it points at; both live longer than the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    ensure!(result == 0, "switching GRO on for {interface}: {}", std::io::Error::last_os_error());
-    Ok(())
 }

@@ -21,8 +21,8 @@ const FEATURES_MAX: usize = 1024;
 /// What takes tags out of frames that arrive.
 const TAG_HIDERS: &[&str] = &["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
-/// What a laboratory does without.
-const OFF: &[&str] = &[
+/// What a veth leaves to a card: without these its frames are whole.
+pub const LEFT_TO_CARDS: &[&str] = &[
     "tx-checksum-ipv4",
     "tx-checksum-ip-generic",
     "tx-checksum-ipv6",
@@ -60,21 +60,21 @@ pub fn tag_hiders(interface: &str) -> Result<Vec<&'static str>> {
     Ok(TAG_HIDERS.iter().filter(is_on).copied().collect())
 }
 
-/// Makes frames on the interface whole, as a laboratory of veth pairs needs them: no offload that a card would have to
-/// finish. In the namespace of the calling thread.
-pub fn switch_off(interface: &str) -> Result<()> {
+/// Switches those of the `features` that the interface has, in the namespace of the calling thread.
+pub fn switch(interface: &str, features: &[&str], on: bool) -> Result<()> {
     let names = feature_names(interface)?;
     // struct ethtool_sfeatures: cmd, count of blocks, then for each block of 32 features: valid, requested.
     let blocks = names.len().div_ceil(32);
     let mut request = vec![0u32; 2 + 2 * blocks];
     request[0] = ETHTOOL_SFEATURES;
     request[1] = blocks as u32;
-    for (bit, _) in names.iter().enumerate().filter(|(_, name)| OFF.contains(&name.as_str())) {
+    for (bit, _) in names.iter().enumerate().filter(|(_, name)| features.contains(&name.as_str())) {
         request[2 + 2 * (bit / 32)] |= 1 << (bit % 32);
+        request[3 + 2 * (bit / 32)] |= u32::from(on) << (bit % 32);
     }
     // Features that are fixed on this device are left as they are by the kernel, which is fine: a VLAN interface has
     // those of its parent.
-    ethtool(interface, &mut request).context("switching its offloads off")
+    ethtool(interface, &mut request).context("switching its offloads")
 }
 
 fn feature_names(interface: &str) -> Result<Vec<String>> {
