@@ -10,6 +10,7 @@
 #include "classify.h"
 #include "conntrack.h"
 #include "fragments.h"
+#include "counts.h"
 #include "stats.h"
 #include "events.h"
 #include "flows.h"
@@ -215,31 +216,23 @@ static __always_inline void count_unparsable(__u32 why)
 static __always_inline void count_and_tell(const struct packet *p, const struct judgement *j, __u32 verdict,
 					   __u32 ifindex, __u32 iface, __u32 bytes, __u32 generation)
 {
-	__u32 slot = slot_of(j), cell = j->reason * FW_VERDICTS + verdict, packets = 1;
-	struct fw_iface_count *by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
-	struct fw_rule_count *by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
+	__u32 slot = slot_of(j), packets = 1;
 	__u64 now = bpf_jiffies64();
 	struct fw_event *event;
+	struct counters c;
 
-	OPAQUE(cell);
-	if (!by_iface || !by_rule || cell >= FW_VERDICT_COUNTS)
+	if (!find_counters(&c, counts_of(bpf_get_smp_processor_id()), slot, j->reason, verdict, iface))
 		return;
-	by_iface->packets[cell]++;
-	by_iface->bytes[cell] += bytes;
-	by_rule->packets++;
-	by_rule->bytes += bytes;
-	by_rule->last_jiffies = now;
-
+	count(&c, bytes);
+	note(&c, now);
 	if (j->unparsable)
 		count_unparsable(j->unparsable);
-	if (j->answer & FW_TELL && !(j->answer & FW_NO_MATCH)) {
-		packets = 1;
-	} else if (verdict != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval) {
-		packets = (__u32)by_rule->packets - by_rule->told_packets;
-		by_rule->told_jiffies = now;
-		by_rule->told_packets = by_rule->packets;
-	} else {
-		return;
+	if (!(j->answer & FW_TELL) || j->answer & FW_NO_MATCH) {
+		if (!is_due(&c, verdict, now))
+			return;
+		packets = (__u32)(c.rule->packets / FW_PACKET) - c.note->told_packets;
+		c.note->told_jiffies = now;
+		c.note->told_packets += packets;
 	}
 	event = new_event();
 	if (!event)
@@ -386,7 +379,13 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* Whether a TCP or UDP packet belongs to a connection that this host opened, which then lives on. */
+/* Whether a frame is not a question, and stands in one buffer. */
+static __always_inline bool is_plain(struct xdp_md *ctx)
+{
+	return !write_meta && !multi_buffer && ctx->data_meta == ctx->data;
+}
+
+/* Whether a packet belongs to a connection that this host opened, which then lives on. */
 static __always_inline bool is_answer(const struct packet *p, __u32 generation, struct conn_key *key)
 {
 	int known;
@@ -401,216 +400,171 @@ static __always_inline bool is_answer(const struct packet *p, __u32 generation, 
 }
 
 /*
- * A common packet whose flow was not judged lately: by what the flow cache knows, or by the rules. index is the
- * generation, set where the flow stands in the cache, or could. LEFT_OVER when more than rules and policy decide, and
- * before anything was counted.
+ * A common packet whose flow the cache does not know: by the rules, the policy, or as an answer. Judges exactly as
+ * judge_packet() does; whatever it does not know for certain it leaves to that, by returning LEFT_OVER before the packet
+ * was counted.
  */
-__noinline int judge_flow(const struct flow_key *key, struct fw_flow_set *set, __u32 index, __u32 bytes)
-{
-	struct fw_tables *t = &tables[index & 1];
-	__u32 slot, cell, action = XDP_PASS, iface;
-	struct fw_iface_count *by_iface;
-	struct fw_rule_count *by_rule;
-	struct fw_flow *flow = NULL;
-	__u64 now = bpf_jiffies64();
-	bool known, keep = true;
-
-	index &= 1;
-	if (!key)
-		return LEFT_OVER;
-	iface = key->rest >> 56;
-	if (set)
-		flow = flow_in(set, key, t->policy.generation);
-	known = flow;
-	if (flow) {
-		flow_count(flow);
-		slot = flow->slot;
-		cell = flow->cell;
-		action = flow->action;
-		known = cell != FW_BY_STATE * FW_VERDICTS; /* its connection may have ended since */
-		if (known)
-			flow->until = (__u32)now + FW_FLOW_TICKS;
-	} else if (set) {
-		flow = flow_free(set, now);
-	}
-	if (!known) {
-		__u32 answer = FW_NO_MATCH, drop, zero = 0;
-		struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
-		struct classes *c;
-		struct fw_family *f;
-		struct packet *p;
-
-		if (!work)
-			return LEFT_OVER;
-		c = &work->classes;
-		p = &work->packet;
-		p->family = key->rest >> 32;
-		p->protocol = key->rest >> 40;
-		p->tcp_flags = key->rest >> 48;
-		p->has_ports = 1;
-		p->vlan = 0;
-		p->src_port = bpf_ntohs(key->rest);
-		p->dst_port = bpf_ntohs(key->rest >> 16);
-		f = &t->family[p->family == 6];
-		if (p->family == 4) {
-			p->src[0] = p->dst[0] = 0;
-			p->src[1] = bpf_ntohl(key->src[0]);
-			p->dst[1] = bpf_ntohl(key->src[0] >> 32);
-			c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
-			c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
-		} else {
-			p->src[0] = bpf_be64_to_cpu(key->src[0]);
-			p->src[1] = bpf_be64_to_cpu(key->src[1]);
-			p->dst[0] = bpf_be64_to_cpu(key->dst[0]);
-			p->dst[1] = bpf_be64_to_cpu(key->dst[1]);
-			c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
-			c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
-		}
-		if (f->mode != FW_MODE_EMPTY) {
-			find_classes(f, p, iface, c);
-			answer = classify(f, c, index, 0);
-		}
-		if (answer & FW_NO_MATCH) {
-			__u32 reason = FW_BY_POLICY;
-
-			drop = t->policy.drop_unmatched;
-			if (drop && t->policy.stateful) {
-				/* What is dropped now is an answer as soon as this host has asked: not to be kept. */
-				keep = is_answer(p, t->policy.generation, &work->key);
-				if (keep) {
-					reason = FW_BY_STATE;
-					drop = 0;
-				}
-			}
-			slot = FW_SLOTS + reason;
-			cell = reason * FW_VERDICTS;
-		} else {
-			if (answer & (FW_TELL | FW_STATEFUL))
-				return LEFT_OVER;
-			drop = answer & FW_DENY;
-			slot = answer & FW_SLOT_MASK;
-			cell = FW_BY_RULE * FW_VERDICTS;
-		}
-		if (drop) {
-			/* Exceptions that may save it. */
-			if (p->protocol == IPPROTO_UDP ? p->dst_port == 68 || p->dst_port == 546 :
-							t->policy.guard_filter >> (p->dst_port & 63) & 1)
-				return LEFT_OVER;
-			cell += t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
-			action = t->policy.enforce ? XDP_DROP : XDP_PASS;
-		}
-	}
-	by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
-	by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
-	OPAQUE(cell);
-	if (!by_rule || !by_iface || cell >= FW_VERDICT_COUNTS)
-		return LEFT_OVER;
-	if (cell % FW_VERDICTS != FW_PASS && (__u32)now - by_rule->told_jiffies >= tell_interval)
-		return LEFT_OVER; /* a record is due */
-	if (!known && keep && flow) {
-		flow_count(flow);
-		flow->src[0] = key->src[0];
-		flow->src[1] = key->src[1];
-		flow->dst[0] = key->dst[0];
-		flow->dst[1] = key->dst[1];
-		*(__u64 *)&flow->ports = key->rest;
-		flow->generation = t->policy.generation;
-		flow->slot = slot;
-		flow->cell = cell;
-		flow->action = action;
-		flow->until = (__u32)now + (cell == FW_BY_STATE * FW_VERDICTS ? 1 : FW_FLOW_TICKS);
-	}
-	by_rule->packets++;
-	by_rule->bytes += bytes;
-	by_rule->last_jiffies = now;
-	by_iface->packets[cell]++;
-	by_iface->bytes[cell] += bytes;
-	return action;
-}
-
-/*
- * The common packet: untagged, whole, without options or extension headers, TCP or UDP, judged by rules that ask for no
- * state, by the policy, or as an answer. Judges exactly as judge_packet() does; whatever it does not know for certain it
- * leaves to that, by returning LEFT_OVER before the packet was counted.
- */
-static __always_inline int judge_common_packet(struct xdp_md *ctx)
+__noinline int judge_common_packet(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	__u32 index = *(volatile __u32 *)&control.active & 1, need, claimed, bytes = data_end - data;
+	__u32 index = *(volatile __u32 *)&control.active & 1, zero = 0, bytes = data_end - data;
+	__u32 slot, reason, verdict = FW_PASS, answer = FW_NO_MATCH, drop;
+	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
 	struct fw_tables *t = &tables[index];
-	struct fw_flow_set *set = NULL;
+	__u64 now = bpf_jiffies64();
+	struct counters counters;
 	struct flow_key key = {};
-	__u8 family, protocol;
-	__u8 *l4;
+	struct classes *c;
+	struct fw_family *f;
+	struct packet *p;
 
-	if (write_meta || multi_buffer || ctx->data_meta != ctx->data || data + 54 > data_end)
+	if (!work || !is_plain(ctx) || data + 14 > data_end)
 		return LEFT_OVER;
+	c = &work->classes;
+	p = &work->packet;
+	key.iface = iface_number(&t->policy, ctx->ingress_ifindex);
+	p->vlan = 0;
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = data + 14;
-
-		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
+		f = &t->family[0];
+		if (!read_flow_v4(data, data_end, f->uses, &key))
 			return LEFT_OVER;
-		family = 4;
-		protocol = ip->protocol;
-		key.src[0] = *(__u64 *)&ip->saddr;
-		claimed = bpf_ntohs(ip->tot_len);
-		need = sizeof(*ip);
-		l4 = data + 34;
+		p->src[0] = p->dst[0] = 0;
+		p->src[1] = bpf_ntohl(key.src[0]);
+		p->dst[1] = bpf_ntohl(key.src[0] >> 32);
+		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
+		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
 	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = data + 14;
-		__u64 *address = data + 22;
-
-		if (data + 74 > data_end || ip->version != 6)
+		f = &t->family[1];
+		if (!read_flow_v6(data, data_end, f->uses, &key))
 			return LEFT_OVER;
-		family = 6;
-		protocol = ip->nexthdr;
-		key.src[0] = address[0];
-		key.src[1] = address[1];
-		key.dst[0] = address[2];
-		key.dst[1] = address[3];
-		claimed = bpf_ntohs(ip->payload_len);
-		need = 0;
-		l4 = data + 54;
+		p->src[0] = bpf_be64_to_cpu(key.src[0]);
+		p->src[1] = bpf_be64_to_cpu(key.src[1]);
+		p->dst[0] = bpf_be64_to_cpu(key.dst[0]);
+		p->dst[1] = bpf_be64_to_cpu(key.dst[1]);
+		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
+		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
 	} else {
 		return LEFT_OVER;
 	}
-	key.rest = *(__u32 *)l4 | (__u64)family << 32 | (__u64)protocol << 40 |
-		   (__u64)iface_number(&t->policy, ctx->ingress_ifindex) << 56;
-	if (protocol == IPPROTO_TCP) {
-		need += 20;
-		if (l4[12] < 0x50)
-			return LEFT_OVER;
-		/* The end of a connection has to be seen whatever was kept of it. */
-		key.rest |= (__u64)(l4[13] & (t->family[family == 6].uses & FW_USES_TCP_FLAGS ? 255 : TCP_FIN)) << 48;
-	} else if (protocol == IPPROTO_UDP) {
-		need += 8;
-	} else {
-		return LEFT_OVER;
+	p->family = key.family;
+	p->protocol = key.protocol;
+	p->tcp_flags = key.tcp_flags;
+	p->has_ports = p->protocol == IPPROTO_TCP || is_like_udp(p->protocol);
+	p->src_port = bpf_ntohs(key.ports);
+	p->dst_port = bpf_ntohs(key.ports >> 16);
+	p->icmp_type = key.ports; /* where it has no ports */
+	p->icmp_code = key.ports >> 8;
+	if (f->mode != FW_MODE_EMPTY) {
+		find_classes(f, p, key.iface, c);
+		answer = classify(f, c, index, 0);
 	}
-	if (claimed < need)
-		return LEFT_OVER;
-
-	if (*(volatile __u32 *)&control.flows_generation == t->policy.generation) {
-		struct fw_flow *flow;
-
-		set = flow_set(&key);
-		if (!set)
-			return LEFT_OVER;
-		flow = flow_in(set, &key, t->policy.generation);
-		if (flow && is_fresh(flow, bpf_jiffies64())) {
-			flow->packets++;
-			flow->bytes += bytes;
-			return flow->action;
+	if (answer & FW_NO_MATCH) {
+		reason = FW_BY_POLICY;
+		drop = t->policy.drop_unmatched;
+		if (drop && t->policy.stateful) {
+			if (is_icmp(p->family, p->protocol))
+				return LEFT_OVER; /* what it answers stands behind the header */
+			if (is_answer(p, t->policy.generation, &work->key)) {
+				reason = FW_BY_STATE;
+				drop = 0;
+			}
 		}
+		slot = FW_SLOTS + reason;
+	} else {
+		if (answer & (FW_TELL | FW_STATEFUL))
+			return LEFT_OVER;
+		reason = FW_BY_RULE;
+		drop = answer & FW_DENY;
+		slot = answer & FW_SLOT_MASK;
 	}
-	return judge_flow(&key, set, index, bytes);
+	if (drop) {
+		/* Exceptions that may save it. */
+		if (p->protocol == IPPROTO_UDP && (p->dst_port == 68 || p->dst_port == 546))
+			return LEFT_OVER;
+		if (p->protocol == IPPROTO_TCP && t->policy.guard_filter >> (p->dst_port & 63) & 1)
+			return LEFT_OVER;
+		verdict = t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+	}
+	if (!find_counters(&counters, counts_of(bpf_get_smp_processor_id()), slot, reason, verdict, key.iface) ||
+	    is_due(&counters, verdict, now))
+		return LEFT_OVER;
+	count(&counters, bytes);
+	note(&counters, now);
+	if (can_be_kept(&key) && t->policy.flows_open) {
+		if (reason == FW_BY_STATE)
+			flow_keep(&key, FLOW_IS_STATE | (now & 0xffff));
+		else if (!drop || reason == FW_BY_RULE || !t->policy.stateful)
+			flow_keep(&key, with_while(slot | (drop ? FLOW_DENY : 0), now));
+		/* Else it is an answer as soon as this host has asked: not to be kept. */
+	}
+	return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+}
+
+/* What the cache says of a packet, counted; LEFT_OVER when there is more to do, and then it was not counted. */
+static __always_inline int answer_flow(const struct fw_policy *policy, struct fw_cpu_counts *counts, __u64 *word,
+				       __u32 iface, __u32 bytes, __u64 now)
+{
+	__u32 answer = *word >> FLOW_ANSWER, slot = answer & FLOW_SLOT_MASK;
+	__u32 reason = slot / FW_SLOTS, verdict = FW_PASS; /* a rule, or FW_BY_POLICY */
+	struct counters c;
+
+	if (answer & FLOW_IS_STATE) {
+		if ((answer ^ (__u32)now) & 0xffff)
+			return LEFT_OVER;
+		slot = FW_SLOTS + FW_BY_STATE;
+		reason = FW_BY_STATE;
+	} else {
+		if (answer & FLOW_DENY)
+			verdict = policy->enforce ? FW_DROP : FW_WOULD_DROP;
+		if (with_while(answer, now) != answer)
+			*word = (*word & ((1ULL << FLOW_ANSWER) - 1)) | (__u64)with_while(answer, now) << FLOW_ANSWER;
+	}
+	if (!find_counters(&c, counts, slot, reason, verdict, iface))
+		return LEFT_OVER;
+	if (is_first(&c, now)) {
+		if (is_due(&c, verdict, now))
+			return LEFT_OVER;
+		note(&c, now);
+	}
+	count(&c, bytes);
+	return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+}
+
+/* The common packet of a flow that the cache knows; else LEFT_OVER. */
+static __always_inline int answer_common_packet(struct xdp_md *ctx)
+{
+	__u64 now = bpf_jiffies64();
+	__u32 cpu = bpf_get_smp_processor_id();
+	struct fw_cpu_counts *counts = counts_of(cpu);
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct fw_tables *t = &tables[*(volatile __u32 *)&control.active & 1];
+	struct flow_key key;
+	__u64 *word;
+
+	if (!is_plain(ctx) || data + 14 > data_end || !t->policy.flows_open)
+		return LEFT_OVER;
+	key.iface = iface_number(&t->policy, ctx->ingress_ifindex);
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
+		if (!read_flow_v4(data, data_end, t->family[0].uses, &key) || !can_be_kept(&key))
+			return LEFT_OVER;
+		word = find_flow_v4(&key, cpu, now);
+	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
+		if (!read_flow_v6(data, data_end, t->family[1].uses, &key) || !can_be_kept(&key))
+			return LEFT_OVER;
+		word = find_flow_v6(&key, cpu, now);
+	} else {
+		return LEFT_OVER;
+	}
+	return word ? answer_flow(&t->policy, counts, word, key.iface, data_end - data, now) : LEFT_OVER;
 }
 
 SEC("xdp")
 int xdp_firewall(struct xdp_md *ctx)
 {
-	int action = judge_common_packet(ctx);
+	int action = answer_common_packet(ctx);
 
+	if (action == LEFT_OVER)
+		action = judge_common_packet(ctx);
 	if (action == LEFT_OVER)
 		action = judge_packet(ctx);
 	if (action & EXPLAINED)

@@ -187,7 +187,7 @@ struct fw_policy {
 	__u8 dhcp;		    /* DHCP answers to this host always pass */
 	__u8 guard_ports;	    /* used entries of guard_port */
 	__u8 guard_nets;
-	__u8 pad;
+	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
 	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
 	__u16 guard_port[FW_GUARD_PORTS];
 	struct fw_net guard_net[FW_GUARD_NETS];
@@ -205,46 +205,35 @@ struct fw_tables {
 struct fw_control {
 	__u32 active;		    /* which of the two generations is live: 0 or 1 */
 	__u32 nothing;		    /* always 0, which the verifier cannot know; see forget_path() */
-	__u32 flows_generation;	    /* the generation that may use the flow cache; 0: none */
-	__u32 pad[13];
+	__u32 pad[14];
 };
 
-/* ---- the flow cache: written by xdp_firewall, emptied by the agent at each swap ---- */
+/* ---- the flow cache: written by xdp_firewall, emptied by the agent at each swap; include/flows.h has the contract ---- */
 
 enum fw_flow_limits {
-	FW_FLOW_SETS = 16384,
-	FW_FLOW_WAYS = 2,   /* the hardware fetches lines in pairs */
-	FW_FLOW_TICKS = 16, /* of the kernel's clock: how long an answer is believed; one of a connection for one */
+	FW_FLOW_SETS = 16384,	    /* of IPv4 for a CPU, at most, and half as many of IPv6; a power of two, at least 4 */
+	FW_FLOW_WAYS = 4,
 };
 
-/*
- * A flow that was judged lately by rules, policy or as an answer, and what it has not counted yet: a cache line.
- * Addresses and ports as they stand on the wire; both addresses of IPv4 in src[0]. A family of 0 is a free entry.
- */
-struct fw_flow {
+/* A flow and the answer to it; the word holds everything but the addresses, which are as they stand on the wire. */
+struct fw_flow_v4 {
+	__u64 addresses;
+	__u64 word;
+};
+
+struct fw_flow_v6 {
 	__u64 src[2], dst[2];
-	__u32 ports;
-	__u8 family;
-	__u8 protocol;
-	__u8 tcp_flags;		    /* only FIN unless rules ask for them */
-	__u8 iface;		    /* number */
-	__u32 generation;
-	__u32 until;		    /* low half of the jiffies64 at which it has to be judged again */
-	__u32 packets;		    /* since it was judged, and not in the counters so far */
-	__u16 slot;
-	__u8 cell;		    /* of the interface's counters */
-	__u8 action;		    /* enum xdp_action */
-	__u64 bytes;		    /* like packets */
+	__u64 word;
+	__u64 pad[3];
 };
 
 /* Where a flow may stand. */
-struct fw_flow_set {
-	struct fw_flow way[FW_FLOW_WAYS];
+struct fw_flow_set_v4 {
+	struct fw_flow_v4 way[FW_FLOW_WAYS];
 };
 
-/* The flows of a CPU. */
-struct fw_flows {
-	struct fw_flow_set set[FW_FLOW_SETS];
+struct fw_flow_set_v6 {
+	struct fw_flow_v6 way[FW_FLOW_WAYS];
 };
 
 /* ---- verdicts ---- */
@@ -294,14 +283,24 @@ enum fw_state {
 
 /* ---- counters, per CPU ---- */
 
-/* Counters of a rule, or of a reason at FW_SLOTS + reason. */
+/* Counters of a rule, or of a reason at FW_SLOTS + reason: what every packet writes, four to a cache line. */
 struct fw_rule_count {
-	__u64 packets;
+	__u64 packets;		    /* in units of FW_PACKET; the rest is the while of the last one, see enum fw_while */
 	__u64 bytes;
-	__u64 last_jiffies;	    /* jiffies64 of the last match; 0 is never */
-	__u32 told_jiffies;	    /* low half of jiffies64 at the last event */
-	__u32 told_packets;	    /* low half of packets at the last event */
 };
+
+/* What is noted of it once in a while. */
+struct fw_rule_note {
+	__u64 last_jiffies;	    /* jiffies64 of the first match in the last while with one; 0 is never */
+	__u32 told_jiffies;	    /* low half of jiffies64 at the last event */
+	__u32 told_packets;	    /* low half of packets at the last event, in units of one */
+};
+
+/*
+ * A while has 2^4 ticks of the kernel's clock. A counter has 12 bits of its number: a rule that is hit by cached flows in
+ * nothing but whiles that many apart, 65 seconds or more, is noted late.
+ */
+enum fw_while { FW_WHILE_SHIFT = 4, FW_PACKET = 4096 };
 
 enum fw_counts { FW_RULE_COUNTS = FW_SLOTS + 16, FW_VERDICT_COUNTS = FW_REASONS * FW_VERDICTS };
 
@@ -309,6 +308,13 @@ enum fw_counts { FW_RULE_COUNTS = FW_SLOTS + 16, FW_VERDICT_COUNTS = FW_REASONS 
 struct fw_iface_count {
 	__u64 packets[FW_VERDICT_COUNTS];
 	__u64 bytes[FW_VERDICT_COUNTS];
+};
+
+/* All that a CPU counts of rules, reasons and interfaces. */
+struct fw_cpu_counts {
+	struct fw_rule_count rule[FW_RULE_COUNTS];
+	struct fw_rule_note note[FW_RULE_COUNTS];
+	struct fw_iface_count iface[FW_IFACES];
 };
 
 /* Losses of the ring buffer, and what could not be parsed by reason. */
@@ -442,7 +448,8 @@ enum fw_exception {
 };
 
 _Static_assert(sizeof(struct fw_leaf) == 64, "a leaf is a cache line");
-_Static_assert(sizeof(struct fw_flow) == 64, "a flow is a cache line");
+_Static_assert(sizeof(struct fw_flow_set_v4) == 64, "a cache line");
+_Static_assert(sizeof(struct fw_flow_v6) == 64, "a cache line");
 _Static_assert(sizeof(struct fw_near) == 64, "a cache line");
 _Static_assert(sizeof(struct fw_row) == 512, "64 words");
 _Static_assert(sizeof(struct fw_event) == 80, "no hidden padding");

@@ -47,14 +47,25 @@ struct classes {
 	__u32 row[SPLIT_ROWS];	  /* ids of the rows, where they could not be merged */
 };
 
+/*
+ * high * 256 + low, for an index: kernels before 6.10 forget the bounds of what an or of two variables gives, and clang
+ * makes one of a sum when it knows that no bits meet.
+ */
+static __always_inline __u32 above_byte(__u32 high, __u32 low)
+{
+	low &= 255;
+	OPAQUE(low);
+	return (high << 8) + low;
+}
+
 static __always_inline __u32 lookup_ipv4(const struct fw_v4 *v4, __u32 field, __u32 address)
 {
 	__u32 entry = v4->top[field][address >> 16];
 
 	if (entry & FW_BLOCK) {
-		entry = v4->block[(entry & (FW_BLOCKS - 1)) << 8 | (address >> 8 & 255)];
+		entry = v4->block[above_byte(entry & (FW_BLOCKS - 1), address >> 8)];
 		if (entry & FW_BLOCK)
-			entry = v4->block[(entry & (FW_BLOCKS - 1)) << 8 | (address & 255)];
+			entry = v4->block[above_byte(entry & (FW_BLOCKS - 1), address)];
 	}
 	return entry & (FW_NET_ROWS - 1);
 }
@@ -121,9 +132,11 @@ __noinline int lookup_ipv6(const struct fw_v6 *v6, __u32 field, __u64 high, __u6
 
 static __always_inline __u32 port_class(const struct fw_family *f, __u32 field, __u32 port)
 {
-	__u32 block = f->port_block[field][port >> 8] & 255;
+	__u32 high = port >> 8, block;
 
-	return f->port_class[field][block << 8 | (port & 255)];
+	OPAQUE(high); /* the verifier does not know a port whose bytes were swapped as one before kernel 6.10 */
+	block = f->port_block[field][high & 255] & 255;
+	return f->port_class[field][above_byte(block, port)];
 }
 
 /* All classes of a packet but its addresses, and for the merged form the first cell. */
@@ -140,9 +153,8 @@ static __always_inline void find_classes(const struct fw_family *f, const struct
 	c->protocol = f->proto_class[p->protocol];
 	if (uses & FW_USES_TCP_FLAGS && p->protocol == IPPROTO_TCP)
 		c->protocol = f->tcp_class[p->tcp_flags];
-	if (uses & FW_USES_ICMP && ((p->family == 4 && p->protocol == IPPROTO_ICMP) ||
-				    (p->family == 6 && p->protocol == IPPROTO_ICMPV6)))
-		c->protocol = f->icmp_class[(f->icmp_block[p->icmp_type] & 255) << 8 | p->icmp_code];
+	if (uses & FW_USES_ICMP && is_icmp(p->family, p->protocol))
+		c->protocol = f->icmp_class[above_byte(f->icmp_block[p->icmp_type] & 255, p->icmp_code)];
 	if (uses & FW_USES_VLAN)
 		c->vlan = f->vlan_class[p->vlan & 4095];
 	if (uses & FW_USES_IFACE)
@@ -420,7 +432,7 @@ static __always_inline __u32 cache_lookup(const struct fw_family *f, __u64 key)
 /* Walks the rows of the merged form, and keeps the answer. A function of its own, verified once. */
 __noinline int classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __u32 dst_row, __u32 app)
 {
-	__u64 key = cache_key(src_row, dst_row, app), hash = key * 0x9e3779b97f4a7c15ULL;
+	__u64 key = cache_key(src_row, dst_row, app), hash = key * 0x9e3779b97f4a7c15ULL, way;
 	void *rows = bpf_map_lookup_elem(&fw_rows, &index);
 	const struct fw_near *src, *dst, *last;
 	__u32 answer;
@@ -435,8 +447,9 @@ __noinline int classify_rows(struct fw_family *f, __u32 index, __u32 src_row, __
 	if (!src || !dst || !last)
 		return FW_NO_MATCH;
 	answer = answer_of(f, walk_merged(src, dst, last, index, f->row_base, src_row, dst_row, app));
-	*(volatile __u64 *)&f->cache[(hash >> 48 & (FW_CACHE - 2)) + (hash >> 40 & 1)] =
-		key << FW_KEY_SHIFT | FW_CACHED | answer;
+	way = hash >> 40 & 1;
+	OPAQUE(way); /* as in above_byte() */
+	*(volatile __u64 *)&f->cache[(hash >> 48 & (FW_CACHE - 2)) + way] = key << FW_KEY_SHIFT | FW_CACHED | answer;
 	return answer;
 }
 

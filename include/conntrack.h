@@ -41,8 +41,11 @@ static __always_inline void conn_key_of(const struct packet *p, bool egress, str
 
 static __always_inline bool conn_expired(const struct conn *conn, __u8 protocol, __u64 now)
 {
-	__u8 phase = conn->phase < CONN_PHASES ? conn->phase : CONN_CLOSING;
+	__u64 phase = conn->phase;
 
+	OPAQUE(phase); /* else the bound is checked on a copy, which older verifiers do not see */
+	if (phase >= CONN_PHASES)
+		phase = CONN_CLOSING;
 	return now - conn->last_jiffies > conn_timeout[protocol == IPPROTO_TCP][phase];
 }
 
@@ -126,6 +129,14 @@ enum conn_known {
 	CONN_TOUCH = 8,	    /* a passing packet changes the entry: call conn_confirm() */
 };
 
+/* Kernels before 6.2 take no key from a function's argument, so it is copied. */
+static __always_inline struct conn *conn_lookup(const struct conn_key *key)
+{
+	struct conn_key copy = *key;
+
+	return bpf_map_lookup_elem(&connections, &copy);
+}
+
 /* Looks a connection up and changes nothing. A function of its own, verified once. */
 __noinline int conn_find(struct conn_key *key, __u32 generation)
 {
@@ -135,7 +146,7 @@ __noinline int conn_find(struct conn_key *key, __u32 generation)
 
 	if (!key)
 		return 0;
-	conn = bpf_map_lookup_elem(&connections, key);
+	conn = conn_lookup(key);
 	if (!conn || conn_expired(conn, key->protocol, now))
 		return 0;
 	if (conn->origin == CONN_OPENED_HERE)
@@ -155,7 +166,7 @@ __noinline int conn_confirm(struct conn_key *key, __u32 generation, __u32 tcp_fl
 
 	if (!key)
 		return 0;
-	conn = bpf_map_lookup_elem(&connections, key);
+	conn = conn_lookup(key);
 	if (!conn)
 		return 0;
 	conn->generation = generation;

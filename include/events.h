@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Records for the agent. A rule that tells (log = true) records each packet; any other drop, and in alert mode any
- * packet that would have been dropped, is told once a second, CPU and rule, with the number of packets that it stands for: a flood
- * costs its victims no records. Every record is written whole. What finds no room is counted.
+ * packet that would have been dropped, is told once a second, CPU and rule, with the number of packets that it stands
+ * for: a flood costs its victims no records. Every record is written whole. What finds no room is counted.
  */
 #pragma once
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
+#include "counts.h"
 #include "stats.h"
 
 struct {
@@ -17,6 +18,12 @@ struct {
 
 /* Jiffies between two records of one rule on one CPU. */
 const volatile __u32 tell_interval;
+
+/* Whether a packet that does not pass has to be recorded for its rule or reason. */
+static __always_inline bool is_due(const struct counters *c, __u32 verdict, __u32 now)
+{
+	return verdict != FW_PASS && now - c->note->told_jiffies >= tell_interval;
+}
 
 /* Room for a record, which the caller writes whole; NULL, and counted, when there is none. */
 static __always_inline struct fw_event *new_event(void)

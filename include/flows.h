@@ -1,101 +1,351 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The flow cache: in front of everything, what the rules said of a flow a moment ago (FW_FLOW_TICKS). Each CPU has its
- * own, so nothing is locked and nothing bounces between CPUs. A hit costs one cache line, which also takes the counting;
- * when the moment is over it moves on to the rule's counters.
+ * The flow cache: in front of everything, what the rules said of a flow. Each CPU has its own, so nothing is locked and
+ * nothing bounces between CPUs. How fast it is depends on how much memory the flows of a host take, so an IPv4 flow is
+ * two words: its addresses, and one with everything else of it and the answer. An IPv6 flow has a cache line.
  *
- * A flow takes an entry only from one whose moment is over. So a flood of new flows costs at most one write an entry and
- * moment, and does not push out the flows that are busy.
+ * All entries are of one generation, and within it rules and policy do not change their mind. At a swap the agent waits
+ * until no packet is judged by the old one, empties the cache, and only then opens it for the new one
+ * (fw_policy.flows_open). An answer to what this host opened is good for one tick of the kernel's clock: then its
+ * connection is looked up again.
  *
- * An entry is good for one generation only. At a swap the agent waits until no packet is judged by the old one, takes
- * what is left in the entries, empties them and only then opens the cache for the new one (fw_control.flows_generation).
+ * A flow takes an entry only from one that was silent for a while. So a flood of new flows costs at most one write an
+ * entry and while, and does not push out the flows that are busy.
  */
 #pragma once
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
-#include "stats.h"
+#include "parse.h"
+#include "conntrack.h"
 
-/* By CPU; the agent gives it as many entries as there are. */
+/*
+ * IPv4 sets of a CPU; there are half as many of IPv6. A machine with many CPUs gets fewer, and the maps as many as all
+ * CPUs need.
+ */
+const volatile __u32 flow_sets = 4;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct fw_flows);
-} fw_flows SEC(".maps");
+	__type(value, struct fw_flow_set_v4);
+} fw_flows_v4 SEC(".maps");
 
-/* What tells two flows apart, as struct fw_flow has it. */
-struct flow_key {
-	__u64 src[2], dst[2];
-	__u64 rest; /* ports, family, protocol, tcp_flags, iface */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct fw_flow_set_v6);
+} fw_flows_v6 SEC(".maps");
+
+/*
+ * A flow's word, from the low end: ports as they stand on the wire, or protocol, ICMP type and code in a byte each; then
+ * what tells it from others, then the answer. A word of 0 is a free entry.
+ */
+enum flow_word {
+	FLOW_KIND = 32,		/* 2 bits, enum flow_kind */
+	FLOW_IFACE = 34,	/* 6 bits, number of the interface */
+	FLOW_TCP_FLAGS = 40,	/* 6 bits: only FIN unless rules ask for them */
+	FLOW_ANSWER = 46,	/* 18 bits */
 };
 
-static __always_inline struct fw_flow_set *flow_set(const struct flow_key *key)
+enum flow_kind { FLOW_NONE = 0, FLOW_TCP = 1, FLOW_UDP = 2, FLOW_OTHER = 3 };
+
+/* The answer. */
+enum flow_answer {
+	FLOW_SLOT_MASK = 0x3fff, /* slot of the rule, or FW_SLOTS + FW_BY_POLICY */
+	FLOW_DENY = 1 << 14,	 /* dropped, if the mode is to enforce */
+	FLOW_WHILE = 15,	 /* 2 bits: the while in which it was used last */
+	FLOW_TICK_BITS = 16,
+	FLOW_IS_STATE = 1 << 17, /* by state instead: passed in the tick whose low 16 bits stand in front */
+};
+
+/* A common packet, by what a flow is told from others with. */
+struct flow_key {
+	__u64 src[2], dst[2];	/* as they stand on the wire; both addresses of IPv4 in src[0] */
+	__u64 word;		/* without an answer; of FLOW_NONE when the flow cannot be kept */
+	__u32 ports;		/* like the word's low half, without the protocol */
+	__u8 family, protocol, tcp_flags, iface;
+};
+
+/*
+ * The transport header of a common packet, of which claimed bytes belong to the packet. key has family, protocol and
+ * iface. False when it is not common; uses are those of the rules.
+ */
+static __always_inline bool read_flow_transport(const __u8 *l4, __u32 claimed, __u32 uses, struct flow_key *key)
 {
-	__u64 hash = key->src[0] ^ key->rest * 0x9e3779b97f4a7c15ULL;
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct fw_flows *flows = bpf_map_lookup_elem(&fw_flows, &cpu);
+	__u32 kind = FLOW_OTHER, flags = 0;
 
-	if (key->rest >> 32 & 2) /* IPv6: 6, not 4 */
-		hash ^= (key->src[1] ^ key->dst[1] << 1) * 0xc2b2ae3d27d4eb4fULL ^ key->dst[0];
-	hash ^= hash >> 32;
-	hash *= 0xd6e8feb86659fd93ULL;
-	return flows ? &flows->set[hash >> 40 & (FW_FLOW_SETS - 1)] : NULL;
-}
-
-static __always_inline bool is_flow(const struct fw_flow *flow, const struct flow_key *key, __u32 generation)
-{
-	__u64 rest = *(const __u64 *)&flow->ports;
-
-	if (rest != key->rest || flow->src[0] != key->src[0] || flow->generation != generation)
-		return false;
-	return !(key->rest >> 32 & 2) ||
-	       !((flow->src[1] ^ key->src[1]) | (flow->dst[0] ^ key->dst[0]) | (flow->dst[1] ^ key->dst[1]));
-}
-
-static __always_inline struct fw_flow *flow_in(struct fw_flow_set *set, const struct flow_key *key, __u32 generation)
-{
-	if (is_flow(&set->way[0], key, generation))
-		return &set->way[0];
-	return is_flow(&set->way[1], key, generation) ? &set->way[1] : NULL;
-}
-
-/* Whether an entry may answer. Also right for one that was never used, however the clock stands. */
-static __always_inline bool is_fresh(const struct fw_flow *flow, __u32 now)
-{
-	return flow->until - now - 1 < FW_FLOW_TICKS;
-}
-
-/* An entry that a new flow may take. */
-static __always_inline struct fw_flow *flow_free(struct fw_flow_set *set, __u32 now)
-{
-	if (!is_fresh(&set->way[0], now))
-		return &set->way[0];
-	return is_fresh(&set->way[1], now) ? NULL : &set->way[1];
-}
-
-/* Counts what an entry has kept so far. A function of its own: most packets add to what is kept instead. */
-__noinline int flow_count(struct fw_flow *flow)
-{
-	struct fw_iface_count *by_iface;
-	struct fw_rule_count *by_rule;
-	__u32 slot, iface, cell;
-
-	if (!flow || !flow->packets)
-		return 0;
-	slot = flow->slot;
-	iface = flow->iface;
-	cell = flow->cell;
-	by_rule = bpf_map_lookup_elem(&rule_counts, &slot);
-	by_iface = bpf_map_lookup_elem(&iface_counts, &iface);
-	if (by_rule && by_iface && cell < FW_VERDICT_COUNTS) {
-		by_rule->packets += flow->packets;
-		by_rule->bytes += flow->bytes;
-		by_iface->packets[cell] += flow->packets;
-		by_iface->bytes[cell] += flow->bytes;
+	key->ports = *(__u32 *)l4;
+	key->tcp_flags = 0;
+	key->word = key->ports;
+	if (key->protocol == IPPROTO_TCP) {
+		if (claimed < 20 || l4[12] < 0x50)
+			return false;
+		kind = FLOW_TCP;
+		key->tcp_flags = l4[13];
+		flags = key->tcp_flags & TCP_FIN; /* the end of a connection has to be seen */
+		if (uses & FW_USES_TCP_FLAGS) {
+			flags = key->tcp_flags & 63;
+			if (key->tcp_flags & ~63) /* there is no room for the two of ECN */
+				kind = FLOW_NONE;
+		}
+	} else if (is_like_udp(key->protocol)) {
+		if (claimed < 8)
+			return false;
+		kind = key->protocol == IPPROTO_UDP ? FLOW_UDP : FLOW_NONE;
+	} else {
+		if (is_icmp(key->family, key->protocol)) {
+			if (claimed < 8)
+				return false;
+			if (key->family == 6 && l4[0] >= 130 && l4[0] <= 137)
+				return false; /* a host may need it to keep its neighbours */
+			key->ports &= 0xffff;
+		} else {
+			key->ports = 0;
+		}
+		key->word = key->protocol | key->ports << 8;
 	}
-	flow->packets = 0;
-	flow->bytes = 0;
-	return 0;
+	key->word |= (__u64)kind << FLOW_KIND | (__u64)key->iface << FLOW_IFACE | (__u64)flags << FLOW_TCP_FLAGS;
+	return true;
+}
+
+/* A common packet: untagged, whole, without options; key has iface. False when it is not one. */
+static __always_inline bool read_flow_v4(void *data, void *data_end, __u32 uses, struct flow_key *key)
+{
+	struct iphdr *ip = data + 14;
+	__u32 claimed;
+
+	if (data + 54 > data_end || *(__u8 *)ip != 0x45 ||
+	    ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
+		return false;
+	claimed = bpf_ntohs(ip->tot_len);
+	if (claimed < sizeof(*ip))
+		return false;
+	key->family = 4;
+	key->protocol = ip->protocol;
+	key->src[0] = *(__u64 *)&ip->saddr;
+	key->src[1] = key->dst[0] = key->dst[1] = 0;
+	return read_flow_transport(data + 34, claimed - sizeof(*ip), uses, key);
+}
+
+/* The same for IPv6: untagged and without extension headers. */
+static __always_inline bool read_flow_v6(void *data, void *data_end, __u32 uses, struct flow_key *key)
+{
+	struct ipv6hdr *ip = data + 14;
+	__u64 *address = data + 22;
+
+	if (data + 74 > data_end || ip->version != 6 || is_extension(ip->nexthdr))
+		return false;
+	key->family = 6;
+	key->protocol = ip->nexthdr;
+	key->src[0] = address[0];
+	key->src[1] = address[1];
+	key->dst[0] = address[2];
+	key->dst[1] = address[3];
+	return read_flow_transport(data + 54, bpf_ntohs(ip->payload_len), uses, key);
+}
+
+/* The cache must not be asked for a flow that cannot be kept: it may look like an entry that is free. */
+static __always_inline bool can_be_kept(const struct flow_key *key)
+{
+	return key->word >> FLOW_KIND & 3;
+}
+
+/*
+ * The hash of a flow, by what is known of it first; packets that differ in the rest are told apart by the word. From its
+ * upper half comes the flow's set, and from the two bits on top its way.
+ */
+static __always_inline __u64 flow_hash(__u64 addresses, __u64 word)
+{
+	__u64 hash = addresses ^ (__u32)word * 0x9e3779b97f4a7c15ULL;
+
+	hash ^= hash >> 32;
+	return hash * 0xd6e8feb86659fd93ULL;
+}
+
+static __always_inline __u64 flow_hash_v6(const struct flow_key *key)
+{
+	__u64 addresses = key->src[0] ^ (key->src[1] ^ key->dst[1] << 1) * 0xc2b2ae3d27d4eb4fULL ^ key->dst[0];
+
+	return flow_hash(addresses, key->word);
+}
+
+/*
+ * The first of a flow's two sets; the other one is its neighbour. It moves with the clock's upper bits, so that a tick of
+ * which an entry has the low 16 bits is not taken for an earlier one, not before it has gone round all sets.
+ */
+static __always_inline __u32 flow_set(__u64 hash, __u32 sets, __u32 cpu, __u64 now)
+{
+	return (((hash >> 32) + 2 * (now >> FLOW_TICK_BITS)) & (sets - 1)) + cpu * sets;
+}
+
+/* 0 when a word is of the flow with this key. */
+static __always_inline __u64 other_flow(__u64 word, __u64 key)
+{
+	return (word ^ key) << (64 - FLOW_ANSWER);
+}
+
+static __always_inline __u64 differs_v4(const struct fw_flow_v4 *way, const struct flow_key *key)
+{
+	return other_flow(way->word, key->word) | (way->addresses ^ key->src[0]);
+}
+
+static __always_inline __u64 differs_v6(const struct fw_flow_v6 *way, const struct flow_key *key)
+{
+	return other_flow(way->word, key->word) | (way->src[0] ^ key->src[0]) | (way->src[1] ^ key->src[1]) |
+	       (way->dst[0] ^ key->dst[0]) | (way->dst[1] ^ key->dst[1]);
+}
+
+/*
+ * The i-th way that a flow takes if it can. Which of four ways holds a flow would be as good as random, and each wrong
+ * guess costs a CPU more than all the rest.
+ */
+static __always_inline __u64 flow_way(__u64 hash, __u64 i)
+{
+	__u64 at = hash >> 62 ^ i;
+
+	OPAQUE(at); /* clang knows that it is small, the verifier has to see it */
+	return at & (FW_FLOW_WAYS - 1);
+}
+
+/* The word of a flow in a set, or NULL. Two ways of a cache line are compared without a branch. */
+static __always_inline __u64 *flow_in_v4(__u32 place, __u64 hash, const struct flow_key *key)
+{
+	struct fw_flow_set_v4 *set = bpf_map_lookup_elem(&fw_flows_v4, &place);
+
+	if (!set)
+		return NULL;
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < FW_FLOW_WAYS; i += 2) {
+		__u64 x = differs_v4(&set->way[flow_way(hash, i ^ 1)], key);
+		struct fw_flow_v4 *way;
+
+		OPAQUE(x);
+		x = ((x | -x) >> 63) ^ 1; /* 1 for 0, else 0 */
+		way = &set->way[flow_way(hash, i ^ x)];
+		if (!differs_v4(way, key))
+			return &way->word;
+	}
+	return NULL;
+}
+
+static __always_inline __u64 *flow_in_v6(__u32 place, __u64 hash, const struct flow_key *key)
+{
+	struct fw_flow_set_v6 *set = bpf_map_lookup_elem(&fw_flows_v6, &place);
+
+	if (!set)
+		return NULL;
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < FW_FLOW_WAYS; i++) {
+		struct fw_flow_v6 *way = &set->way[flow_way(hash, i)];
+
+		if (!differs_v6(way, key))
+			return &way->word;
+	}
+	return NULL;
+}
+
+/* In one of the two sets that it may stand in. */
+static __always_inline __u64 *find_flow_v4(const struct flow_key *key, __u32 cpu, __u64 now)
+{
+	__u64 hash = flow_hash(key->src[0], key->word), *word;
+	__u32 place = flow_set(hash, flow_sets, cpu, now);
+
+	word = flow_in_v4(place, hash, key);
+	return word ? word : flow_in_v4(place ^ 1, hash, key);
+}
+
+static __always_inline __u64 *find_flow_v6(const struct flow_key *key, __u32 cpu, __u64 now)
+{
+	__u64 hash = flow_hash_v6(key), *word;
+	__u32 place = flow_set(hash, flow_sets / 2, cpu, now);
+
+	word = flow_in_v6(place, hash, key);
+	return word ? word : flow_in_v6(place ^ 1, hash, key);
+}
+
+/* The answer of an entry with the while of now in it. */
+static __always_inline __u32 with_while(__u32 answer, __u64 now)
+{
+	return (answer & ~(3u << FLOW_WHILE)) | (now >> FW_WHILE_SHIFT & 3) << FLOW_WHILE;
+}
+
+/*
+ * Whether a new flow may take an entry: free, or silent since the while before this one. One that was silent for very
+ * long looks busy now and then, since its while comes round.
+ */
+static __always_inline bool is_idle(__u64 word, __u64 now)
+{
+	__u32 answer = word >> FLOW_ANSWER;
+
+	if (!(word >> FLOW_KIND & 3))
+		return true;
+	if (answer & FLOW_IS_STATE)
+		return (((__u32)now - answer) & 0xffff) > 2u << FW_WHILE_SHIFT;
+	return ((now >> FW_WHILE_SHIFT) - (answer >> FLOW_WHILE) & 3) > 1;
+}
+
+static __always_inline bool flow_enters_v4(const struct flow_key *key, __u32 place, __u64 hash, __u64 word, __u64 now)
+{
+	struct fw_flow_set_v4 *set = bpf_map_lookup_elem(&fw_flows_v4, &place);
+
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; set && i < FW_FLOW_WAYS; i++) {
+		struct fw_flow_v4 *way = &set->way[flow_way(hash, i)];
+
+		if (!is_idle(way->word, now))
+			continue;
+		way->addresses = key->src[0];
+		way->word = word;
+		return true;
+	}
+	return false;
+}
+
+static __always_inline bool flow_enters_v6(const struct flow_key *key, __u32 place, __u64 hash, __u64 word, __u64 now)
+{
+	struct fw_flow_set_v6 *set = bpf_map_lookup_elem(&fw_flows_v6, &place);
+
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; set && i < FW_FLOW_WAYS; i++) {
+		struct fw_flow_v6 *way = &set->way[flow_way(hash, i)];
+
+		if (!is_idle(way->word, now))
+			continue;
+		way->src[0] = key->src[0];
+		way->src[1] = key->src[1];
+		way->dst[0] = key->dst[0];
+		way->dst[1] = key->dst[1];
+		way->word = word;
+		return true;
+	}
+	return false;
+}
+
+/* Keeps an answer, if there is room. A function of its own, verified once. */
+__noinline int flow_keep(const struct flow_key *key, __u32 answer)
+{
+	__u32 cpu = bpf_get_smp_processor_id(), place;
+	__u64 now = bpf_jiffies64(), word, hash, *old;
+
+	if (!key)
+		return 0;
+	word = key->word | (__u64)answer << FLOW_ANSWER;
+	old = key->family == 4 ? find_flow_v4(key, cpu, now) : find_flow_v6(key, cpu, now);
+	if (old) {
+		*old = word;
+		return 1;
+	}
+	if (key->family == 4) {
+		hash = flow_hash(key->src[0], key->word);
+		place = flow_set(hash, flow_sets, cpu, now);
+		return flow_enters_v4(key, place, hash, word, now) || flow_enters_v4(key, place ^ 1, hash, word, now);
+	}
+	hash = flow_hash_v6(key);
+	place = flow_set(hash, flow_sets / 2, cpu, now);
+	return flow_enters_v6(key, place, hash, word, now) || flow_enters_v6(key, place ^ 1, hash, word, now);
 }

@@ -55,6 +55,18 @@ struct judgement {
 	__u8 pad[3];
 };
 
+/* UDP and what has its ports and length. */
+static __always_inline bool is_like_udp(__u32 protocol)
+{
+	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE || protocol == IPPROTO_SCTP;
+}
+
+/* ICMP of the packet's own family; in the other one the number means nothing. */
+static __always_inline bool is_icmp(__u32 family, __u32 protocol)
+{
+	return protocol == (family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6);
+}
+
 /* Ports, flags, type and code. l4 points at the transport header, of which claimed bytes belong to the packet. */
 static __always_inline int parse_transport(void *l4, void *data_end, __u32 claimed, struct packet *p)
 {
@@ -65,12 +77,11 @@ static __always_inline int parse_transport(void *l4, void *data_end, __u32 claim
 			return FW_SHORT_TRANSPORT;
 		p->tcp_flags = tcp[13];
 		p->has_ports = 1;
-	} else if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_UDPLITE || p->protocol == IPPROTO_SCTP) {
+	} else if (is_like_udp(p->protocol)) {
 		if (l4 + 8 > data_end || claimed < 8)
 			return FW_SHORT_TRANSPORT;
 		p->has_ports = 1;
-	} else if ((p->protocol == IPPROTO_ICMP && p->family == 4) ||
-		   (p->protocol == IPPROTO_ICMPV6 && p->family == 6)) {
+	} else if (is_icmp(p->family, p->protocol)) {
 		__u8 *icmp = l4;
 
 		if (l4 + 8 > data_end || claimed < 8)

@@ -1,25 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Exact counters, per CPU, written by xdp_firewall and tc_egress, read by the agent in batches. */
+/* Losses and what could not be parsed: exact, per CPU, written by xdp_firewall and tc_egress, read by the agent. */
 #pragma once
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
-
-/* By slot of the rule; behind the slots one for each reason that is not a rule. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FW_RULE_COUNTS);
-	__type(key, __u32);
-	__type(value, struct fw_rule_count);
-} rule_counts SEC(".maps");
-
-/* By number of the interface. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FW_IFACES);
-	__type(key, __u32);
-	__type(value, struct fw_iface_count);
-} iface_counts SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

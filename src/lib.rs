@@ -2,9 +2,9 @@
 //!
 //! # A packet's way
 //! `bpf/xdp_firewall.bpf.c` judges it in the kernel: parse, classify, ask the connection's state where it matters, count,
-//! tell. The common packet (untagged, whole, TCP or UDP) of a flow that was judged a moment ago takes that answer and
-//! leaves its count in the flow cache (`include/flows.h`). What the kernel side tells goes one way, through bounded
-//! queues, and never waits; every loss is counted by place and reason:
+//! tell. The common packet (untagged, whole, without options) of a flow that these rules have judged before takes that
+//! answer from the flow cache (`include/flows.h`). What the kernel side tells goes one way, through bounded queues, and
+//! never waits; every loss is counted by place and reason:
 //!
 //! ring buffer -> `poller` thread (bytes to [`event::Event`]) -> `firewall` thread ([`engines::firewall`]: event to
 //! [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.

@@ -1,12 +1,23 @@
 //! What xdp_firewall counted, all CPUs together.
 
-use crate::abi::{fw_counts, fw_flow, fw_iface_count, fw_limits, fw_rule_count};
+use crate::abi::{fw_counts, fw_iface_count, fw_limits, fw_rule_count, fw_rule_note, fw_while};
+
+/// Counters of a rule or reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RuleCount {
+    /// Packets that it decided about.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+    /// The kernel's jiffies at the last of them, at most 16 ticks early; 0 when there was none.
+    pub last_jiffies: u64,
+}
 
 /// Counters of all rules, reasons and interfaces.
 #[derive(Clone, Debug)]
 pub struct Counts {
     /// By slot of the rule; behind the slots by reason.
-    pub rules: Vec<fw_rule_count>,
+    pub rules: Vec<RuleCount>,
     /// By number of the interface.
     pub ifaces: Vec<fw_iface_count>,
 }
@@ -14,7 +25,7 @@ pub struct Counts {
 impl Default for Counts {
     fn default() -> Counts {
         Counts {
-            rules: vec![fw_rule_count::default(); fw_counts::FW_RULE_COUNTS.0 as usize],
+            rules: vec![RuleCount::default(); fw_counts::FW_RULE_COUNTS.0 as usize],
             ifaces: vec![fw_iface_count::default(); fw_limits::FW_IFACES.0 as usize],
         }
     }
@@ -22,11 +33,11 @@ impl Default for Counts {
 
 impl Counts {
     /// Adds what one CPU counted of a slot.
-    pub(super) fn add_rule(&mut self, slot: usize, one: &fw_rule_count) {
+    pub(super) fn add_rule(&mut self, slot: usize, one: &fw_rule_count, note: &fw_rule_note) {
         let sum = &mut self.rules[slot];
-        sum.packets += one.packets;
+        sum.packets += one.packets / u64::from(fw_while::FW_PACKET.0);
         sum.bytes += one.bytes;
-        sum.last_jiffies = sum.last_jiffies.max(one.last_jiffies);
+        sum.last_jiffies = sum.last_jiffies.max(note.last_jiffies);
     }
 
     /// Adds what one CPU counted of an interface.
@@ -34,35 +45,5 @@ impl Counts {
         let sum = &mut self.ifaces[number];
         sum.packets.iter_mut().zip(one.packets).for_each(|(sum, one)| *sum += one);
         sum.bytes.iter_mut().zip(one.bytes).for_each(|(sum, one)| *sum += one);
-    }
-
-    /// Adds what an entry of the flow cache keeps. Its numbers come from the kernel and may be torn: none is trusted.
-    pub(super) fn add_flow(&mut self, flow: &fw_flow) {
-        let (packets, cell) = (u64::from(flow.packets), usize::from(flow.cell));
-        let (Some(rule), Some(iface)) =
-            (self.rules.get_mut(usize::from(flow.slot)), self.ifaces.get_mut(usize::from(flow.iface)))
-        else {
-            return;
-        };
-        if flow.packets == 0 || cell >= iface.packets.len() {
-            return;
-        }
-        rule.packets += packets;
-        rule.bytes += flow.bytes;
-        iface.packets[cell] += packets;
-        iface.bytes[cell] += flow.bytes;
-    }
-
-    /// Takes over whatever is larger: a counter never goes back.
-    pub(super) fn rise_to(&mut self, now: &Counts) {
-        for (shown, now) in self.rules.iter_mut().zip(&now.rules) {
-            shown.packets = shown.packets.max(now.packets);
-            shown.bytes = shown.bytes.max(now.bytes);
-            shown.last_jiffies = shown.last_jiffies.max(now.last_jiffies);
-        }
-        for (shown, now) in self.ifaces.iter_mut().zip(&now.ifaces) {
-            shown.packets.iter_mut().zip(now.packets).for_each(|(shown, now)| *shown = now.max(*shown));
-            shown.bytes.iter_mut().zip(now.bytes).for_each(|(shown, now)| *shown = now.max(*shown));
-        }
     }
 }

@@ -142,14 +142,6 @@ pub fn read_per_cpu<T: Plain>(map: &MapHandle, mut add: impl FnMut(u32, T)) -> R
     Ok(())
 }
 
-/// Sets every CPU's value of one entry of a per-CPU array.
-pub fn write_per_cpu<T: Plain>(map: &MapHandle, index: u32, value: &T) -> Result<()> {
-    let cpus = libbpf_rs::num_possible_cpus().context("counting CPUs")?;
-    let values: Vec<Vec<u8>> = vec![crate::abi::bytes_of(value).to_vec(); cpus];
-    map.update_percpu(&index.to_ne_bytes(), &values, libbpf_rs::MapFlags::ANY)
-        .with_context(|| format!("writing entry {index} of {:?}", map.name()))
-}
-
 /// A map, as status shows it.
 #[derive(Clone, Debug)]
 pub struct MapFacts {

@@ -26,8 +26,6 @@ impl TcEgress {
         open.maps.misc_counts.reuse_fd(counts.as_fd()).context("sharing the counters")?;
         open.maps.rodata_data.as_deref_mut().context("tc_egress has no constants")?.conn_timeout =
             timeouts.jiffies()?;
-        open.maps.rule_counts.set_autocreate(false).context("leaving rule_counts out")?;
-        open.maps.iface_counts.set_autocreate(false).context("leaving iface_counts out")?;
         let skel = open.load().context("loading tc_egress")?;
         Ok(TcEgress { skel })
     }

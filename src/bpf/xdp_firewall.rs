@@ -1,9 +1,8 @@
 //! The object xdp_firewall: its switches, the two generations of its tables, its counters and its answers.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -14,8 +13,8 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{check, jiffies_per_second};
 use crate::abi::{
-    bytes_of, from_bytes, fw_answered, fw_control, fw_flow, fw_flows, fw_misc_count, fw_question, fw_row,
-    fw_rule_count, fw_tables,
+    bytes_of, from_bytes, fw_answered, fw_control, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6,
+    fw_misc_count, fw_question, fw_row, fw_rule_count, fw_rule_note, fw_tables,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -99,6 +98,22 @@ impl Clock {
     }
 }
 
+/// IPv4 sets of the flow cache for a CPU, a power of two, half as many are IPv6's: all of them together take at most 64 MB.
+fn flow_sets(cpus: usize) -> usize {
+    const BYTES_MAX: usize = 64 << 20;
+    let sets = BYTES_MAX / (size_of::<fw_flow_set_v4>() + size_of::<fw_flow_set_v6>() / 2) / cpus.max(1);
+    ((sets + 1).next_power_of_two() / 2).clamp(4, fw_flow_limits::FW_FLOW_SETS.0 as usize)
+}
+
+/// One more than the highest number that a CPU of this machine can have. Numbers may be left out, so it is not their count.
+fn cpu_ids() -> Result<usize> {
+    const PATH: &str = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(PATH).with_context(|| format!("reading {PATH}"))?;
+    let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
+    let highest: usize = highest.parse().with_context(|| format!("{PATH} says {text:?}"))?;
+    Ok(highest + 1)
+}
+
 /// Seconds that the rest of a fragmented datagram is waited for.
 const FRAGMENT_SECS: u64 = 30;
 
@@ -133,11 +148,9 @@ pub struct XdpFirewall {
     skel: XdpFirewallSkel<'static>,
     tables: Mapped<fw_tables>,
     control: Mapped<fw_control>,
-    flows: Mapped<fw_flows>,
-    /// Counted by flows that the cache held at a swap.
-    kept: Counts,
-    /// What the last reading showed.
-    shown: RefCell<Counts>,
+    flows_v4: Mapped<fw_flow_set_v4>,
+    flows_v6: Mapped<fw_flow_set_v6>,
+    counts: Mapped<fw_cpu_counts>,
     rows_bytes: u64,
     secret: [u64; 2],
 }
@@ -169,17 +182,26 @@ impl XdpFirewall {
                 open.maps.connections.set_max_entries(switches.max_connections).context("sizing the connections")?
             }
         }
-        let cpus = libbpf_rs::num_possible_cpus().context("counting CPUs")?;
-        open.maps.fw_flows.set_max_entries(cpus as u32).context("giving each CPU its flow cache")?;
+        let cpus = cpu_ids()?;
+        let sets = flow_sets(cpus);
+        constants.flow_sets = sets as u32;
+        for (map, entries) in [
+            (&mut open.maps.cpu_counts, cpus),
+            (&mut open.maps.fw_flows_v4, cpus * sets),
+            (&mut open.maps.fw_flows_v6, cpus * sets / 2),
+        ] {
+            map.set_max_entries(entries as u32).context("giving each CPU its counters and its flow cache")?;
+        }
         if switches.multi_buffer {
             open.progs.xdp_firewall.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let skel = open.load().context("loading xdp_firewall")?;
         let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
         let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
-        let flows = Mapped::new(&handle(&skel.maps.fw_flows)?, cpus)?;
-        let (kept, shown) = (Counts::default(), RefCell::default());
-        Ok(XdpFirewall { skel, tables, control, flows, kept, shown, rows_bytes: 0, secret })
+        let flows_v4 = Mapped::new(&handle(&skel.maps.fw_flows_v4)?, cpus * sets)?;
+        let flows_v6 = Mapped::new(&handle(&skel.maps.fw_flows_v6)?, cpus * sets / 2)?;
+        let counts = Mapped::new(&handle(&skel.maps.cpu_counts)?, cpus)?;
+        Ok(XdpFirewall { skel, tables, control, flows_v4, flows_v6, counts, rows_bytes: 0, secret })
     }
 
     /// The program.
@@ -206,7 +228,9 @@ impl XdpFirewall {
     pub fn swap<R: WriteRows>(&mut self, build: impl FnOnce(&mut fw_tables) -> Result<R>) -> Result<()> {
         let live = self.active().load(Ordering::Acquire) & 1;
         let idle = 1 - live;
-        let rows = build(&mut self.tables.values()[idle as usize])?;
+        let tables = &mut self.tables.values()[idle as usize];
+        let rows = build(tables)?;
+        tables.policy.flows_open = 0;
         self.set_rows(idle, &rows_map(&rows)?)?;
         self.rows_bytes = (size_of::<fw_row>() * rows.entries().max(1)) as u64;
         self.active().store(idle, Ordering::Release);
@@ -217,24 +241,14 @@ impl XdpFirewall {
         Ok(())
     }
 
-    /// Empties the flow cache and opens it for a generation. No packet uses it now: it is still open for the generation
+    /// Empties the flow cache and opens it for a generation. No packet uses it now: it was open for the generation
     /// before, by which no packet is judged any more.
     fn restart_flows(&mut self, generation: usize) {
-        for flow in self
-            .flows
-            .values()
-            .iter_mut()
-            .flat_map(|flows| &mut flows.set)
-            .flat_map(|set| &mut set.way)
-            .filter(|flow| flow.family != 0)
-        {
-            self.kept.add_flow(flow);
-            *flow = fw_flow::default();
-        }
-        let generation = self.tables.values()[generation].policy.generation;
-        // SAFETY: an aligned u32 in memory that lives as long as self; the kernel only reads it.
-        let open = unsafe { AtomicU32::from_ptr(&raw mut (*self.control.at(0)).flows_generation) };
-        open.store(generation, Ordering::Release);
+        self.flows_v4.values().fill(fw_flow_set_v4::default());
+        self.flows_v6.values().fill(fw_flow_set_v6::default());
+        // SAFETY: a byte in memory that lives as long as self; the kernel only reads it.
+        let open = unsafe { AtomicU8::from_ptr(&raw mut (*self.tables.at(generation)).policy.flows_open) };
+        open.store(1, Ordering::Release);
     }
 
     fn set_rows(&self, generation: u32, rows: &MapHandle) -> Result<()> {
@@ -261,30 +275,35 @@ impl XdpFirewall {
         handle(&self.skel.maps.misc_counts)
     }
 
-    /// Everything that was counted by slot, reason and interface; all CPUs together. Exact when no packet arrives; else a
-    /// packet may be seen only by the next reading, when its flow counts it between the two looks of this one.
-    pub fn counts(&self) -> Result<Counts> {
-        let mut now = self.kept.clone();
-        map::read_per_cpu(&handle(&self.skel.maps.rule_counts)?, |slot, one| now.add_rule(slot as usize, &one))?;
-        map::read_per_cpu(&handle(&self.skel.maps.iface_counts)?, |number, one| now.add_iface(number as usize, &one))?;
-        for cpu in 0..self.flows.len() {
-            let flows: *const fw_flow = self.flows.at(cpu).cast();
-            for place in 0..size_of::<fw_flows>() / size_of::<fw_flow>() {
-                // SAFETY: within the mapping, which nobody else in this process writes to. The kernel may: a torn entry
-                // counts for a reading what it counted before, or what it counts now.
-                now.add_flow(&unsafe { std::ptr::read_volatile(flows.add(place)) });
+    /// Everything that was counted by slot, reason and interface; all CPUs together.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for cpu in 0..self.counts.len() {
+            let counts = self.counts.at(cpu);
+            for slot in 0..sum.rules.len() {
+                // SAFETY: within the mapping, to which only the kernel writes, whole words; see Mapped::at().
+                let (count, note) = unsafe {
+                    (
+                        (&raw const (*counts).rule[slot]).read_volatile(),
+                        (&raw const (*counts).note[slot]).read_volatile(),
+                    )
+                };
+                sum.add_rule(slot, &count, &note);
+            }
+            for number in 0..sum.ifaces.len() {
+                // SAFETY: as above.
+                sum.add_iface(number, &unsafe { (&raw const (*counts).iface[number]).read_volatile() });
             }
         }
-        let mut shown = self.shown.borrow_mut();
-        shown.rise_to(&now);
-        Ok(shown.clone())
+        sum
     }
 
-    /// Sets the counters of a slot to zero, for a new rule.
-    pub fn clear_slot(&mut self, slot: u32) -> Result<()> {
-        self.kept.rules[slot as usize] = fw_rule_count::default();
-        self.shown.get_mut().rules[slot as usize] = fw_rule_count::default();
-        map::write_per_cpu(&handle(&self.skel.maps.rule_counts)?, slot, &fw_rule_count::default())
+    /// Sets the counters of a slot to zero, for a new rule. No packet is counted there: no live rule has the slot.
+    pub fn clear_slot(&mut self, slot: u32) {
+        for counts in self.counts.values() {
+            counts.rule[slot as usize] = fw_rule_count::default();
+            counts.note[slot as usize] = fw_rule_note::default();
+        }
     }
 
     /// Losses and unparsable packets; all CPUs together.
@@ -322,11 +341,11 @@ impl XdpFirewall {
         let maps = &self.skel.maps;
         let mut all = vec![
             map::facts(&maps.bss_tables),
-            map::facts(&maps.fw_flows),
+            map::facts(&maps.fw_flows_v4),
+            map::facts(&maps.fw_flows_v6),
             map::facts(&maps.connections),
             map::facts(&maps.fragments),
-            map::facts(&maps.rule_counts),
-            map::facts(&maps.iface_counts),
+            map::facts(&maps.cpu_counts),
             map::facts(&maps.misc_counts),
             map::facts(&maps.fw_events),
         ];

@@ -26,7 +26,7 @@ fn rules_count_packets_and_bytes() {
     let mut kernel = Kernel::new(&format!("{DROP}{RULES}"));
     let slot = |kernel: &Kernel, id: &str| {
         let slot = kernel.slots.get(id).unwrap();
-        let count = kernel.xdp.counts().unwrap().rules[usize::from(slot)];
+        let count = kernel.xdp.counts().rules[usize::from(slot)];
         (count.packets, count.bytes, count.last_jiffies != 0)
     };
     assert_eq!(slot(&kernel, "web"), (0, 0, false));

@@ -1,22 +1,27 @@
-//! The flow cache: what it answers is what the rules say, what it keeps is counted, and no swap leaves anything behind.
+//! The flow cache: what it answers is what the rules say, and counted like it, and no swap leaves anything behind.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ebpfsentinel::abi::{fw_flow, fw_flows};
+use ebpfsentinel::abi::fw_flow_limits;
 use ebpfsentinel::packet::build::Packet;
 
 use crate::harness::{DROP, Kernel, XDP_DROP, XDP_PASS};
 use crate::support::random::Random;
 
-const FLOWS: usize = size_of::<fw_flows>() / size_of::<fw_flow>();
+/// Entries of both families for a CPU, at most.
+const FLOWS: usize = (fw_flow_limits::FW_FLOW_SETS.0 * fw_flow_limits::FW_FLOW_WAYS.0) as usize * 3 / 2;
 
 const RULES: &str = r#"
     rules = [
         { id = "syn", priority = 1, action = "deny", protocol = "tcp", tcp_flags = "S/SA", dst_port = 80 },
         { id = "web", priority = 2, action = "allow", protocol = "tcp", dst_port = 80 },
         { id = "dns", priority = 3, action = "allow", protocol = "udp", dst_port = 53 },
+        { id = "ping", priority = 4, action = "allow", protocol = "icmp", icmp_type = 8, icmp_code = 0 },
+        { id = "ping6", priority = 5, action = "allow", protocol = "icmpv6", icmp_type = 128, icmp_code = 0 },
+        { id = "gre", priority = 6, action = "allow", protocol = 47 },
+        { id = "sctp", priority = 7, action = "allow", protocol = 132, dst_port = 80 },
         { id = "rest", priority = 9, action = "deny" },
     ]
 "#;
@@ -30,7 +35,7 @@ fn packet(ipv6: bool) -> Packet {
 }
 
 fn counted(kernel: &Kernel, id: &str) -> (u64, u64) {
-    let count = kernel.xdp.counts().unwrap().rules[usize::from(kernel.slots.get(id).unwrap())];
+    let count = kernel.xdp.counts().rules[usize::from(kernel.slots.get(id).unwrap())];
     (count.packets, count.bytes)
 }
 
@@ -52,8 +57,12 @@ fn arrive(program: RawFd, frame: &[u8], repeat: u32) {
 fn neighbours_are_told_apart() {
     const TCP_SYN: u8 = 2;
     const TCP_ACK: u8 = 16;
+    const TCP_CWR: u8 = 128;
     let kernel = Kernel::new(&format!("{DROP}{RULES}"));
     for ipv6 in [false, true] {
+        let (echo, reply) = if ipv6 { (128, 129) } else { (8, 0) };
+        // In the other family the number of ICMP is a protocol like any other.
+        let (icmp, not_icmp) = if ipv6 { (58, 1) } else { (1, 58) };
         for (frame, action) in [
             (packet(ipv6).tcp(4000, 80).flags(TCP_ACK).build(), XDP_PASS),
             (packet(ipv6).tcp(4000, 80).flags(TCP_SYN).build(), XDP_DROP),
@@ -62,9 +71,44 @@ fn neighbours_are_told_apart() {
             (packet(ipv6).udp(4000, 53).build(), XDP_PASS),
             (packet(ipv6).tcp(4000, 53).build(), XDP_DROP),
             (packet(ipv6).tcp(4001, 53).build(), XDP_DROP),
+            (packet(ipv6).tcp(4000, 80).flags(TCP_SYN | TCP_CWR).build(), XDP_DROP),
+            (packet(ipv6).tcp(4000, 80).flags(TCP_ACK | TCP_CWR).build(), XDP_PASS),
+            (packet(ipv6).icmp(echo, 0).build(), XDP_PASS),
+            (packet(ipv6).icmp(echo, 1).build(), XDP_DROP),
+            (packet(ipv6).icmp(reply, 0).build(), XDP_DROP),
+            (packet(ipv6).protocol(not_icmp).payload(&[echo, 0, 0, 0, 0, 0, 0, 0, 0, 0]).build(), XDP_DROP),
+            (packet(ipv6).protocol(icmp).payload(&[echo, 0, 0, 0, 0, 0, 0, 0]).build(), XDP_PASS),
+            (packet(ipv6).protocol(icmp).payload(&[echo, 0, 0, 0, 0, 0, 0]).build(), XDP_DROP),
+            (packet(ipv6).protocol(47).payload(&[0; 40]).build(), XDP_PASS),
+            (packet(ipv6).protocol(48).payload(&[0; 40]).build(), XDP_DROP),
+            (packet(ipv6).protocol(132).payload(&[0, 1, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0]).build(), XDP_PASS),
+            (packet(ipv6).protocol(132).payload(&[0, 1, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0]).build(), XDP_DROP),
+            (packet(ipv6).protocol(47).payload(&[]).build(), XDP_PASS),
         ] {
             for _ in 0..3 {
                 assert_eq!(kernel.xdp.test_run(&frame, 0, 1).unwrap().action, action, "{frame:02x?}");
+            }
+        }
+    }
+}
+
+/// Packets that are all zeros where a flow is told from others, of flows that are never kept: they are no free entry.
+#[test]
+fn nothing_is_taken_for_an_entry_that_is_free() {
+    const CWR: u8 = 128;
+    let kernel = Kernel::new(&format!("{DROP}{RULES}"));
+    for between in [("0.0.0.0", "0.0.0.0"), ("::", "::")] {
+        let packet = || Packet::new().between(between.0, between.1);
+        for frame in [
+            packet().tcp(0, 0).flags(CWR).build(),
+            packet().tcp(0, 0).flags(0).build(),
+            packet().udp(0, 0).build(),
+            packet().protocol(136).payload(&[0; 20]).build(),
+            packet().protocol(132).payload(&[0; 20]).build(),
+            packet().protocol(253).payload(&[0; 20]).build(),
+        ] {
+            for _ in 0..3 {
+                kernel.check("all zeros", &frame, "drop rule rest");
             }
         }
     }
@@ -96,7 +140,7 @@ fn every_packet_is_counted_once() {
         assert_eq!(counted(&kernel, "web"), expected, "after swap {swap}");
         assert_eq!(counted(&kernel, if swap % 2 == 0 { "others" } else { "rest" }), (0, 0));
     }
-    let all: u64 = kernel.xdp.counts().unwrap().ifaces.iter().flat_map(|iface| iface.packets).sum();
+    let all: u64 = kernel.xdp.counts().ifaces.iter().flat_map(|iface| iface.packets).sum();
     assert_eq!(all, expected.0, "by interface");
 }
 

@@ -75,7 +75,7 @@ impl Kernel {
         rules.sort_by_key(|rule| rule.priority);
         let (slots, fresh) = self.slots.next(config.rules.iter()).expect("slots for the rules");
         for slot in fresh {
-            self.xdp.clear_slot(slot.into()).expect("clearing a slot");
+            self.xdp.clear_slot(slot.into());
         }
         self.slots = slots;
         self.generation += 1;
@@ -93,7 +93,7 @@ impl Kernel {
     }
 
     pub fn counts(&self) -> Counts {
-        let rules = self.xdp.counts().expect("reading counters").rules;
+        let rules = self.xdp.counts().rules;
         let slots = rules.iter().map(|one| (one.packets, one.bytes)).collect();
         Counts { slots, ..self.counts_but_slots() }
     }
@@ -101,7 +101,7 @@ impl Kernel {
     /// The slots are many, and reading them takes longer than all the rest.
     fn counts_but_slots(&self) -> Counts {
         let misc = self.xdp.misc_counts().expect("reading counters");
-        let ifaces = self.xdp.counts().expect("reading counters").ifaces;
+        let ifaces = self.xdp.counts().ifaces;
         Counts {
             slots: Vec::new(),
             cells: ifaces.iter().flat_map(|one| one.packets.into_iter().zip(one.bytes)).collect(),

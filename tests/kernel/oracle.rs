@@ -55,13 +55,13 @@ fn kernel_agrees_with_the_reference() {
                 compared += 1;
             }
         }
-        let counts = firewall.counts().expect("reading counters").rules;
+        let counts = firewall.counts().rules;
         for (place, expected) in counted.into_iter().enumerate() {
             let count = &counts[place];
             assert_eq!((count.packets, count.bytes), expected, "round {round}: {:?}", rules[place]);
         }
         install(&mut firewall, &[], generation + 1, interface);
-        (0..rules.len() as u32).for_each(|slot| firewall.clear_slot(slot).expect("clearing a slot"));
+        (0..rules.len() as u32).for_each(|slot| firewall.clear_slot(slot));
         round += 1;
     }
     println!("{compared} comparisons over {round} swaps, 0 differences; by reason {by_reason:?}");

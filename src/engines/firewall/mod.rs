@@ -26,9 +26,10 @@ use self::guard::Guard;
 use self::maps::{Generation, INTERFACES_MAX, Port, Slots};
 use self::rule::Rule;
 use self::store::Store;
-use crate::abi::{fw_limits, fw_rule_count, fw_verdict};
+use crate::abi::{fw_limits, fw_verdict};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
+use crate::bpf::counts::RuleCount;
 use crate::bpf::map::MapFacts;
 use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
@@ -326,7 +327,7 @@ impl Firewall {
         check_counts(rules.iter().copied()).map_err(anyhow::Error::msg)?;
         let (slots, fresh) = self.slots.next(rules.iter().copied())?;
         for slot in fresh {
-            self.kernel.clear_slot(slot.into())?;
+            self.kernel.clear_slot(slot.into());
         }
         let number = self.generation + 1;
         let next = Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
@@ -452,7 +453,7 @@ impl Firewall {
 
     /// All rules in the order in which they are asked, with what they did.
     pub fn list(&self) -> Result<Vec<Counted>> {
-        let counts = self.kernel.counts()?.rules;
+        let counts = self.kernel.counts().rules;
         let clock = self.kernel.clock()?;
         let now = SystemTime::now();
         Ok(in_order(&self.config.rules, &self.added)
@@ -474,7 +475,7 @@ impl Firewall {
             .collect())
     }
 
-    fn count_of(&self, counts: &[fw_rule_count], rule: &Rule) -> fw_rule_count {
+    fn count_of(&self, counts: &[RuleCount], rule: &Rule) -> RuleCount {
         self.slots.get(&rule.id).and_then(|slot| counts.get(usize::from(slot)).copied()).unwrap_or_default()
     }
 
@@ -647,7 +648,7 @@ impl Firewall {
     /// What the kernel counted, for Prometheus.
     pub fn counters(&self) -> Result<KernelCounters> {
         let verdicts = fw_verdict::FW_VERDICTS.0 as usize;
-        let counts = self.kernel.counts()?;
+        let counts = self.kernel.counts();
         let misc = self.kernel.misc_counts()?;
         let interfaces = self.guarded.iter().zip(&counts.ifaces).map(|(guarded, count)| {
             let by_verdict = |verdict: usize| count.packets.iter().skip(verdict).step_by(verdicts).sum::<u64>();
