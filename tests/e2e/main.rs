@@ -2,6 +2,7 @@
 
 mod api;
 mod demo;
+mod fields;
 mod keep;
 mod links;
 mod lockout;

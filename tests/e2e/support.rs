@@ -253,24 +253,40 @@ impl Lab {
 
     /// Whether a packet from the world gets to the host's network stack.
     pub fn passes(&self, packet: Packet) -> bool {
-        static MARKERS: AtomicU32 = AtomicU32::new(0);
+        self.arrive(&[self.addressed(packet).build()]) == [true]
+    }
+
+    /// The packet with the hardware addresses of the link.
+    pub fn addressed(&self, packet: Packet) -> Packet {
         let (world, host) = (self.world.interface("eth0").unwrap(), self.host.interface("eth0").unwrap());
+        packet.mac(world.mac, host.mac)
+    }
+
+    /// Which of these frames, all different, get from the world to the host's network stack.
+    pub fn arrive(&self, frames: &[Vec<u8>]) -> Vec<bool> {
+        static MARKERS: AtomicU32 = AtomicU32::new(0);
         let sender = FrameSocket::open(&self.world, "eth0").unwrap();
         let receiver = FrameSocket::open(&self.host, "eth0").unwrap();
-        let frame = packet.mac(world.mac, host.mac).build();
         // ARP passes whatever the rules are; who asks here is nobody, so that nobody answers.
         let nobody = Ipv4Addr::from(0x0a00_0000 + MARKERS.fetch_add(1, Ordering::Relaxed));
-        let marker =
-            Packet::new().arp_request(nobody, Ipv4Addr::new(10, 255, 255, 255)).mac(world.mac, host.mac).build();
-        sender.send(&frame).unwrap();
+        let marker = Packet::new().arp_request(nobody, Ipv4Addr::new(10, 255, 255, 255));
+        let marker = self.addressed(marker).build();
+        frames.iter().for_each(|frame| sender.send(frame).unwrap());
         sender.send(&marker).unwrap();
-        let mut seen = false;
+        let mut seen = vec![false; frames.len()];
+        let mut note = |got: &[u8]| frames.iter().zip(&mut seen).for_each(|(frame, seen)| *seen |= got == frame);
         let marked = receiver.receive(WITHIN, |got| {
-            seen |= got.bytes == frame;
+            note(&got.bytes);
             got.bytes == marker
         });
         assert!(marked.unwrap().is_some(), "not even ARP passes");
-        seen || receiver.receive(REORDERED, |got| got.bytes == frame).unwrap().is_some()
+        receiver
+            .receive(REORDERED, |got| {
+                note(&got.bytes);
+                false
+            })
+            .unwrap();
+        seen
     }
 
     /// What is attached to the host's interface, as `ip` tells it; empty when nothing is.
