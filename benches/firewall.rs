@@ -109,6 +109,7 @@ fn main() -> Result<()> {
     run.programs()?;
     run.matrix()?;
     run.worst()?;
+    run.first_packets()?;
     run.stateful()?;
     run.swaps()?;
     run.end_to_end()?;
@@ -236,6 +237,34 @@ impl Run {
                 [self.bench.replay(Target::Parse, ipv4, "parse")?, self.bench.replay(Target::Firewall, ipv4, "ours")?];
             let medians = self.bench.interleave(&mut variants, self.options.rounds())?;
             self.figures.set(format!("x_floor_worst.{family}.4096"), medians[1] / medians[0]);
+        }
+        Ok(())
+    }
+
+    /// What the first packet of a flow costs: once through the trace after each swap, which empties the flow cache.
+    fn first_packets(&mut self) -> Result<()> {
+        if !self.options.wants("x_floor_first.") {
+            return Ok(());
+        }
+        for style in Style::ALL {
+            eprintln!("{} first packets", style.name());
+            let workload = Workload::new(Set::ClassBench(style).rules(4096));
+            self.replay_both(&workload.trace(Kind::Uniform, HEADERS));
+            for (ipv4, family) in [(true, "v4"), (false, "v6")] {
+                let variants = [
+                    self.bench.replay(Target::Parse, ipv4, "parse")?,
+                    self.bench.replay(Target::Firewall, ipv4, "ours")?,
+                ];
+                let [mut floor, mut ours] = [Vec::new(), Vec::new()];
+                for _ in 0..self.options.rounds() {
+                    self.load(BASE, &workload)?;
+                    for (variant, figures) in variants.iter().zip([&mut floor, &mut ours]) {
+                        figures.push(kernel::test_run(variant.program, &variant.frame, HEADERS as u32)?.ns);
+                    }
+                }
+                self.figures
+                    .set(format!("x_floor_first.{family}.uniform.{}.4096", style.name()), median(ours) / median(floor));
+            }
         }
         Ok(())
     }

@@ -183,9 +183,8 @@ impl Bench {
     /// Median ns of each variant, one batch each per round, round robin.
     pub fn interleave(&mut self, variants: &mut [Variant], rounds: usize) -> Result<Vec<f64>> {
         for variant in variants.iter_mut() {
-            let first = test_run(variant.program, &variant.frame, 256)?.ns;
-            variant.repeat = (BATCH_NS / first.max(1.0)).clamp(256.0, 500_000.0) as u32;
-            variant.warm_up = (WARM_UP_NS / first.max(1.0)).clamp(1.0, HEADERS as f64) as u32;
+            (variant.warm_up, variant.repeat) =
+                calibrate(BATCH_NS, |repeat| test_run(variant.program, &variant.frame, repeat))?;
         }
         let mut quiet: Vec<Vec<f64>> = vec![Vec::new(); variants.len()];
         let mut all = quiet.clone();
@@ -213,6 +212,14 @@ impl Bench {
         }
         Ok(quiet.into_iter().map(median).collect())
     }
+}
+
+/// How many packets go before a batch, once through the trace for a variant that is fast enough, and how many a batch
+/// of `batch_ns` has. What a variant remembers of packets it knows when this returns.
+pub fn calibrate(batch_ns: f64, mut run: impl FnMut(u32) -> Result<TestRun>) -> Result<(u32, u32)> {
+    let cold = run(256)?.ns;
+    let warm = run((10.0 * WARM_UP_NS / cold).clamp(256.0, HEADERS as f64) as u32)?.ns;
+    Ok(((WARM_UP_NS / warm).clamp(1.0, HEADERS as f64) as u32, (batch_ns / warm).clamp(256.0, 500_000.0) as u32))
 }
 
 /// A program with the packet that it is run on.

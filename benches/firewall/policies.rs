@@ -9,6 +9,8 @@ use crate::support::classbench::{Kind, Style, classbench, packet_to_ipv6, to_ipv
 use crate::support::packets::PacketFields;
 use crate::support::random::Random;
 
+const UDP_LITE: u8 = 136;
+
 /// Kind of rule set.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Set {
@@ -110,7 +112,8 @@ fn hostile(n: usize, random: &mut Random) -> Vec<Rule> {
 }
 
 /// Every word of every row has a bit for these packets, and no two rows share one: all words are read, of rows that
-/// follow random ports and so are never warm, and no rule matches. Nothing that a packet can do costs more.
+/// follow random ports and so are never warm, and no rule matches. UDP-Lite has no place in the flow cache, so each of
+/// them is judged anew. Nothing that a packet can do costs more.
 pub fn worst(n: usize) -> (Vec<Rule>, Vec<PacketFields>) {
     let mut random = Random::new(3);
     let net = |text: &str| text.parse::<IpNet>().expect("a network");
@@ -134,7 +137,8 @@ pub fn worst(n: usize) -> (Vec<Rule>, Vec<PacketFields>) {
                 0 => random.between(10_000, 25_000) as u16,
                 _ => random.between(35_000, 55_000) as u16,
             };
-            PacketFields::tcp(src, dst, port(&mut random), port(&mut random))
+            let fields = PacketFields::tcp(src, dst, port(&mut random), port(&mut random));
+            PacketFields { protocol: UDP_LITE, tcp_flags: 0, ..fields }
         })
         .collect();
     (rules, packets)
