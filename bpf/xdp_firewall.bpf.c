@@ -418,7 +418,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	struct fw_family *f;
 	struct packet *p;
 
-	if (!work || !is_plain(ctx) || data + 14 > data_end)
+	if (!work || !is_plain(ctx) || data + FLOW_FRAME_MIN > data_end)
 		return LEFT_OVER;
 	c = &work->classes;
 	p = &work->packet;
@@ -426,7 +426,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	p->vlan = 0;
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
 		f = &t->family[0];
-		if (!read_flow_v4(data, data_end, f->uses, &key))
+		if (!read_flow_v4(data, f->uses, &key))
 			return LEFT_OVER;
 		p->src[0] = p->dst[0] = 0;
 		p->src[1] = bpf_ntohl(key.src[0]);
@@ -541,11 +541,11 @@ static __always_inline int answer_common_packet(struct xdp_md *ctx)
 	struct flow_key key;
 	__u64 *word;
 
-	if (!is_plain(ctx) || data + 14 > data_end || !t->policy.flows_open)
+	if (!is_plain(ctx) || data + FLOW_FRAME_MIN > data_end || !t->policy.flows_open)
 		return LEFT_OVER;
 	key.iface = iface_number(&t->policy, ctx->ingress_ifindex);
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
-		if (!read_flow_v4(data, data_end, t->family[0].uses, &key) || !can_be_kept(&key))
+		if (!read_flow_v4(data, t->family[0].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
 		word = find_flow_v4(&key, cpu, now);
 	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {

@@ -21,7 +21,7 @@
 
 /*
  * IPv4 sets of a CPU; there are half as many of IPv6. A machine with many CPUs gets fewer, and the maps as many as all
- * CPUs need.
+ * CPUs need that are there when the program is loaded; on others it judges without.
  */
 const volatile __u32 flow_sets = 4;
 
@@ -72,10 +72,11 @@ struct flow_key {
 };
 
 /*
- * The transport header of a common packet, of which claimed bytes belong to the packet. key has family, protocol and
- * iface. False when it is not common; uses are those of the rules.
+ * The transport header of a common packet, which says that it has claimed bytes from header bytes before this one on. key
+ * has family, protocol and iface. False when it is not common; uses are those of the rules.
  */
-static __always_inline bool read_flow_transport(const __u8 *l4, __u32 claimed, __u32 uses, struct flow_key *key)
+static __always_inline bool read_flow_transport(const __u8 *l4, __u32 header, __u32 claimed, __u32 uses,
+						struct flow_key *key)
 {
 	__u32 kind = FLOW_OTHER, flags = 0;
 
@@ -83,7 +84,7 @@ static __always_inline bool read_flow_transport(const __u8 *l4, __u32 claimed, _
 	key->tcp_flags = 0;
 	key->word = key->ports;
 	if (key->protocol == IPPROTO_TCP) {
-		if (claimed < 20 || l4[12] < 0x50)
+		if (claimed < header + 20 || l4[12] < 0x50)
 			return false;
 		kind = FLOW_TCP;
 		key->tcp_flags = l4[13];
@@ -94,17 +95,19 @@ static __always_inline bool read_flow_transport(const __u8 *l4, __u32 claimed, _
 				kind = FLOW_NONE;
 		}
 	} else if (is_like_udp(key->protocol)) {
-		if (claimed < 8)
+		if (claimed < header + 8)
 			return false;
 		kind = key->protocol == IPPROTO_UDP ? FLOW_UDP : FLOW_NONE;
 	} else {
 		if (is_icmp(key->family, key->protocol)) {
-			if (claimed < 8)
+			if (claimed < header + 8)
 				return false;
 			if (key->family == 6 && l4[0] >= 130 && l4[0] <= 137)
 				return false; /* a host may need it to keep its neighbours */
 			key->ports &= 0xffff;
 		} else {
+			if (claimed < header)
+				return false;
 			key->ports = 0;
 		}
 		key->word = key->protocol | key->ports << 8;
@@ -113,23 +116,21 @@ static __always_inline bool read_flow_transport(const __u8 *l4, __u32 claimed, _
 	return true;
 }
 
-/* A common packet: untagged, whole, without options; key has iface. False when it is not one. */
-static __always_inline bool read_flow_v4(void *data, void *data_end, __u32 uses, struct flow_key *key)
+/* What a common packet has at least, in both families. */
+enum { FLOW_FRAME_MIN = 54 };
+
+/* A common packet: untagged, whole, without options, of FLOW_FRAME_MIN bytes; key has iface. False when it is not one. */
+static __always_inline bool read_flow_v4(void *data, __u32 uses, struct flow_key *key)
 {
 	struct iphdr *ip = data + 14;
-	__u32 claimed;
 
-	if (data + 54 > data_end || *(__u8 *)ip != 0x45 ||
-	    ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
-		return false;
-	claimed = bpf_ntohs(ip->tot_len);
-	if (claimed < sizeof(*ip))
+	if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4))
 		return false;
 	key->family = 4;
 	key->protocol = ip->protocol;
 	key->src[0] = *(__u64 *)&ip->saddr;
 	key->src[1] = key->dst[0] = key->dst[1] = 0;
-	return read_flow_transport(data + 34, claimed - sizeof(*ip), uses, key);
+	return read_flow_transport(data + 34, sizeof(*ip), bpf_ntohs(ip->tot_len), uses, key);
 }
 
 /* The same for IPv6: untagged and without extension headers. */
@@ -146,7 +147,7 @@ static __always_inline bool read_flow_v6(void *data, void *data_end, __u32 uses,
 	key->src[1] = address[1];
 	key->dst[0] = address[2];
 	key->dst[1] = address[3];
-	return read_flow_transport(data + 54, bpf_ntohs(ip->payload_len), uses, key);
+	return read_flow_transport(data + 54, 0, bpf_ntohs(ip->payload_len), uses, key);
 }
 
 /* The cache must not be asked for a flow that cannot be kept: it may look like an entry that is free. */

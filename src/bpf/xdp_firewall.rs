@@ -105,12 +105,13 @@ fn flow_sets(cpus: usize) -> usize {
     ((sets + 1).next_power_of_two() / 2).clamp(4, fw_flow_limits::FW_FLOW_SETS.0 as usize)
 }
 
-/// One more than the highest number that a CPU of this machine can have. Numbers may be left out, so it is not their count.
-fn cpu_ids() -> Result<usize> {
-    const PATH: &str = "/sys/devices/system/cpu/possible";
-    let text = std::fs::read_to_string(PATH).with_context(|| format!("reading {PATH}"))?;
+/// One more than the highest number of a CPU that is `online`, or `possible`. Numbers may be left out, so it is not their
+/// count.
+fn cpu_ids(which: &str) -> Result<usize> {
+    let path = format!("/sys/devices/system/cpu/{which}");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
-    let highest: usize = highest.parse().with_context(|| format!("{PATH} says {text:?}"))?;
+    let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
     Ok(highest + 1)
 }
 
@@ -182,13 +183,14 @@ impl XdpFirewall {
                 open.maps.connections.set_max_entries(switches.max_connections).context("sizing the connections")?
             }
         }
-        let cpus = cpu_ids()?;
-        let sets = flow_sets(cpus);
+        // A virtual machine may announce hundreds of CPUs that never come. One that does come has counters, but no cache.
+        let (possible, online) = (cpu_ids("possible")?, cpu_ids("online")?);
+        let sets = flow_sets(online);
         constants.flow_sets = sets as u32;
         for (map, entries) in [
-            (&mut open.maps.cpu_counts, cpus),
-            (&mut open.maps.fw_flows_v4, cpus * sets),
-            (&mut open.maps.fw_flows_v6, cpus * sets / 2),
+            (&mut open.maps.cpu_counts, possible),
+            (&mut open.maps.fw_flows_v4, online * sets),
+            (&mut open.maps.fw_flows_v6, online * sets / 2),
         ] {
             map.set_max_entries(entries as u32).context("giving each CPU its counters and its flow cache")?;
         }
@@ -198,9 +200,9 @@ impl XdpFirewall {
         let skel = open.load().context("loading xdp_firewall")?;
         let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
         let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
-        let flows_v4 = Mapped::new(&handle(&skel.maps.fw_flows_v4)?, cpus * sets)?;
-        let flows_v6 = Mapped::new(&handle(&skel.maps.fw_flows_v6)?, cpus * sets / 2)?;
-        let counts = Mapped::new(&handle(&skel.maps.cpu_counts)?, cpus)?;
+        let flows_v4 = Mapped::new(&handle(&skel.maps.fw_flows_v4)?, online * sets)?;
+        let flows_v6 = Mapped::new(&handle(&skel.maps.fw_flows_v6)?, online * sets / 2)?;
+        let counts = Mapped::new(&handle(&skel.maps.cpu_counts)?, possible)?;
         Ok(XdpFirewall { skel, tables, control, flows_v4, flows_v6, counts, rows_bytes: 0, secret })
     }
 
