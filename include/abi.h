@@ -208,7 +208,7 @@ struct fw_control {
 	__u32 pad[14];
 };
 
-/* ---- the flow cache: written by xdp_firewall, emptied by the agent at each swap; include/flows.h has the contract ---- */
+/* ---- the flow cache (include/flows.h): written by xdp_firewall, emptied by the agent at each swap ---- */
 
 enum fw_flow_limits {
 	FW_FLOW_SETS = 16384,	    /* of IPv4 for a CPU, at most, and half as many of IPv6; a power of two, at least 4 */
