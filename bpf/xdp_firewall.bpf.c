@@ -216,12 +216,12 @@ static __always_inline void count_unparsable(__u32 why)
 static __always_inline void count_and_tell(const struct packet *p, const struct judgement *j, __u32 verdict,
 					   __u32 ifindex, __u32 iface, __u32 bytes, __u32 generation)
 {
+	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
 	__u32 slot = slot_of(j), packets = 1;
-	__u64 now = bpf_jiffies64();
 	struct fw_event *event;
 	struct counters c;
 
-	if (!find_counters(&c, counts_of(bpf_get_smp_processor_id()), slot, j->reason, verdict, iface))
+	if (cpu >= count_cpus || !find_counters(&c, counts_of(cpu), slot, j->reason, verdict, iface))
 		return;
 	count(&c, bytes);
 	note(&c, now);
@@ -411,7 +411,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	__u32 slot, reason, verdict = FW_PASS, answer = FW_NO_MATCH, drop;
 	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
 	struct fw_tables *t = &tables[index];
-	__u64 now = bpf_jiffies64();
+	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
 	struct counters counters;
 	struct flow_key key = {};
 	struct classes *c;
@@ -485,7 +485,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 			return LEFT_OVER;
 		verdict = t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
 	}
-	if (!find_counters(&counters, counts_of(bpf_get_smp_processor_id()), slot, reason, verdict, key.iface) ||
+	if (cpu >= count_cpus || !find_counters(&counters, counts_of(cpu), slot, reason, verdict, key.iface) ||
 	    is_due(&counters, verdict, now))
 		return LEFT_OVER;
 	count(&counters, bytes);
@@ -501,8 +501,8 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 }
 
 /* What the cache says of a packet, counted; LEFT_OVER when there is more to do, and then it was not counted. */
-static __always_inline int answer_flow(const struct fw_policy *policy, struct fw_cpu_counts *counts, __u64 *word,
-				       __u32 iface, __u32 bytes, __u64 now)
+static __always_inline int answer_flow(const struct fw_policy *policy, __u64 *word, __u64 cpu, __u32 iface, __u32 bytes,
+				       __u64 now)
 {
 	__u32 answer = *word >> FLOW_ANSWER, slot = answer & FLOW_SLOT_MASK;
 	__u32 reason = slot / FW_SLOTS, verdict = FW_PASS; /* a rule, or FW_BY_POLICY */
@@ -514,12 +514,11 @@ static __always_inline int answer_flow(const struct fw_policy *policy, struct fw
 		slot = FW_SLOTS + FW_BY_STATE;
 		reason = FW_BY_STATE;
 	} else {
-		if (answer & FLOW_DENY)
-			verdict = policy->enforce ? FW_DROP : FW_WOULD_DROP;
+		verdict = (answer & FLOW_DENY) / FLOW_DENY << (1 - policy->enforce);
 		if (with_while(answer, now) != answer)
 			*word = (*word & ((1ULL << FLOW_ANSWER) - 1)) | (__u64)with_while(answer, now) << FLOW_ANSWER;
 	}
-	if (!find_counters(&c, counts, slot, reason, verdict, iface))
+	if (!find_counters(&c, counts_of(cpu), slot, reason, verdict, iface))
 		return LEFT_OVER;
 	if (is_first(&c, now)) {
 		if (is_due(&c, verdict, now))
@@ -527,35 +526,34 @@ static __always_inline int answer_flow(const struct fw_policy *policy, struct fw
 		note(&c, now);
 	}
 	count(&c, bytes);
-	return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+	return XDP_PASS - (verdict & FW_DROP); /* without a branch, which nobody could foresee */
 }
 
 /* The common packet of a flow that the cache knows; else LEFT_OVER. */
 static __always_inline int answer_common_packet(struct xdp_md *ctx)
 {
-	__u64 now = bpf_jiffies64();
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct fw_cpu_counts *counts = counts_of(cpu);
+	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id(), *word;
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct fw_tables *t = &tables[*(volatile __u32 *)&control.active & 1];
+	__u32 bytes = data_end - data;
 	struct flow_key key;
-	__u64 *word;
 
-	if (!is_plain(ctx) || data + FLOW_FRAME_MIN > data_end || !t->policy.flows_open)
+	if (data + FLOW_FRAME_MIN > data_end || ctx->data_meta != ctx->data || cpu >= flow_cpus || !t->policy.flows_open)
 		return LEFT_OVER;
 	key.iface = iface_number(&t->policy, ctx->ingress_ifindex);
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
 		if (!read_flow_v4(data, t->family[0].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
 		word = find_flow_v4(&key, cpu, now);
-	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
+		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
+	}
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		if (!read_flow_v6(data, data_end, t->family[1].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
 		word = find_flow_v6(&key, cpu, now);
-	} else {
-		return LEFT_OVER;
+		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
 	}
-	return word ? answer_flow(&t->policy, counts, word, key.iface, data_end - data, now) : LEFT_OVER;
+	return LEFT_OVER;
 }
 
 SEC("xdp")

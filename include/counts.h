@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What verdicts were given: exact, by rule or reason and by interface, written by xdp_firewall, mapped into the agent.
- * An entry for each CPU, in one piece: a per-CPU array would cost one more cache line for each counter, its pointer.
+ * In one piece for each CPU: a per-CPU array would cost one more cache line for each counter, its pointer; and a variable,
+ * not an array's entries: a lookup costs a call's registers.
  */
 #pragma once
 #include "kernel.h"
@@ -9,13 +10,10 @@
 #include "abi.h"
 #include "parse.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1); /* the agent gives it as many as there are CPUs */
-	__type(key, __u32);
-	__type(value, struct fw_cpu_counts);
-} cpu_counts SEC(".maps");
+/* How many CPUs may ever be there. The agent makes room for the counters of all before it loads the program. */
+const volatile __u32 count_cpus = 1;
+
+struct fw_cpu_counts cpu_counts[1] SEC(".bss.counts");
 
 /* Where a packet is counted. */
 struct counters {
@@ -25,10 +23,13 @@ struct counters {
 	__u32 cell; /* of the interface's */
 };
 
-/* Those of this CPU. */
-static __always_inline struct fw_cpu_counts *counts_of(__u32 cpu)
+/* Those of a CPU, which is below count_cpus. */
+static __always_inline struct fw_cpu_counts *counts_of(__u64 cpu)
 {
-	return bpf_map_lookup_elem(&cpu_counts, &cpu);
+	struct fw_cpu_counts *counts = cpu_counts;
+
+	OPAQUE(counts); /* clang believes that there is one */
+	return counts + cpu;
 }
 
 /* Finds the counters of a slot (FW_SLOTS + reason where no rule decided), or returns false: there are none such. */
@@ -39,7 +40,7 @@ static __always_inline bool find_counters(struct counters *c, struct fw_cpu_coun
 
 	OPAQUE(slot); /* clang knows that they are small, the verifier has to see it */
 	OPAQUE(cell);
-	if (!counts || slot >= FW_RULE_COUNTS || cell >= FW_VERDICT_COUNTS)
+	if (slot >= FW_RULE_COUNTS || cell >= FW_VERDICT_COUNTS)
 		return false;
 	c->rule = &counts->rule[slot];
 	c->note = &counts->note[slot];

@@ -20,26 +20,19 @@
 #include "conntrack.h"
 
 /*
- * IPv4 sets of a CPU; there are half as many of IPv6. A machine with many CPUs gets fewer, and the maps as many as all
- * CPUs need that are there when the program is loaded; on others it judges without.
+ * IPv4 sets of a CPU, a power of two; there are half as many of IPv6. A machine with many CPUs gets fewer. Only CPUs below
+ * flow_cpus have any: those that are online when the program is loaded; others judge without. None has when packets may
+ * stand in several buffers, or take metadata along.
  */
 const volatile __u32 flow_sets = 4;
+const volatile __u32 flow_cpus = 1;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct fw_flow_set_v4);
-} fw_flows_v4 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct fw_flow_set_v6);
-} fw_flows_v6 SEC(".maps");
+/*
+ * The sets, CPU after CPU. The agent makes room for all of them before it loads the program. They are variables, not
+ * entries of maps: a lookup would pass the index through memory, which is the longest wait of a common packet's way.
+ */
+struct fw_flow_set_v4 flows_v4[1] SEC(".bss.flows_v4");
+struct fw_flow_set_v6 flows_v6[1] SEC(".bss.flows_v6");
 
 /*
  * A flow's word, from the low end: ports as they stand on the wire, or protocol, ICMP type and code in a byte each; then
@@ -128,7 +121,7 @@ static __always_inline bool read_flow_v4(void *data, __u32 uses, struct flow_key
 		return false;
 	key->family = 4;
 	key->protocol = ip->protocol;
-	key->src[0] = *(__u64 *)&ip->saddr;
+	key->src[0] = *(__u64 *)(data + 26);
 	key->src[1] = key->dst[0] = key->dst[1] = 0;
 	return read_flow_transport(data + 34, sizeof(*ip), bpf_ntohs(ip->tot_len), uses, key);
 }
@@ -176,12 +169,35 @@ static __always_inline __u64 flow_hash_v6(const struct flow_key *key)
 }
 
 /*
- * The first of a flow's two sets; the other one is its neighbour. It moves with the clock's upper bits, so that a tick of
- * which an entry has the low 16 bits is not taken for an earlier one, not before it has gone round all sets.
+ * The first of a flow's two sets among those of a CPU; the other one is its neighbour. It moves with the clock's upper
+ * bits, so that a tick of which an entry has the low 16 bits is not taken for an earlier one, not before it has gone round
+ * all sets.
  */
-static __always_inline __u32 flow_set(__u64 hash, __u32 sets, __u32 cpu, __u64 now)
+static __always_inline __u64 flow_set(__u64 hash, __u64 sets, __u64 now)
 {
-	return (((hash >> 32) + 2 * (now >> FLOW_TICK_BITS)) & (sets - 1)) + cpu * sets;
+	return ((hash >> 32) + (now >> (FLOW_TICK_BITS - 1))) & (sets - 1);
+}
+
+/*
+ * A CPU's sets; cpu is below flow_cpus. The verifier of Linux 6.1 loses that bound in the product, unless it
+ * comes from a mask.
+ */
+enum { FLOW_CPU_MASK = 0xfff };
+
+static __always_inline struct fw_flow_set_v4 *sets_v4(__u64 cpu)
+{
+	struct fw_flow_set_v4 *sets = flows_v4;
+
+	OPAQUE(sets); /* clang believes that there is one */
+	return sets + (cpu & FLOW_CPU_MASK) * flow_sets;
+}
+
+static __always_inline struct fw_flow_set_v6 *sets_v6(__u64 cpu)
+{
+	struct fw_flow_set_v6 *sets = flows_v6;
+
+	OPAQUE(sets);
+	return sets + (cpu & FLOW_CPU_MASK) * (flow_sets / 2);
 }
 
 /* 0 when a word is of the flow with this key. */
@@ -213,33 +229,21 @@ static __always_inline __u64 flow_way(__u64 hash, __u64 i)
 	return at & (FW_FLOW_WAYS - 1);
 }
 
-/* The word of a flow in a set, or NULL. Two ways of a cache line are compared without a branch. */
-static __always_inline __u64 *flow_in_v4(__u32 place, __u64 hash, const struct flow_key *key)
+/* The word of a flow in a set, or NULL. */
+static __always_inline __u64 *flow_in_v4(struct fw_flow_set_v4 *set, __u64 hash, const struct flow_key *key)
 {
-	struct fw_flow_set_v4 *set = bpf_map_lookup_elem(&fw_flows_v4, &place);
-
-	if (!set)
-		return NULL;
 #pragma clang loop unroll(full)
-	for (__u32 i = 0; i < FW_FLOW_WAYS; i += 2) {
-		__u64 x = differs_v4(&set->way[flow_way(hash, i ^ 1)], key);
-		struct fw_flow_v4 *way;
+	for (__u32 i = 0; i < FW_FLOW_WAYS; i++) {
+		struct fw_flow_v4 *way = &set->way[flow_way(hash, i)];
 
-		OPAQUE(x);
-		x = ((x | -x) >> 63) ^ 1; /* 1 for 0, else 0 */
-		way = &set->way[flow_way(hash, i ^ x)];
 		if (!differs_v4(way, key))
 			return &way->word;
 	}
 	return NULL;
 }
 
-static __always_inline __u64 *flow_in_v6(__u32 place, __u64 hash, const struct flow_key *key)
+static __always_inline __u64 *flow_in_v6(struct fw_flow_set_v6 *set, __u64 hash, const struct flow_key *key)
 {
-	struct fw_flow_set_v6 *set = bpf_map_lookup_elem(&fw_flows_v6, &place);
-
-	if (!set)
-		return NULL;
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < FW_FLOW_WAYS; i++) {
 		struct fw_flow_v6 *way = &set->way[flow_way(hash, i)];
@@ -251,22 +255,20 @@ static __always_inline __u64 *flow_in_v6(__u32 place, __u64 hash, const struct f
 }
 
 /* In one of the two sets that it may stand in. */
-static __always_inline __u64 *find_flow_v4(const struct flow_key *key, __u32 cpu, __u64 now)
+static __always_inline __u64 *find_flow_v4(const struct flow_key *key, __u64 cpu, __u64 now)
 {
-	__u64 hash = flow_hash(key->src[0], key->word), *word;
-	__u32 place = flow_set(hash, flow_sets, cpu, now);
+	__u64 hash = flow_hash(key->src[0], key->word), set = flow_set(hash, flow_sets, now), *word;
 
-	word = flow_in_v4(place, hash, key);
-	return word ? word : flow_in_v4(place ^ 1, hash, key);
+	word = flow_in_v4(sets_v4(cpu) + set, hash, key);
+	return word ? word : flow_in_v4(sets_v4(cpu) + (set ^ 1), hash, key);
 }
 
-static __always_inline __u64 *find_flow_v6(const struct flow_key *key, __u32 cpu, __u64 now)
+static __always_inline __u64 *find_flow_v6(const struct flow_key *key, __u64 cpu, __u64 now)
 {
-	__u64 hash = flow_hash_v6(key), *word;
-	__u32 place = flow_set(hash, flow_sets / 2, cpu, now);
+	__u64 hash = flow_hash_v6(key), set = flow_set(hash, flow_sets / 2, now), *word;
 
-	word = flow_in_v6(place, hash, key);
-	return word ? word : flow_in_v6(place ^ 1, hash, key);
+	word = flow_in_v6(sets_v6(cpu) + set, hash, key);
+	return word ? word : flow_in_v6(sets_v6(cpu) + (set ^ 1), hash, key);
 }
 
 /* The answer of an entry with the while of now in it. */
@@ -290,12 +292,11 @@ static __always_inline bool is_idle(__u64 word, __u64 now)
 	return ((now >> FW_WHILE_SHIFT) - (answer >> FLOW_WHILE) & 3) > 1;
 }
 
-static __always_inline bool flow_enters_v4(const struct flow_key *key, __u32 place, __u64 hash, __u64 word, __u64 now)
+static __always_inline bool flow_enters_v4(struct fw_flow_set_v4 *set, const struct flow_key *key, __u64 hash, __u64 word,
+					   __u64 now)
 {
-	struct fw_flow_set_v4 *set = bpf_map_lookup_elem(&fw_flows_v4, &place);
-
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; set && i < FW_FLOW_WAYS; i++) {
+	for (__u32 i = 0; i < FW_FLOW_WAYS; i++) {
 		struct fw_flow_v4 *way = &set->way[flow_way(hash, i)];
 
 		if (!is_idle(way->word, now))
@@ -307,12 +308,11 @@ static __always_inline bool flow_enters_v4(const struct flow_key *key, __u32 pla
 	return false;
 }
 
-static __always_inline bool flow_enters_v6(const struct flow_key *key, __u32 place, __u64 hash, __u64 word, __u64 now)
+static __always_inline bool flow_enters_v6(struct fw_flow_set_v6 *set, const struct flow_key *key, __u64 hash, __u64 word,
+					   __u64 now)
 {
-	struct fw_flow_set_v6 *set = bpf_map_lookup_elem(&fw_flows_v6, &place);
-
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; set && i < FW_FLOW_WAYS; i++) {
+	for (__u32 i = 0; i < FW_FLOW_WAYS; i++) {
 		struct fw_flow_v6 *way = &set->way[flow_way(hash, i)];
 
 		if (!is_idle(way->word, now))
@@ -330,10 +330,9 @@ static __always_inline bool flow_enters_v6(const struct flow_key *key, __u32 pla
 /* Keeps an answer, if there is room. A function of its own, verified once. */
 __noinline int flow_keep(const struct flow_key *key, __u32 answer)
 {
-	__u32 cpu = bpf_get_smp_processor_id(), place;
-	__u64 now = bpf_jiffies64(), word, hash, *old;
+	__u64 cpu = bpf_get_smp_processor_id(), now = bpf_jiffies64(), word, hash, set, *old;
 
-	if (!key)
+	if (!key || cpu >= flow_cpus)
 		return 0;
 	word = key->word | (__u64)answer << FLOW_ANSWER;
 	old = key->family == 4 ? find_flow_v4(key, cpu, now) : find_flow_v6(key, cpu, now);
@@ -343,10 +342,12 @@ __noinline int flow_keep(const struct flow_key *key, __u32 answer)
 	}
 	if (key->family == 4) {
 		hash = flow_hash(key->src[0], key->word);
-		place = flow_set(hash, flow_sets, cpu, now);
-		return flow_enters_v4(key, place, hash, word, now) || flow_enters_v4(key, place ^ 1, hash, word, now);
+		set = flow_set(hash, flow_sets, now);
+		return flow_enters_v4(sets_v4(cpu) + set, key, hash, word, now) ||
+		       flow_enters_v4(sets_v4(cpu) + (set ^ 1), key, hash, word, now);
 	}
 	hash = flow_hash_v6(key);
-	place = flow_set(hash, flow_sets / 2, cpu, now);
-	return flow_enters_v6(key, place, hash, word, now) || flow_enters_v6(key, place ^ 1, hash, word, now);
+	set = flow_set(hash, flow_sets / 2, now);
+	return flow_enters_v6(sets_v6(cpu) + set, key, hash, word, now) ||
+	       flow_enters_v6(sets_v6(cpu) + (set ^ 1), key, hash, word, now);
 }

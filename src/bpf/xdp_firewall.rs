@@ -115,6 +115,9 @@ fn cpu_ids(which: &str) -> Result<usize> {
     Ok(highest + 1)
 }
 
+/// The verifier lets a program reach 512 MB of a map's value: enough for the counters of this many CPUs.
+const CPUS_MAX: usize = (512 << 20) / size_of::<fw_cpu_counts>() - 1;
+
 /// Seconds that the rest of a fragmented datagram is waited for.
 const FRAGMENT_SECS: u64 = 30;
 
@@ -187,22 +190,33 @@ impl XdpFirewall {
         let (possible, online) = (cpu_ids("possible")?, cpu_ids("online")?);
         let sets = flow_sets(online);
         constants.flow_sets = sets as u32;
-        for (map, entries) in [
-            (&mut open.maps.cpu_counts, possible),
-            (&mut open.maps.fw_flows_v4, online * sets),
-            (&mut open.maps.fw_flows_v6, online * sets / 2),
-        ] {
-            map.set_max_entries(entries as u32).context("giving each CPU its counters and its flow cache")?;
-        }
+        constants.flow_cpus = if switches.multi_buffer || switches.write_meta { 0 } else { online as u32 };
+        let (sets_v4, sets_v6) = (online * sets, online * sets / 2);
+        ensure!(
+            possible <= CPUS_MAX,
+            "this machine may have {possible} CPUs, and this agent counts for {CPUS_MAX} at most"
+        );
+        constants.count_cpus = possible as u32;
+        open.maps
+            .bss_counts
+            .set_value_size((possible * size_of::<fw_cpu_counts>()) as u32)
+            .context("giving each CPU its counters")?;
+        let maps = &mut open.maps;
+        maps.bss_flows_v4
+            .set_value_size((sets_v4 * size_of::<fw_flow_set_v4>()) as u32)
+            .and(maps.bss_flows_v6.set_value_size((sets_v6 * size_of::<fw_flow_set_v6>()) as u32))
+            .context("giving each CPU its flow cache")?;
         if switches.multi_buffer {
             open.progs.xdp_firewall.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let skel = open.load().context("loading xdp_firewall")?;
         let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
         let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
-        let flows_v4 = Mapped::new(&handle(&skel.maps.fw_flows_v4)?, online * sets)?;
-        let flows_v6 = Mapped::new(&handle(&skel.maps.fw_flows_v6)?, online * sets / 2)?;
-        let counts = Mapped::new(&handle(&skel.maps.cpu_counts)?, possible)?;
+        let (v4, v6) = (&skel.maps.bss_flows_v4, &skel.maps.bss_flows_v6);
+        let flows_v4 = Mapped::within(v4.as_fd(), v4.value_size() as usize, sets_v4)?;
+        let flows_v6 = Mapped::within(v6.as_fd(), v6.value_size() as usize, sets_v6)?;
+        let counts = &skel.maps.bss_counts;
+        let counts = Mapped::within(counts.as_fd(), counts.value_size() as usize, possible)?;
         Ok(XdpFirewall { skel, tables, control, flows_v4, flows_v6, counts, rows_bytes: 0, secret })
     }
 
@@ -343,11 +357,11 @@ impl XdpFirewall {
         let maps = &self.skel.maps;
         let mut all = vec![
             map::facts(&maps.bss_tables),
-            map::facts(&maps.fw_flows_v4),
-            map::facts(&maps.fw_flows_v6),
+            map::facts(&maps.bss_flows_v4),
+            map::facts(&maps.bss_flows_v6),
             map::facts(&maps.connections),
             map::facts(&maps.fragments),
-            map::facts(&maps.cpu_counts),
+            map::facts(&maps.bss_counts),
             map::facts(&maps.misc_counts),
             map::facts(&maps.fw_events),
         ];
