@@ -67,6 +67,8 @@ struct bench_control {
 	__u32 default_action;	/* of the linear scan: enum xdp_action */
 	__u32 generator_ifindex;
 	__u32 random;
+	__u32 source_mask;	/* how many sources the injectors of sources invent, less one */
+	__u32 pad;
 } control SEC(".bss.control");
 
 struct {
@@ -86,7 +88,15 @@ struct {
 } linear_v6_rules SEC(".maps");
 
 /* What the injectors jump to. */
-enum target { TARGET_DROP = 0, TARGET_PARSE = 1, TARGET_LINEAR = 2, TARGET_FIREWALL = 3, TARGETS = 4 };
+enum target {
+	TARGET_DROP = 0,
+	TARGET_PARSE = 1,
+	TARGET_LINEAR = 2,
+	TARGET_FIREWALL = 3,
+	TARGET_LIMIT = 4,
+	TARGET_LRU = 5,
+	TARGETS = 6,
+};
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, TARGETS);
@@ -291,4 +301,69 @@ SEC("xdp") int generate(struct xdp_md *ctx)
 	sum = (sum & 0xffff) + (sum >> 16);
 	ip->check = ~sum;
 	return bpf_redirect(control.generator_ifindex, 0);
+}
+
+/* Frames of one of many sources, in no order, all of 10.0.0.0/8. IPv4. */
+static __always_inline void inject_source(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = data + 14;
+	__u32 random = control.random * 1664525 + 1013904223;
+
+	if (data + 54 > data_end)
+		return;
+	control.random = random;
+	/* The low bits of this generator are not random; those above are, and go through every value. */
+	ip->saddr = bpf_htonl(0x0a000000 | ((random >> 8 ^ random >> 20) & control.source_mask));
+}
+
+#define SOURCES(name, slot)                                                                                    \
+	SEC("xdp") int name(struct xdp_md *ctx)                                                                        \
+	{                                                                                                              \
+		inject_source(ctx);                                                                                    \
+		bpf_tail_call(ctx, &targets, slot);                                                                    \
+		return XDP_ABORTED;                                                                                    \
+	}
+
+SOURCES(sources_to_parse, TARGET_PARSE)
+SOURCES(sources_to_limit, TARGET_LIMIT)
+SOURCES(sources_to_lru, TARGET_LRU)
+
+/* What is mostly written instead of our limiter: a kernel's table for each CPU, and its exact clock. */
+struct token_bucket_of_a_cpu {
+	__u64 tokens, last_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
+	__uint(max_entries, 1 << 20);
+	__type(key, __u32);
+	__type(value, struct token_bucket_of_a_cpu);
+} lru_percpu_buckets SEC(".maps");
+
+SEC("xdp") int lru_percpu(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct token_bucket_of_a_cpu *bucket, full = { .tokens = 2000 };
+	__u64 now = bpf_ktime_get_ns(), more;
+	struct packet p = {};
+	__u32 key;
+
+	if (parse_frame(data, data_end, &p))
+		return XDP_ABORTED;
+	key = p.src[1];
+	bucket = bpf_map_lookup_elem(&lru_percpu_buckets, &key);
+	if (!bucket) {
+		full.last_ns = now;
+		bpf_map_update_elem(&lru_percpu_buckets, &key, &full, BPF_ANY);
+		return XDP_DROP;
+	}
+	more = (now - bucket->last_ns) / 1000000; /* 1000 a second */
+	if (more) {
+		bucket->tokens = bucket->tokens + more > 2000 ? 2000 : bucket->tokens + more;
+		bucket->last_ns = now;
+	}
+	if (bucket->tokens)
+		bucket->tokens--;
+	return XDP_DROP;
 }

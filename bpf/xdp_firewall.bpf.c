@@ -14,6 +14,7 @@
 #include "stats.h"
 #include "events.h"
 #include "flows.h"
+#include "policy.h"
 #include "xdp_meta.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -56,41 +57,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct work);
 } fw_work SEC(".maps");
-
-static __always_inline __u32 iface_number(const struct fw_policy *policy, __u32 ifindex)
-{
-	const struct fw_iface *iface = &policy->iface[ifindex * policy->iface_multiplier >> 24];
-
-	return iface->ifindex == ifindex ? iface->number & (FW_IFACES - 1) : FW_OTHER_IFACE;
-}
-
-/*
- * SSH and the control port, from where somebody is working: no rule may shut them out. IPv4 sources come mapped into
- * IPv6. A function of its own, verified once.
- */
-__noinline int is_guarded(struct fw_policy *policy, __u64 high, __u64 low, __u32 port)
-{
-	bool guarded = false;
-
-	if (!policy)
-		return false;
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < FW_GUARD_PORTS; i++)
-		if (i < policy->guard_ports && policy->guard_port[i] == port)
-			guarded = true;
-	if (!guarded)
-		return false;
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < FW_GUARD_NETS; i++) {
-		const struct fw_net *net = &policy->guard_net[i];
-
-		if (i >= policy->guard_nets)
-			break;
-		if (!(((high ^ net->addr[0]) & net->mask[0]) | ((low ^ net->addr[1]) & net->mask[1])))
-			return true;
-	}
-	return false;
-}
 
 /* Classes and rows of a packet, and the answer as long as no state is known. */
 static __always_inline __u32 classify_packet(struct fw_tables *t, struct fw_family *f, __u32 index,
@@ -163,13 +129,9 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 	if (known && (known & CONN_TOUCH || p->tcp_flags & TCP_FIN) && !j->drop && !explaining)
 		conn_confirm(&work->key, t->policy.generation, p->tcp_flags);
 	if (j->drop) {
-		/* Networks of the guard are kept as IPv6; an IPv4 source is mapped. */
-		__u64 mapped = p->family == 4 ? 0xffff00000000ULL : 0;
-
 		if (t->policy.dhcp && is_dhcp_answer(p))
 			j->exception = FW_DHCP;
-		else if (p->protocol == IPPROTO_TCP && t->policy.guard_filter >> (p->dst_port & 63) & 1 &&
-			 is_guarded(&t->policy, p->src[0], p->src[1] | mapped, p->dst_port))
+		else if (is_guard_packet(&t->policy, p))
 			j->exception = FW_GUARD;
 		if (j->exception) {
 			j->reason = FW_BY_EXCEPTION;
@@ -423,37 +385,23 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	c = &work->classes;
 	p = &work->packet;
 	key.iface = iface_number(&t->policy, ctx->ingress_ifindex);
-	p->vlan = 0;
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
 		f = &t->family[0];
 		if (!read_flow_v4(data, f->uses, &key))
 			return LEFT_OVER;
-		p->src[0] = p->dst[0] = 0;
-		p->src[1] = bpf_ntohl(key.src[0]);
-		p->dst[1] = bpf_ntohl(key.src[0] >> 32);
+		packet_of(&key, p);
 		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
 		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
 	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		f = &t->family[1];
 		if (!read_flow_v6(data, data_end, f->uses, &key))
 			return LEFT_OVER;
-		p->src[0] = bpf_be64_to_cpu(key.src[0]);
-		p->src[1] = bpf_be64_to_cpu(key.src[1]);
-		p->dst[0] = bpf_be64_to_cpu(key.dst[0]);
-		p->dst[1] = bpf_be64_to_cpu(key.dst[1]);
+		packet_of(&key, p);
 		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
 		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
 	} else {
 		return LEFT_OVER;
 	}
-	p->family = key.family;
-	p->protocol = key.protocol;
-	p->tcp_flags = key.tcp_flags;
-	p->has_ports = p->protocol == IPPROTO_TCP || is_like_udp(p->protocol);
-	p->src_port = bpf_ntohs(key.ports);
-	p->dst_port = bpf_ntohs(key.ports >> 16);
-	p->icmp_type = key.ports; /* where it has no ports */
-	p->icmp_code = key.ports >> 8;
 	if (f->mode != FW_MODE_EMPTY) {
 		find_classes(f, p, key.iface, c);
 		answer = classify(f, c, index, 0);

@@ -396,6 +396,139 @@ struct frag {
 	__u8 pad[5];
 };
 
+/* ---- rate limits: rules are written by the agent, buckets by xdp_ratelimit ---- */
+
+enum rl_algorithm {
+	RL_TOKEN_BUCKET = 0,
+	RL_LEAKY_BUCKET = 1,
+	RL_FIXED_WINDOW = 2,
+	RL_SLIDING_WINDOW = 3,
+};
+
+/* A limit as the arithmetic takes it: so many units (packets or bits) a second, and a burst. */
+struct rl_limit {
+	__u64 scale;		    /* time that a unit takes, in 2^-16 ns, times 2^shift */
+	__u64 depth;		    /* time that the burst takes, in 2^-16 ns; below 2^62 */
+	__u64 per_window;	    /* units in a window of a second; below 2^40 */
+	__u32 shift;		    /* below 64 */
+	__u32 window;		    /* ticks of the kernel's clock in a window */
+};
+
+/* Whose packets share a bucket. */
+enum rl_scope {
+	RL_PER_IP = 0,		    /* source address, or its prefix */
+	RL_PER_FLOW = 1,	    /* addresses, ports and protocol */
+	RL_PER_DST = 2,		    /* destination address */
+	RL_GLOBAL = 3,		    /* all that match the rule */
+};
+
+/* What happens to a packet over the limit. */
+enum rl_action {
+	RL_DROP = 0,
+	RL_PASS = 1,		    /* counted and told only */
+	RL_BLOCK = 2,		    /* dropped, and all of its bucket for block_ticks */
+};
+
+/* A rule as a packet that matches it sees it; the way to it is the firewall's (struct fw_tables). */
+struct rl_rule {
+	struct rl_limit limit;
+	__u64 block_ticks;
+	__u32 instance;		    /* the rule's own number, from 1: buckets of a deleted rule are nobody's */
+	__u8 algorithm;
+	__u8 scope;
+	__u8 action;
+	__u8 bits;		    /* a packet costs its bits, else 1 */
+	__u8 fine;		    /* time in nanoseconds; else in ticks, which is enough for bursts of ten ticks or more */
+	__u8 prefix;		    /* of an IPv6 address: how many bits of it count */
+	__u8 hold;		    /* a bucket may be forgotten when it was silent for 2^hold whiles */
+	__u8 pad[13];
+};
+
+/* Beside the tables of a generation. */
+struct rl_rules {
+	__u32 any[2];		    /* IPv4, IPv6: enum fw_answer of every packet, when the rules look at no field */
+	__u32 ask[2];		    /* else 1 here */
+	__u32 pad[12];
+	struct rl_rule rule[FW_SLOTS];
+};
+
+enum rl_limits {
+	RL_WAYS = 4,
+	RL_WHILE_BITS = 24,	    /* of rl_bucket.seen: the while, and then 5 bits of hold */
+};
+
+/* A cache line. id of 0 is free. */
+struct rl_bucket {
+	__u64 id;		    /* instance of the rule, ports and protocol with RL_PER_FLOW */
+	__u64 key[4];		    /* source and destination as far as the scope looks at them, IPv4 as ::ffff:0:0/96 */
+	__u64 word[2];		    /* see include/buckets.h */
+	__u32 start;		    /* tick in which it was made */
+	__u32 seen;		    /* while in which it was used last, hold of its rule; top bit: blocked, see rl_tale */
+};
+
+struct rl_set {
+	struct rl_bucket way[RL_WAYS];
+};
+
+/* What happened to the packets of a bucket that was over its limit once; beside the bucket, touched only then. */
+struct rl_tale {
+	__u32 dropped;		    /* since it was made, or would have been; wraps */
+	__u32 told;		    /* of them, at the last record */
+	__u32 told_tick;
+	__u32 blocked_until;	    /* tick */
+};
+
+/* By slot of the rule: the bucket of all packets that have no other. */
+struct rl_common {
+	struct rl_bucket bucket;
+	struct rl_tale tale;
+	__u64 pad[6];
+};
+
+/* Ticks and nanoseconds are one clock, told more or less exactly. */
+struct rl_clock {
+	__u64 tick_zero_ns;	    /* CLOCK_MONOTONIC at tick 0, modulo 2^64; written once by start_expiry */
+	__u64 pad[7];
+};
+
+struct rl_rule_count {
+	__u64 passed, passed_bytes;
+	__u64 dropped, dropped_bytes; /* over the limit; with RL_PASS they passed */
+};
+
+/* All that a CPU counts. */
+struct rl_cpu_counts {
+	struct rl_rule_count rule[FW_SLOTS];
+	__u64 made;		    /* buckets */
+	__u64 replaced;		    /* of them, by taking one that was silent */
+	__u64 expired;		    /* buckets that the timer took away */
+	__u64 crowded;		    /* packets that found no room, and went by their rule's common bucket */
+	__u64 contended;	    /* packets that gave up on a bucket that other CPUs kept changing: over the limit */
+	__u64 events;
+	__u64 ring_full;	    /* events lost */
+	__u64 pad;
+};
+
+struct rl_event {
+	__u64 boot_ns;
+	__u64 src[2];		    /* host order, high half first; IPv4 in the low 32 bits of src[1] */
+	__u64 dst[2];
+	__u32 ifindex;
+	__u32 packets;		    /* over the limit since the last event of this bucket, this one included */
+	__u32 bytes;		    /* length of this packet's frame */
+	__u32 generation;
+	__u16 slot;
+	__u16 src_port;
+	__u16 dst_port;
+	__u16 vlan;
+	__u8 family;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 action;		    /* enum rl_action */
+	__u8 common;		    /* 1: the rule's common bucket */
+	__u8 pad[3];
+};
+
 /* ---- XDP -> TC ---- */
 
 enum xdp_meta_limits { XDP_META_MAGIC = 0x45425331 };
@@ -457,6 +590,10 @@ _Static_assert(sizeof(struct conn_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct conn) == 16, "no hidden padding");
 _Static_assert(sizeof(struct frag_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct frag) == 32, "no hidden padding");
+_Static_assert(sizeof(struct rl_rule) == 64, "a cache line");
+_Static_assert(sizeof(struct rl_bucket) == 64, "a cache line");
+_Static_assert(sizeof(struct rl_tale) == 16, "no hidden padding");
+_Static_assert(sizeof(struct rl_event) == 72, "no hidden padding");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");

@@ -5,7 +5,7 @@
  * 2001). In front stands a cache keyed by the rows' ids (flows.h has one more, before this): it answers for every packet
  * that falls into the same classes, so random ports and addresses cannot blow it, and it dies with its generation.
  *
- * Tables are written by the agent only (src/engines/firewall/compile), into the generation that no packet reads.
+ * Tables are written by the agent only (src/classify/compile), into the generation that no packet reads.
  * The cache is written by all CPUs without a lock: an entry is one 64-bit word that holds key and answer.
  */
 #pragma once

@@ -24,8 +24,6 @@ struct {
 /* Silence after which a connection is forgotten, in jiffies, by phase; [1] is TCP, [0] everything else. */
 const volatile __u64 conn_timeout[2][CONN_PHASES];
 
-enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
-
 static __always_inline void conn_key_of(const struct packet *p, bool egress, struct conn_key *key)
 {
 	key->local[0] = egress ? p->src[0] : p->dst[0];

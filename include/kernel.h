@@ -29,6 +29,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LRU_PERCPU_HASH = 10,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_DEVMAP = 14,
 	BPF_MAP_TYPE_RINGBUF = 27,
@@ -52,6 +53,11 @@ enum { TCX_NEXT = -1 };
 struct xdp_md {
 	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;
 };
+
+/* Named by BTF: the kernel finds the timer in a map's value by this name and size. */
+struct bpf_timer {
+	__u64 opaque[2];
+} __attribute__((aligned(8)));
 
 struct bpf_sock;
 struct __sk_buff {

@@ -23,6 +23,9 @@ enum {
 /* Hides from clang what it knows of a value, so that it neither drops a bound that the verifier needs nor makes branches. */
 #define OPAQUE(x) asm volatile("" : "+r"(x))
 
+/* Flags of a TCP header. */
+enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
+
 /* Where a packet stands in a fragmented datagram. */
 enum fragment { NOT_FRAGMENT = 0, FIRST_FRAGMENT = 1, LATER_FRAGMENT = 2 };
 

@@ -21,15 +21,16 @@
 //! - Maps are filled before anything is attached.
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
-//! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > alert, bpf, confirm >
-//!   event, written, api > abi, component, packet, metrics, logging, supervise. Engines never import each other.
-//!   `tests/tidy.rs` checks it.
+//! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > alert, bpf, classify,
+//!   confirm > event, written, api > abi, component, packet, metrics, logging, supervise. Engines never import each
+//!   other; what several of them need to tell packets apart is [`classify`]. `tests/tidy.rs` checks it.
 
 pub mod abi;
 pub mod agent;
 pub mod alert;
 pub mod api;
 pub mod bpf;
+pub mod classify;
 pub mod cli;
 pub mod client;
 pub mod component;

@@ -156,15 +156,16 @@ fn the_example_is_good() {
     let rules = &config.firewall.rules;
     assert_eq!((config.firewall.mode, config.firewall.default_policy), (Mode::Block, Policy::Drop));
     let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
-    has("IPv4 rule", rules.iter().any(|rule| rule.is_ipv4() == Some(true)));
-    has("IPv6 rule", rules.iter().any(|rule| rule.is_ipv4() == Some(false)));
-    has("VLAN", rules.iter().any(|rule| rule.vlan_id.is_some_and(|id| id > 0)));
-    has("TCP flags", rules.iter().any(|rule| rule.tcp_flags.is_some()));
-    has("ICMP type", rules.iter().any(|rule| rule.icmp_type.is_some()));
-    has("ICMP code", rules.iter().any(|rule| rule.icmp_code.is_some()));
-    has("port range", rules.iter().any(|rule| rule.dst_port.is_some_and(|range| range.low < range.high)));
-    has("state", rules.iter().any(|rule| !rule.states.is_any()));
-    has("interface", rules.iter().any(|rule| !rule.interfaces.is_empty()));
+    let matches = || rules.iter().map(|rule| &rule.matches);
+    has("IPv4 rule", matches().any(|asked| asked.is_ipv4() == Some(true)));
+    has("IPv6 rule", matches().any(|asked| asked.is_ipv4() == Some(false)));
+    has("VLAN", matches().any(|asked| asked.vlan_id.is_some_and(|id| id > 0)));
+    has("TCP flags", matches().any(|asked| asked.tcp_flags.is_some()));
+    has("ICMP type", matches().any(|asked| asked.icmp_type.is_some()));
+    has("ICMP code", matches().any(|asked| asked.icmp_code.is_some()));
+    has("port range", matches().any(|asked| asked.dst_port.is_some_and(|range| range.low < range.high)));
+    has("state", matches().any(|asked| !asked.states.is_any()));
+    has("interface", matches().any(|asked| !asked.interfaces.is_empty()));
     has("log", rules.iter().any(|rule| rule.log));
     has("disabled rule", rules.iter().any(|rule| !rule.enabled));
 }
@@ -336,7 +337,7 @@ fn rules_beyond_the_limit_are_counted_by_family() {
 fn host_bits_are_dropped_with_a_warning() {
     let text = format!("{MINIMAL}[[firewall.rules]]\nid='a'\npriority=1\naction='deny'\nsrc_ip='10.1.2.3/8'");
     let (config, warnings) = config::parse("c.toml", text.as_bytes(), [], &[]).unwrap();
-    assert_eq!(config.firewall.rules[0].src_ip.unwrap().to_string(), "10.0.0.0/8");
+    assert_eq!(config.firewall.rules[0].matches.src_ip.unwrap().to_string(), "10.0.0.0/8");
     assert_eq!(
         warnings[0].to_string(),
         "c.toml:7:8: firewall.rules[0].src_ip: 10.1.2.3/8 has host bits; it means 10.0.0.0/8"

@@ -11,8 +11,8 @@ const LAYERS: &[&[&str]] = &[
     &["control"],
     &["config", "audit", "system"],
     &["engines"],
-    &["alert", "bpf", "confirm"],
-    &["matching", "flow", "feeds", "event", "enrichment", "written", "api"],
+    &["alert", "bpf", "classify", "confirm"],
+    &["flow", "feeds", "event", "enrichment", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];
 

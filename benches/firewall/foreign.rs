@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use anyhow::{Result, bail};
-use ebpfsentinel::engines::firewall::rule::{PortRange, Protocol, Rule, proto};
+use ebpfsentinel::classify::matching::{Match, PortRange, Protocol, proto};
+use ebpfsentinel::engines::firewall::rule::Rule;
 use ipnet::{IpNet, Ipv4Net};
 
 /// Where an nftables chain listens. Which one is faster depends on the rules, so both run and the faster one counts.
@@ -30,17 +31,18 @@ impl Hook {
 }
 
 /// What neither of the two can say in the same words as we do is not compared.
-fn check(rule: &Rule) -> Result<()> {
-    let told = rule.vlan_id.is_none()
-        && rule.tcp_flags.is_none()
-        && rule.icmp_type.is_none()
-        && rule.states.is_any()
-        && rule.interfaces.is_empty()
-        && rule.is_ipv4() != Some(false);
+fn check(rule: &Rule) -> Result<&Match> {
+    let matches = &rule.matches;
+    let told = matches.vlan_id.is_none()
+        && matches.tcp_flags.is_none()
+        && matches.icmp_type.is_none()
+        && matches.states.is_any()
+        && matches.interfaces.is_empty()
+        && matches.is_ipv4() != Some(false);
     if !told {
         bail!("rule {} has a field that the comparison with nftables and iptables leaves out", rule.id);
     }
-    Ok(())
+    Ok(matches)
 }
 
 fn network(net: Option<IpNet>) -> Option<Ipv4Net> {
@@ -59,20 +61,20 @@ fn range(port: Option<PortRange>, between: char) -> Option<String> {
 pub fn nft_linear(rules: &[Rule], hook: Hook) -> Result<String> {
     let mut text = format!("table {} t {{ chain c {{ {}\n", hook.table(), hook.chain());
     for rule in rules {
-        check(rule)?;
-        if let Some(net) = network(rule.src_ip) {
+        let matches = check(rule)?;
+        if let Some(net) = network(matches.src_ip) {
             write!(text, "ip saddr {net} ")?;
         }
-        if let Some(net) = network(rule.dst_ip) {
+        if let Some(net) = network(matches.dst_ip) {
             write!(text, "ip daddr {net} ")?;
         }
-        if let Protocol::Number(number) = rule.protocol {
+        if let Protocol::Number(number) = matches.protocol {
             write!(text, "meta l4proto {number} ")?;
         }
-        if let Some(ports) = range(rule.src_port, '-') {
+        if let Some(ports) = range(matches.src_port, '-') {
             write!(text, "th sport {ports} ")?;
         }
-        if let Some(ports) = range(rule.dst_port, '-') {
+        if let Some(ports) = range(matches.dst_port, '-') {
             write!(text, "th dport {ports} ")?;
         }
         text.push_str("drop\n");
@@ -85,8 +87,7 @@ pub fn nft_linear(rules: &[Rule], hook: Hook) -> Result<String> {
 pub fn nft_set(rules: &[Rule], hook: Hook) -> Result<(usize, String)> {
     let mut kept: Vec<Box_> = Vec::new();
     for rule in rules {
-        check(rule)?;
-        let candidate = Box_::of(rule);
+        let candidate = Box_::of(check(rule)?);
         if !kept.iter().any(|other| other.overlaps(&candidate)) {
             kept.push(candidate);
         }
@@ -127,16 +128,22 @@ fn single(range: String, [low, high]: [u32; 2]) -> String {
 struct Box_([[u32; 2]; 5]);
 
 impl Box_ {
-    fn of(rule: &Rule) -> Box_ {
+    fn of(matches: &Match) -> Box_ {
         let address = |net: Option<IpNet>| {
             network(net).map_or([0, u32::MAX], |net| [net.network().to_bits(), net.broadcast().to_bits()])
         };
         let port = |port: Option<PortRange>| port.map_or([0, 65535], |port| [port.low.into(), port.high.into()]);
-        let protocol = match rule.protocol {
+        let protocol = match matches.protocol {
             Protocol::Any => [0, 255],
             Protocol::Number(number) => [number.into(), number.into()],
         };
-        Box_([address(rule.src_ip), address(rule.dst_ip), protocol, port(rule.src_port), port(rule.dst_port)])
+        Box_([
+            address(matches.src_ip),
+            address(matches.dst_ip),
+            protocol,
+            port(matches.src_port),
+            port(matches.dst_port),
+        ])
     }
 
     fn overlaps(&self, other: &Box_) -> bool {
@@ -149,27 +156,27 @@ impl Box_ {
 pub fn iptables(rules: &[Rule]) -> Result<String> {
     let mut text = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n".to_owned();
     for rule in rules {
-        check(rule)?;
+        let matches = check(rule)?;
         text.push_str("-A PREROUTING");
-        if let Some(net) = network(rule.src_ip) {
+        if let Some(net) = network(matches.src_ip) {
             write!(text, " -s {net}")?;
         }
-        if let Some(net) = network(rule.dst_ip) {
+        if let Some(net) = network(matches.dst_ip) {
             write!(text, " -d {net}")?;
         }
-        if let Protocol::Number(number) = rule.protocol {
+        if let Protocol::Number(number) = matches.protocol {
             write!(text, " -p {number}")?;
             let module = match number {
                 proto::TCP => Some("tcp"),
                 proto::UDP => Some("udp"),
                 _ => None,
             };
-            if let Some(module) = module.filter(|_| rule.src_port.is_some() || rule.dst_port.is_some()) {
+            if let Some(module) = module.filter(|_| matches.src_port.is_some() || matches.dst_port.is_some()) {
                 write!(text, " -m {module}")?;
-                if let Some(ports) = range(rule.src_port, ':') {
+                if let Some(ports) = range(matches.src_port, ':') {
                     write!(text, " --sport {ports}")?;
                 }
-                if let Some(ports) = range(rule.dst_port, ':') {
+                if let Some(ports) = range(matches.dst_port, ':') {
                     write!(text, " --dport {ports}")?;
                 }
             }

@@ -45,6 +45,8 @@ pub struct Control {
     pub default_action: u32,
     pub generator_ifindex: u32,
     random: u32,
+    pub source_mask: u32,
+    pad: u32,
 }
 
 /// A map's memory, shared with the kernel.

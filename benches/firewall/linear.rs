@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
-use ebpfsentinel::engines::firewall::rule::{Action, PortRange, Protocol, Rule};
+use ebpfsentinel::classify::matching::{PortRange, Protocol};
+use ebpfsentinel::engines::firewall::rule::{Action, Rule};
 use ipnet::IpNet;
 
 const ANY_PROTOCOL: u8 = 1;
@@ -52,11 +53,12 @@ pub struct LinearV6 {
 }
 
 fn match_of(rule: &Rule) -> Result<Match> {
-    if rule.vlan_id.is_some() || !rule.states.is_any() || !rule.interfaces.is_empty() {
+    let asked = &rule.matches;
+    if asked.vlan_id.is_some() || !asked.states.is_any() || !asked.interfaces.is_empty() {
         bail!("the linear scan knows neither VLANs nor states nor interfaces: {}", rule.id);
     }
     let any = PortRange { low: 0, high: u16::MAX };
-    let (src, dst) = (rule.src_port.unwrap_or(any), rule.dst_port.unwrap_or(any));
+    let (src, dst) = (asked.src_port.unwrap_or(any), asked.dst_port.unwrap_or(any));
     let mut match_ = Match {
         src_port_low: src.low,
         src_port_high: src.high,
@@ -64,21 +66,21 @@ fn match_of(rule: &Rule) -> Result<Match> {
         dst_port_high: dst.high,
         ..Match::default()
     };
-    match rule.protocol {
+    match asked.protocol {
         Protocol::Any => match_.flags |= ANY_PROTOCOL,
         Protocol::Number(number) => match_.protocol = number,
     }
-    if rule.src_port.is_some() || rule.dst_port.is_some() {
+    if asked.src_port.is_some() || asked.dst_port.is_some() {
         match_.flags |= PORTS;
     }
-    if let Some(flags) = rule.tcp_flags {
+    if let Some(flags) = asked.tcp_flags {
         (match_.tcp_set, match_.tcp_mask) = (flags.set, flags.mask);
     }
-    if let Some(kind) = rule.icmp_type {
+    if let Some(kind) = asked.icmp_type {
         match_.flags |= ICMP_TYPE;
         match_.icmp_type = kind;
     }
-    if let Some(code) = rule.icmp_code {
+    if let Some(code) = asked.icmp_code {
         match_.flags |= ICMP_CODE;
         match_.icmp_code = code;
     }
@@ -107,14 +109,14 @@ fn network_v6(network: Option<IpNet>) -> Result<([u64; 2], [u64; 2])> {
 
 impl LinearV4 {
     pub fn of(rule: &Rule) -> Result<LinearV4> {
-        let ((src, src_mask), (dst, dst_mask)) = (network_v4(rule.src_ip)?, network_v4(rule.dst_ip)?);
+        let ((src, src_mask), (dst, dst_mask)) = (network_v4(rule.matches.src_ip)?, network_v4(rule.matches.dst_ip)?);
         Ok(LinearV4 { src, src_mask, dst, dst_mask, match_: match_of(rule)? })
     }
 }
 
 impl LinearV6 {
     pub fn of(rule: &Rule) -> Result<LinearV6> {
-        let ((src, src_mask), (dst, dst_mask)) = (network_v6(rule.src_ip)?, network_v6(rule.dst_ip)?);
+        let ((src, src_mask), (dst, dst_mask)) = (network_v6(rule.matches.src_ip)?, network_v6(rule.matches.dst_ip)?);
         Ok(LinearV6 { src, src_mask, dst, dst_mask, match_: match_of(rule)? })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ebpfsentinel::engines::firewall::rule::{Action, PortRange, Protocol, Rule, States};
+use ebpfsentinel::classify::matching::{Match, PortRange};
+use ebpfsentinel::engines::firewall::rule::{Action, Rule};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::support::classbench::{Kind, Style, classbench, packet_to_ipv6, to_ipv6, trace};
@@ -77,17 +78,13 @@ fn rule(place: usize, src: IpNet, dst: IpNet, src_port: PortRange, dst_port: Por
         enabled: true,
         action,
         log: false,
-        protocol: Protocol::Any,
-        src_ip: Some(src),
-        dst_ip: Some(dst),
-        src_port: Some(src_port),
-        dst_port: Some(dst_port),
-        vlan_id: None,
-        tcp_flags: None,
-        icmp_type: None,
-        icmp_code: None,
-        states: States::ANY,
-        interfaces: Vec::new(),
+        matches: Match {
+            src_ip: Some(src),
+            dst_ip: Some(dst),
+            src_port: Some(src_port),
+            dst_port: Some(dst_port),
+            ..Match::default()
+        },
         description: String::new(),
     }
 }

@@ -7,8 +7,7 @@ use ebpfsentinel::abi::fw_tables;
 use ebpfsentinel::bpf::program_facts;
 use ebpfsentinel::bpf::tc_egress::TcEgress;
 use ebpfsentinel::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
-use ebpfsentinel::engines::firewall::compile::{Placed, compile_v4, compile_v6};
-use ebpfsentinel::engines::firewall::maps::BothRows;
+use ebpfsentinel::classify::compile::{BothRows, Placed, compile_v4, compile_v6};
 use ebpfsentinel::engines::firewall::rule::Rule;
 
 /// What the policy says beside the rules. Mode is always block.
@@ -72,7 +71,11 @@ fn placed(rules: &[Rule]) -> Vec<Placed<'_>> {
     rules
         .iter()
         .enumerate()
-        .map(|(place, rule)| Placed { rule, slot: place as u16, interfaces: Placed::ALL_INTERFACES })
+        .map(|(place, rule)| Placed {
+            matches: &rule.matches,
+            answer: rule.answer(place as u16),
+            interfaces: Placed::ALL_INTERFACES,
+        })
         .collect()
 }
 

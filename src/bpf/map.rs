@@ -90,6 +90,12 @@ impl<T> Drop for Mapped<T> {
     }
 }
 
+/// A handle of its own on a map, that lives as long as it likes.
+pub fn handle(map: &impl MapCore) -> Result<MapHandle> {
+    let info = libbpf_rs::MapInfo::new(map.as_fd()).context("asking about a map")?;
+    MapHandle::from_map_id(info.info.id).with_context(|| format!("opening map {:?}", map.name()))
+}
+
 /// Makes an array that can be the inner map of an array of maps, whatever its size.
 pub fn create_inner_array(name: &str, value_size: u32, entries: u32) -> Result<MapHandle> {
     let options = libbpf_sys::bpf_map_create_opts {

@@ -5,15 +5,19 @@
 
 pub mod attach;
 pub mod counts;
+pub mod generations;
 pub mod map;
 pub mod offload;
 pub mod ringbuf;
 pub mod tc_egress;
 pub mod xdp_firewall;
+pub mod xdp_ratelimit;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+use crate::abi::fw_cpu_counts;
 
 pub use attach::{AttachMode, Attached, XdpMode};
 
@@ -25,10 +29,16 @@ pub(crate) mod skeletons {
     pub mod xdp_firewall {
         include!(concat!(env!("OUT_DIR"), "/xdp_firewall.skel.rs"));
     }
+    pub mod xdp_ratelimit {
+        include!(concat!(env!("OUT_DIR"), "/xdp_ratelimit.skel.rs"));
+    }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
     }
 }
+
+/// The verifier lets a program reach 512 MB of a map's value: enough for the counters of this many CPUs, whichever program's.
+pub(crate) const CPUS_MAX: usize = (512 << 20) / size_of::<fw_cpu_counts>() - 1;
 
 /// Numbers of a loaded program, from the kernel.
 #[derive(Clone, Debug, Default)]
@@ -122,4 +132,25 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     .into_iter()
     .filter_map(|(has, name, fallback)| (!has).then_some((name, fallback)))
     .collect()
+}
+
+/// One more than the highest number of a CPU that is `online`, or `possible`. Numbers may be left out, so it is not their
+/// count.
+pub(crate) fn cpu_ids(which: &str) -> Result<usize> {
+    let path = format!("/sys/devices/system/cpu/{which}");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
+    let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
+    Ok(highest + 1)
+}
+
+/// 64 random bits of the kernel's.
+pub(crate) fn random() -> Result<u64> {
+    let mut word = [0u8; 8];
+    // SAFETY: word has the 8 bytes that the kernel may write.
+    let got = unsafe { libc::getrandom(word.as_mut_ptr().cast(), word.len(), 0) };
+    if got != 8 {
+        bail!("the kernel gave no random numbers: {}", std::io::Error::last_os_error());
+    }
+    Ok(u64::from_ne_bytes(word))
 }

@@ -2,19 +2,20 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapHandle};
 
 use super::counts::Counts;
+use super::generations::{Generations, WriteRows, set_program};
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
-use super::{check, jiffies_per_second};
+use super::{CPUS_MAX, check, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    bytes_of, from_bytes, fw_answered, fw_control, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6,
-    fw_misc_count, fw_question, fw_row, fw_rule_count, fw_rule_note, fw_tables,
+    bytes_of, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6, fw_misc_count,
+    fw_question, fw_rule_count, fw_rule_note, fw_tables,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -105,19 +106,6 @@ fn flow_sets(cpus: usize) -> usize {
     ((sets + 1).next_power_of_two() / 2).clamp(4, fw_flow_limits::FW_FLOW_SETS.0 as usize)
 }
 
-/// One more than the highest number of a CPU that is `online`, or `possible`. Numbers may be left out, so it is not their
-/// count.
-fn cpu_ids(which: &str) -> Result<usize> {
-    let path = format!("/sys/devices/system/cpu/{which}");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
-    let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
-    Ok(highest + 1)
-}
-
-/// The verifier lets a program reach 512 MB of a map's value: enough for the counters of this many CPUs.
-const CPUS_MAX: usize = (512 << 20) / size_of::<fw_cpu_counts>() - 1;
-
 /// Seconds that the rest of a fragmented datagram is waited for.
 const FRAGMENT_SECS: u64 = 30;
 
@@ -130,32 +118,13 @@ pub struct Ran {
     pub ns: u64,
 }
 
-/// Rows of a generation, written straight into the kernel's memory.
-pub trait WriteRows {
-    /// Entries of the map of rows that they take.
-    fn entries(&self) -> usize;
-    /// Writes them all; `out` has exactly that many.
-    fn write_rows(&self, out: &mut [fw_row]);
-}
-
-/// No rows.
-impl WriteRows for () {
-    fn entries(&self) -> usize {
-        0
-    }
-
-    fn write_rows(&self, _: &mut [fw_row]) {}
-}
-
 /// The loaded object. One thread owns it; it is the only writer of its maps.
 pub struct XdpFirewall {
     skel: XdpFirewallSkel<'static>,
-    tables: Mapped<fw_tables>,
-    control: Mapped<fw_control>,
+    generations: Generations,
     flows_v4: Mapped<fw_flow_set_v4>,
     flows_v6: Mapped<fw_flow_set_v6>,
     counts: Mapped<fw_cpu_counts>,
-    rows_bytes: u64,
     secret: [u64; 2],
 }
 
@@ -210,14 +179,13 @@ impl XdpFirewall {
             open.progs.xdp_firewall.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
         let skel = open.load().context("loading xdp_firewall")?;
-        let tables = Mapped::within(skel.maps.bss_tables.as_fd(), skel.maps.bss_tables.value_size() as usize, 2)?;
-        let control = Mapped::within(skel.maps.bss_control.as_fd(), skel.maps.bss_control.value_size() as usize, 1)?;
+        let generations = Generations::new(&skel.maps.bss_tables, &skel.maps.bss_control, &skel.maps.fw_rows)?;
         let (v4, v6) = (&skel.maps.bss_flows_v4, &skel.maps.bss_flows_v6);
         let flows_v4 = Mapped::within(v4.as_fd(), v4.value_size() as usize, sets_v4)?;
         let flows_v6 = Mapped::within(v6.as_fd(), v6.value_size() as usize, sets_v6)?;
         let counts = &skel.maps.bss_counts;
         let counts = Mapped::within(counts.as_fd(), counts.value_size() as usize, possible)?;
-        Ok(XdpFirewall { skel, tables, control, flows_v4, flows_v6, counts, rows_bytes: 0, secret })
+        Ok(XdpFirewall { skel, generations, flows_v4, flows_v6, counts, secret })
     }
 
     /// The program.
@@ -225,35 +193,19 @@ impl XdpFirewall {
         self.skel.progs.xdp_firewall.as_fd()
     }
 
-    fn active(&self) -> &AtomicU32 {
-        // SAFETY: active is an aligned u32 in memory that lives as long as self; the kernel only reads it.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.control.at(0)).active) }
-    }
-
     /// The live tables, to look at.
     pub fn live(&mut self) -> &fw_tables {
-        let live = self.active().load(Ordering::Acquire) as usize & 1;
-        &self.tables.values()[live]
+        self.generations.live()
     }
 
-    /// Builds the next generation and makes it live.
-    ///
-    /// `build` writes policy and tables into memory that no packet reads (and that holds what an older generation left
-    /// there) and returns the rows that its tables refer to. When it fails, nothing changes. After the return no packet
-    /// is judged by the old generation any more.
+    /// Builds the next generation and makes it live; see [`Generations::swap`].
     pub fn swap<R: WriteRows>(&mut self, build: impl FnOnce(&mut fw_tables) -> Result<R>) -> Result<()> {
-        let live = self.active().load(Ordering::Acquire) & 1;
-        let idle = 1 - live;
-        let tables = &mut self.tables.values()[idle as usize];
-        let rows = build(tables)?;
-        tables.policy.flows_open = 0;
-        self.set_rows(idle, &rows_map(&rows)?)?;
-        self.rows_bytes = (size_of::<fw_row>() * rows.entries().max(1)) as u64;
-        self.active().store(idle, Ordering::Release);
-        // The kernel waits here until every packet that may have read the old index is done (synchronize_rcu in the
-        // update of a map in a map), so that the old tables may be written again. Also gives their rows back.
-        self.set_rows(live, &rows_map(&())?)?;
-        self.restart_flows(idle as usize);
+        let live = self.generations.swap(|_, tables| {
+            let rows = build(tables)?;
+            tables.policy.flows_open = 0;
+            Ok(rows)
+        })?;
+        self.restart_flows(live);
         Ok(())
     }
 
@@ -263,32 +215,23 @@ impl XdpFirewall {
         self.flows_v4.values().fill(fw_flow_set_v4::default());
         self.flows_v6.values().fill(fw_flow_set_v6::default());
         // SAFETY: a byte in memory that lives as long as self; the kernel only reads it.
-        let open = unsafe { AtomicU8::from_ptr(&raw mut (*self.tables.at(generation)).policy.flows_open) };
+        let open = unsafe { AtomicU8::from_ptr(&raw mut (*self.generations.at(generation)).policy.flows_open) };
         open.store(1, Ordering::Release);
-    }
-
-    fn set_rows(&self, generation: u32, rows: &MapHandle) -> Result<()> {
-        let fd = rows.as_fd().as_raw_fd() as u32;
-        self.skel
-            .maps
-            .fw_rows
-            .update(&generation.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-            .context("giving the kernel the rows of a generation")
     }
 
     /// A handle of the ring buffer of events.
     pub fn events(&self) -> Result<MapHandle> {
-        handle(&self.skel.maps.fw_events)
+        map::handle(&self.skel.maps.fw_events)
     }
 
     /// A handle of the connections.
     pub fn connections(&self) -> Result<MapHandle> {
-        handle(&self.skel.maps.connections)
+        map::handle(&self.skel.maps.connections)
     }
 
     /// A handle of the counters that other programs share.
     pub fn misc_counts_map(&self) -> Result<MapHandle> {
-        handle(&self.skel.maps.misc_counts)
+        map::handle(&self.skel.maps.misc_counts)
     }
 
     /// Everything that was counted by slot, reason and interface; all CPUs together.
@@ -324,7 +267,7 @@ impl XdpFirewall {
 
     /// Losses and unparsable packets; all CPUs together.
     pub fn misc_counts(&self) -> Result<fw_misc_count> {
-        let map = handle(&self.skel.maps.misc_counts)?;
+        let map = map::handle(&self.skel.maps.misc_counts)?;
         let mut sum = fw_misc_count::default();
         map::read_per_cpu(&map, |_, one: fw_misc_count| {
             sum.events += one.events;
@@ -344,12 +287,7 @@ impl XdpFirewall {
 
     /// Puts a program behind the firewall: it runs for every packet that passes.
     pub fn set_next(&self, slot: u32, program: BorrowedFd<'_>) -> Result<()> {
-        let fd = program.as_raw_fd() as u32;
-        self.skel
-            .maps
-            .xdp_next
-            .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-            .context("putting a program behind xdp_firewall")
+        set_program(&self.skel.maps.xdp_next, slot, program)
     }
 
     /// Its maps, as status shows them; the rows of the live generation as one of them.
@@ -365,13 +303,7 @@ impl XdpFirewall {
             map::facts(&maps.misc_counts),
             map::facts(&maps.fw_events),
         ];
-        all.push(MapFacts {
-            name: "fw_rows".to_owned(),
-            kind: "array in arrayofmaps".to_owned(),
-            entries: Some(self.rows_bytes / size_of::<fw_row>() as u64),
-            max_entries: (self.rows_bytes / size_of::<fw_row>() as u64) as u32,
-            bytes: self.rows_bytes,
-        });
+        all.push(self.generations.rows_facts());
         all
     }
 
@@ -426,31 +358,6 @@ impl XdpFirewall {
         out.truncate(len);
         Ok((ran, out))
     }
-}
-
-/// A map of rows, with at least one entry: an array cannot be empty.
-fn rows_map(rows: &impl WriteRows) -> Result<MapHandle> {
-    let entries = rows.entries();
-    let map = map::create_inner_array("fw_rows", size_of::<fw_row>() as u32, entries.max(1) as u32)?;
-    if entries != 0 {
-        rows.write_rows(Mapped::<fw_row>::new(&map, entries)?.values());
-    }
-    Ok(map)
-}
-
-fn handle(map: &impl MapCore) -> Result<MapHandle> {
-    let info = libbpf_rs::MapInfo::new(map.as_fd()).context("asking about a map")?;
-    MapHandle::from_map_id(info.info.id).with_context(|| format!("opening map {:?}", map.name()))
-}
-
-fn random() -> Result<u64> {
-    let mut word = [0u8; 8];
-    // SAFETY: word has the 8 bytes that the kernel may write.
-    let got = unsafe { libc::getrandom(word.as_mut_ptr().cast(), word.len(), 0) };
-    if got != 8 {
-        bail!("the kernel gave no random numbers: {}", std::io::Error::last_os_error());
-    }
-    Ok(u64::from_ne_bytes(word))
 }
 
 /// Pins a map at `path`, replacing an older pin.

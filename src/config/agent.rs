@@ -8,7 +8,7 @@ use log::LevelFilter;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use crate::engines::firewall::config::{read_interfaces, read_network};
+use crate::classify::keys::{read_interfaces, read_network};
 use crate::logging::Format;
 use crate::written::{Field, Reader};
 

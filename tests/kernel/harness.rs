@@ -3,10 +3,13 @@
 
 use ebpfsentinel::abi::{conn, conn_key, from_bytes, fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
+use ebpfsentinel::classify::interfaces::Port;
+use ebpfsentinel::classify::matching::State;
+use ebpfsentinel::classify::slots::Slots;
 use ebpfsentinel::engines::firewall::config::FirewallConfig;
 use ebpfsentinel::engines::firewall::guard::Guard;
-use ebpfsentinel::engines::firewall::maps::{Generation, Port, Slots};
-use ebpfsentinel::engines::firewall::rule::{Rule, State};
+use ebpfsentinel::engines::firewall::maps::Generation;
+use ebpfsentinel::engines::firewall::rule::Rule;
 use ebpfsentinel::event::{Outcome, Reason, UNPARSABLE};
 use ebpfsentinel::written::Document;
 use libbpf_rs::MapCore;
@@ -73,7 +76,8 @@ impl Kernel {
         let config = read.into_result().expect(text);
         let mut rules: Vec<&Rule> = config.rules.iter().collect();
         rules.sort_by_key(|rule| rule.priority);
-        let (slots, fresh) = self.slots.next(config.rules.iter()).expect("slots for the rules");
+        let (slots, fresh) =
+            self.slots.next(config.rules.iter().map(|rule| rule.id.as_str())).expect("slots for the rules");
         for slot in fresh {
             self.xdp.clear_slot(slot.into());
         }

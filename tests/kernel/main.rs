@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod oracle;
 mod parser;
+mod ratelimit;
 mod state;
 #[path = "../support/mod.rs"]
 pub mod support;

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 
 use ebpfsentinel::abi::{fw_answer, fw_answered, fw_iface, fw_reason, fw_state, fw_tables};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
-use ebpfsentinel::engines::firewall::compile::{Placed, compile_v4, compile_v6};
-use ebpfsentinel::engines::firewall::maps::BothRows;
-use ebpfsentinel::engines::firewall::rule::{RULES_MAX, Rule, State};
+use ebpfsentinel::classify::compile::{BothRows, Placed, RULES_MAX, compile_v4, compile_v6};
+use ebpfsentinel::classify::matching::State;
+use ebpfsentinel::engines::firewall::rule::Rule;
 
 use crate::support::classbench::{Style, classbench, to_ipv6};
 use crate::support::packets::{PacketFields, interface_name};
@@ -88,7 +88,7 @@ fn rule_set(round: u64, random: &mut Random) -> Vec<Rule> {
         _ => {
             let style = Style::ALL[round as usize / 4 % 3];
             let v4: Vec<Rule> =
-                classbench(style, n, round).into_iter().filter(|rule| rule.is_ipv4() == Some(true)).collect();
+                classbench(style, n, round).into_iter().filter(|rule| rule.matches.is_ipv4() == Some(true)).collect();
             let v6 = to_ipv6(&v4);
             of_both(v4, v6)
         }
@@ -99,7 +99,7 @@ fn rule_set(round: u64, random: &mut Random) -> Vec<Rule> {
 fn install(firewall: &mut XdpFirewall, rules: &[Rule], generation: u32, interface: u8) {
     let of_family = |ipv4: bool| {
         let mut order: Vec<usize> =
-            (0..rules.len()).filter(|&i| rules[i].enabled && rules[i].is_ipv4().is_none_or(|v4| v4 == ipv4)).collect();
+            (0..rules.len()).filter(|&i| rules[i].enabled && rules[i].matches.is_of_family(ipv4)).collect();
         order.sort_by_key(|&i| rules[i].priority);
         order.into_iter().map(|place| placed(&rules[place], place)).collect::<Vec<_>>()
     };
@@ -122,19 +122,20 @@ fn install(firewall: &mut XdpFirewall, rules: &[Rule], generation: u32, interfac
 
 /// The rule with its place among the written ones as its slot, so that an answer names the rule.
 fn placed(rule: &Rule, place: usize) -> Placed<'_> {
-    let interfaces = match rule.interfaces.is_empty() {
+    let names = &rule.matches.interfaces;
+    let interfaces = match names.is_empty() {
         true => Placed::ALL_INTERFACES,
-        false => (0..64).filter(|&n| rule.interfaces.contains(&interface_name(n))).fold(0, |bits, n| bits | 1 << n),
+        false => (0..64).filter(|&n| names.contains(&interface_name(n))).fold(0, |bits, n| bits | 1 << n),
     };
-    Placed { rule, slot: place as u16, interfaces }
+    Placed { matches: &rule.matches, answer: rule.answer(place as u16), interfaces }
 }
 
 fn packet(rules: &[Rule], interface: u8, random: &mut Random) -> PacketFields {
     let ipv4 = random.chance(50);
     let mut packet = match random.below(8) {
         0 => PacketFields::random(ipv4, random),
-        1 | 2 => PacketFields::inside(&rules[random.below(rules.len())], ipv4, random),
-        _ => PacketFields::at_edge(&rules[random.below(rules.len())], ipv4, random),
+        1 | 2 => PacketFields::inside(&rules[random.below(rules.len())].matches, ipv4, random),
+        _ => PacketFields::at_edge(&rules[random.below(rules.len())].matches, ipv4, random),
     };
     packet.interface = interface;
     if packet.src.is_ipv6() && EXTENSIONS.contains(&packet.protocol) {
@@ -165,7 +166,10 @@ fn compare(rules: &[Rule], packet: &PacketFields, answered: &fw_answered, round:
         wanted.map(|place| &rules[place])
     );
     if let (Some(place), None) = (found, state) {
-        assert!(rules[place].states.is_any(), "round {round}: a rule that asks for a state matched without one");
+        assert!(
+            rules[place].matches.states.is_any(),
+            "round {round}: a rule that asks for a state matched without one"
+        );
     }
     found
 }

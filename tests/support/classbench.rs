@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpfsentinel::engines::firewall::rule::{Action, PortRange, Protocol, Rule, States};
+use ebpfsentinel::classify::matching::{Match, PortRange, Protocol};
+use ebpfsentinel::engines::firewall::rule::{Action, Rule};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::packets::PacketFields;
@@ -76,19 +77,19 @@ pub fn classbench(style: Style, n: usize, seed: u64) -> Vec<Rule> {
     let mut drawn = Vec::with_capacity(n);
     while drawn.len() < n {
         let place = drawn.len();
-        let match_ = Match {
+        let filter = Filter {
             source: sources.draw(place, &mut random),
             destination: destinations.draw(place, &mut random),
             service: services.draw(place, &mut random),
         };
-        if seen.insert(match_) {
-            drawn.push(match_);
+        if seen.insert(filter) {
+            drawn.push(filter);
         }
     }
     specific_first(&drawn, shape.grouped, &mut random)
         .into_iter()
         .enumerate()
-        .map(|(place, match_)| match_.rule(place, if random.chance(50) { Action::Allow } else { Action::Deny }))
+        .map(|(place, filter)| filter.rule(place, if random.chance(50) { Action::Allow } else { Action::Deny }))
         .collect()
 }
 
@@ -99,11 +100,13 @@ pub fn to_ipv6(rules: &[Rule]) -> Vec<Rule> {
     rules
         .iter()
         .map(|rule| {
-            let protocol = match rule.protocol {
-                Protocol::Number(1) => Protocol::Number(58),
-                other => other,
-            };
-            Rule { src_ip: map(rule.src_ip), dst_ip: map(rule.dst_ip), protocol, ..rule.clone() }
+            let mut rule = rule.clone();
+            let matches = &mut rule.matches;
+            if matches.protocol == Protocol::Number(1) {
+                matches.protocol = Protocol::Number(58);
+            }
+            (matches.src_ip, matches.dst_ip) = (map(matches.src_ip), map(matches.dst_ip));
+            rule
         })
         .collect()
 }
@@ -122,7 +125,7 @@ pub fn packet_to_ipv6(packet: &PacketFields) -> PacketFields {
 /// and nothing that was tried passed all rules.
 pub fn trace(rules: &[Rule], kind: Kind, n: usize, seed: u64) -> Vec<PacketFields> {
     let mut random = Random::new(mix(seed ^ 0x7ace));
-    let ipv4 = rules.iter().find_map(Rule::is_ipv4).unwrap_or(true);
+    let ipv4 = rules.iter().find_map(|rule| rule.matches.is_ipv4()).unwrap_or(true);
     match kind {
         Kind::Hot => vec![flow(rules, ipv4, 0, &mut random); n],
         Kind::Zipf => {
@@ -147,15 +150,15 @@ fn flow(rules: &[Rule], ipv4: bool, miss_percent: usize, random: &mut Random) ->
     if rules.is_empty() || random.chance(miss_percent) {
         return nowhere(ipv4, random);
     }
-    let rule = &rules[random.below(rules.len())];
-    let mut packet = PacketFields::inside(rule, ipv4, random);
-    if rule.protocol == Protocol::Any {
+    let matches = &rules[random.below(rules.len())].matches;
+    let mut packet = PacketFields::inside(matches, ipv4, random);
+    if matches.protocol == Protocol::Any {
         packet.protocol = random.pick(&[6, 17]);
     }
-    if rule.vlan_id.is_none() {
+    if matches.vlan_id.is_none() {
         packet.vlan_id = 0;
     }
-    if rule.interfaces.is_empty() {
+    if matches.interfaces.is_empty() {
         packet.interface = 0;
     }
     packet
@@ -477,14 +480,14 @@ impl Service {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Match {
+struct Filter {
     source: Prefix,
     destination: Prefix,
     service: Service,
 }
 
-impl Match {
-    fn covers(self, other: Match) -> bool {
+impl Filter {
+    fn covers(self, other: Filter) -> bool {
         self.source.covers(other.source)
             && self.destination.covers(other.destination)
             && self.service.covers(other.service)
@@ -498,35 +501,32 @@ impl Match {
             enabled: true,
             action,
             log: false,
-            protocol: self.service.protocol,
-            src_ip: self.source.network(),
-            dst_ip: self.destination.network(),
-            src_port: range(self.service.source),
-            dst_port: range(self.service.destination),
-            vlan_id: None,
-            tcp_flags: None,
-            icmp_type: None,
-            icmp_code: None,
-            states: States::ANY,
-            interfaces: Vec::new(),
+            matches: Match {
+                protocol: self.service.protocol,
+                src_ip: self.source.network(),
+                dst_ip: self.destination.network(),
+                src_port: range(self.service.source),
+                dst_port: range(self.service.destination),
+                ..Match::default()
+            },
             description: String::new(),
         }
     }
 }
 
 /// A random order in which whatever lies within another one stands before it.
-fn specific_first(matches: &[Match], grouped: usize, random: &mut Random) -> Vec<Match> {
-    let mut covering: Vec<Vec<u32>> = vec![Vec::new(); matches.len()];
-    let mut waits_for = vec![0u32; matches.len()];
-    for (inner, narrow) in matches.iter().enumerate() {
-        for (outer, wide) in matches.iter().enumerate() {
+fn specific_first(filters: &[Filter], grouped: usize, random: &mut Random) -> Vec<Filter> {
+    let mut covering: Vec<Vec<u32>> = vec![Vec::new(); filters.len()];
+    let mut waits_for = vec![0u32; filters.len()];
+    for (inner, narrow) in filters.iter().enumerate() {
+        for (outer, wide) in filters.iter().enumerate() {
             if inner != outer && wide.covers(*narrow) {
                 covering[inner].push(outer as u32);
                 waits_for[outer] += 1;
             }
         }
     }
-    let keys: Vec<u64> = matches
+    let keys: Vec<u64> = filters
         .iter()
         .map(|narrow| match random.chance(grouped) {
             true => mix(u64::from(narrow.source.address)),
@@ -534,10 +534,10 @@ fn specific_first(matches: &[Match], grouped: usize, random: &mut Random) -> Vec
         })
         .collect();
     let mut ready: BinaryHeap<_> =
-        (0..matches.len()).filter(|&i| waits_for[i] == 0).map(|i| Reverse((keys[i], i))).collect();
-    let mut order = Vec::with_capacity(matches.len());
+        (0..filters.len()).filter(|&i| waits_for[i] == 0).map(|i| Reverse((keys[i], i))).collect();
+    let mut order = Vec::with_capacity(filters.len());
     while let Some(Reverse((_, next))) = ready.pop() {
-        order.push(matches[next]);
+        order.push(filters[next]);
         for &outer in &covering[next] {
             waits_for[outer as usize] -= 1;
             if waits_for[outer as usize] == 0 {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpfsentinel::engines::firewall::rule::{Protocol, Rule, State};
+use ebpfsentinel::classify::matching::{Match, Protocol, State};
 use ebpfsentinel::packet::build::Packet;
 use ipnet::IpNet;
 
@@ -74,63 +74,63 @@ impl PacketFields {
         }
     }
 
-    /// A random packet that `rule` matches, if any packet of its family can; `ipv4` decides for a rule of both.
-    pub fn inside(rule: &Rule, ipv4: bool, random: &mut Random) -> PacketFields {
-        let ipv4 = rule.is_ipv4().unwrap_or(ipv4);
+    /// A random packet that `matches` takes, if any packet of its family can; `ipv4` decides for a rule of both.
+    pub fn inside(matches: &Match, ipv4: bool, random: &mut Random) -> PacketFields {
+        let ipv4 = matches.is_ipv4().unwrap_or(ipv4);
         let mut packet = PacketFields::random(ipv4, random);
-        if let Some(network) = rule.src_ip {
+        if let Some(network) = matches.src_ip {
             packet.src = address_in(network, random);
         }
-        if let Some(network) = rule.dst_ip {
+        if let Some(network) = matches.dst_ip {
             packet.dst = address_in(network, random);
         }
-        packet.protocol = match rule.protocol {
+        packet.protocol = match matches.protocol {
             Protocol::Number(number) => number,
-            Protocol::Any if rule.tcp_flags.is_some() => 6,
-            Protocol::Any if rule.icmp_type.is_some() => icmp(ipv4),
-            Protocol::Any if rule.src_port.is_some() || rule.dst_port.is_some() => {
+            Protocol::Any if matches.tcp_flags.is_some() => 6,
+            Protocol::Any if matches.icmp_type.is_some() => icmp(ipv4),
+            Protocol::Any if matches.src_port.is_some() || matches.dst_port.is_some() => {
                 random.pick(&[6, 6, 17, 17, 132, 136])
             }
             Protocol::Any => packet.protocol,
         };
-        if let Some(range) = rule.src_port {
+        if let Some(range) = matches.src_port {
             packet.src_port = random.between(range.low.into(), range.high.into()) as u16;
         }
-        if let Some(range) = rule.dst_port {
+        if let Some(range) = matches.dst_port {
             packet.dst_port = random.between(range.low.into(), range.high.into()) as u16;
         }
-        if let Some(id) = rule.vlan_id {
+        if let Some(id) = matches.vlan_id {
             packet.vlan_id = id;
         }
-        if let Some(flags) = rule.tcp_flags {
+        if let Some(flags) = matches.tcp_flags {
             packet.tcp_flags = flags.set | (random.bits() as u8 & !flags.mask);
         }
-        if let Some(kind) = rule.icmp_type {
+        if let Some(kind) = matches.icmp_type {
             packet.icmp_type = kind;
         }
-        if let Some(code) = rule.icmp_code {
+        if let Some(code) = matches.icmp_code {
             packet.icmp_code = code;
         }
-        if !rule.interfaces.is_empty() {
-            let name = &rule.interfaces[random.below(rule.interfaces.len())];
+        if !matches.interfaces.is_empty() {
+            let name = &matches.interfaces[random.below(matches.interfaces.len())];
             packet.interface = name.trim_start_matches("test").parse().expect("interface of a test");
         }
         packet
     }
 
-    /// A packet at the edges of `rule`: in each field the first or last value that matches, or the one beside it.
-    pub fn at_edge(rule: &Rule, ipv4: bool, random: &mut Random) -> PacketFields {
-        let mut packet = PacketFields::inside(rule, ipv4, random);
-        if let Some(network) = rule.src_ip.filter(|_| random.chance(70)) {
+    /// A packet at the edges of `matches`: in each field the first or last value that matches, or the one beside it.
+    pub fn at_edge(matches: &Match, ipv4: bool, random: &mut Random) -> PacketFields {
+        let mut packet = PacketFields::inside(matches, ipv4, random);
+        if let Some(network) = matches.src_ip.filter(|_| random.chance(70)) {
             packet.src = address_at_edge(network, random);
         }
-        if let Some(network) = rule.dst_ip.filter(|_| random.chance(70)) {
+        if let Some(network) = matches.dst_ip.filter(|_| random.chance(70)) {
             packet.dst = address_at_edge(network, random);
         }
-        if let Some(range) = rule.src_port.filter(|_| random.chance(70)) {
+        if let Some(range) = matches.src_port.filter(|_| random.chance(70)) {
             packet.src_port = beside(range.low, range.high, random);
         }
-        if let Some(range) = rule.dst_port.filter(|_| random.chance(70)) {
+        if let Some(range) = matches.dst_port.filter(|_| random.chance(70)) {
             packet.dst_port = beside(range.low, range.high, random);
         }
         if random.chance(15) {

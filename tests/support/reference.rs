@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use ebpfsentinel::engines::firewall::rule::{Protocol, Rule};
+use ebpfsentinel::classify::matching::{Match, Protocol};
+use ebpfsentinel::engines::firewall::rule::Rule;
 use ipnet::IpNet;
 
 use super::packets::PacketFields;
@@ -16,29 +17,28 @@ pub fn first_match(rules: &[Rule], packet: &PacketFields) -> Option<usize> {
         if first.is_some_and(|earlier| rules[earlier].priority <= rule.priority) {
             continue;
         }
-        if matches(rule, packet) {
+        if rule.enabled && holds(&rule.matches, packet) {
             first = Some(place);
         }
     }
     first
 }
 
-/// Whether every condition of `rule` holds for `packet`.
-pub fn matches(rule: &Rule, packet: &PacketFields) -> bool {
-    rule.enabled
-        && protocol_matches(rule, packet)
-        && address_matches(rule.src_ip, packet.src)
-        && address_matches(rule.dst_ip, packet.dst)
-        && ports_match(rule, packet)
-        && vlan_matches(rule, packet)
-        && tcp_flags_match(rule, packet)
-        && icmp_matches(rule, packet)
-        && state_matches(rule, packet)
-        && interface_matches(rule, packet)
+/// Whether every condition of `matches` holds for `packet`.
+pub fn holds(matches: &Match, packet: &PacketFields) -> bool {
+    protocol_matches(matches, packet)
+        && address_matches(matches.src_ip, packet.src)
+        && address_matches(matches.dst_ip, packet.dst)
+        && ports_match(matches, packet)
+        && vlan_matches(matches, packet)
+        && tcp_flags_match(matches, packet)
+        && icmp_matches(matches, packet)
+        && state_matches(matches, packet)
+        && interface_matches(matches, packet)
 }
 
-fn protocol_matches(rule: &Rule, packet: &PacketFields) -> bool {
-    match rule.protocol {
+fn protocol_matches(matches: &Match, packet: &PacketFields) -> bool {
+    match matches.protocol {
         Protocol::Any => true,
         Protocol::Number(number) => number == packet.protocol,
     }
@@ -54,52 +54,53 @@ fn address_matches(network: Option<IpNet>, address: IpAddr) -> bool {
 }
 
 /// Only TCP, UDP, SCTP and UDP-Lite have ports.
-fn ports_match(rule: &Rule, packet: &PacketFields) -> bool {
-    if rule.src_port.is_none() && rule.dst_port.is_none() {
+fn ports_match(matches: &Match, packet: &PacketFields) -> bool {
+    if matches.src_port.is_none() && matches.dst_port.is_none() {
         return true;
     }
     if !matches!(packet.protocol, 6 | 17 | 132 | 136) {
         return false;
     }
-    let source = rule.src_port.is_none_or(|range| packet.src_port >= range.low && packet.src_port <= range.high);
-    let destination = rule.dst_port.is_none_or(|range| packet.dst_port >= range.low && packet.dst_port <= range.high);
+    let source = matches.src_port.is_none_or(|range| packet.src_port >= range.low && packet.src_port <= range.high);
+    let destination =
+        matches.dst_port.is_none_or(|range| packet.dst_port >= range.low && packet.dst_port <= range.high);
     source && destination
 }
 
 /// VLAN 0 asks for an untagged packet.
-fn vlan_matches(rule: &Rule, packet: &PacketFields) -> bool {
-    match rule.vlan_id {
+fn vlan_matches(matches: &Match, packet: &PacketFields) -> bool {
+    match matches.vlan_id {
         None => true,
         Some(id) => packet.vlan_id == id,
     }
 }
 
-fn tcp_flags_match(rule: &Rule, packet: &PacketFields) -> bool {
-    match rule.tcp_flags {
+fn tcp_flags_match(matches: &Match, packet: &PacketFields) -> bool {
+    match matches.tcp_flags {
         None => true,
         Some(flags) => packet.protocol == 6 && packet.tcp_flags & flags.mask == flags.set,
     }
 }
 
 /// ICMP is protocol 1 in IPv4 and 58 in IPv6; the other's number in a packet of this family is just a number.
-fn icmp_matches(rule: &Rule, packet: &PacketFields) -> bool {
-    if rule.icmp_type.is_none() && rule.icmp_code.is_none() {
+fn icmp_matches(matches: &Match, packet: &PacketFields) -> bool {
+    if matches.icmp_type.is_none() && matches.icmp_code.is_none() {
         return true;
     }
     let icmp = if packet.src.is_ipv4() { 1 } else { 58 };
     packet.protocol == icmp
-        && rule.icmp_type.is_none_or(|wanted| wanted == packet.icmp_type)
-        && rule.icmp_code.is_none_or(|wanted| wanted == packet.icmp_code)
+        && matches.icmp_type.is_none_or(|wanted| wanted == packet.icmp_type)
+        && matches.icmp_code.is_none_or(|wanted| wanted == packet.icmp_code)
 }
 
 /// While the state of a packet is unknown, it may turn out to be any.
-fn state_matches(rule: &Rule, packet: &PacketFields) -> bool {
+fn state_matches(matches: &Match, packet: &PacketFields) -> bool {
     match packet.state {
         None => true,
-        Some(state) => rule.states.is_any() || rule.states.0 & (1 << state as u8) != 0,
+        Some(state) => matches.states.is_any() || matches.states.0 & (1 << state as u8) != 0,
     }
 }
 
-fn interface_matches(rule: &Rule, packet: &PacketFields) -> bool {
-    rule.interfaces.is_empty() || rule.interfaces.contains(&packet.interface_name())
+fn interface_matches(matches: &Match, packet: &PacketFields) -> bool {
+    matches.interfaces.is_empty() || matches.interfaces.contains(&packet.interface_name())
 }

@@ -2,7 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ebpfsentinel::engines::firewall::rule::{Action, PortRange, Protocol, Rule, State, States, TcpFlags};
+use ebpfsentinel::classify::matching::{Match, PortRange, Protocol, State, States, TcpFlags};
+use ebpfsentinel::engines::firewall::rule::{Action, Rule};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::packets::{icmp, interface_name};
@@ -16,17 +17,7 @@ pub fn open_rule(place: usize) -> Rule {
         enabled: true,
         action: if place.is_multiple_of(2) { Action::Deny } else { Action::Allow },
         log: false,
-        protocol: Protocol::Any,
-        src_ip: None,
-        dst_ip: None,
-        src_port: None,
-        dst_port: None,
-        vlan_id: None,
-        tcp_flags: None,
-        icmp_type: None,
-        icmp_code: None,
-        states: States::ANY,
-        interfaces: Vec::new(),
+        matches: Match::default(),
         description: String::new(),
     }
 }
@@ -47,32 +38,33 @@ pub fn random(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
             rule.enabled = !r.chance(3);
             rule.action = r.pick(&[Action::Allow, Action::Deny, Action::Log]);
             rule.log = rule.action == Action::Log || r.chance(10);
-            rule.src_ip = r.chance(likely[0]).then(|| network(&anchors, ipv4, r));
-            rule.dst_ip = r.chance(likely[1]).then(|| network(&anchors, ipv4, r));
-            rule.vlan_id = r.chance(likely[2] / 2).then(|| r.pick(&[0, 1, 7, 100, 4094]));
+            let matches = &mut rule.matches;
+            matches.src_ip = r.chance(likely[0]).then(|| network(&anchors, ipv4, r));
+            matches.dst_ip = r.chance(likely[1]).then(|| network(&anchors, ipv4, r));
+            matches.vlan_id = r.chance(likely[2] / 2).then(|| r.pick(&[0, 1, 7, 100, 4094]));
             if r.chance(likely[3] / 3) {
-                rule.interfaces = (0..r.between(1, 3)).map(|_| interface_name(r.below(5) as u8)).collect();
+                matches.interfaces = (0..r.between(1, 3)).map(|_| interface_name(r.below(5) as u8)).collect();
             }
             if r.chance(likely[4] / 3) {
-                rule.states = States(r.between(1, 15) as u8);
+                matches.states = States(r.between(1, 15) as u8);
             }
             match r.below(10) {
-                0..=1 => rule.protocol = Protocol::Number(r.pick(&[6, 17, 1, 58, 132, 136, 47, 0, 255])),
+                0..=1 => matches.protocol = Protocol::Number(r.pick(&[6, 17, 1, 58, 132, 136, 47, 0, 255])),
                 2 if r.chance(likely[5]) => {
-                    rule.protocol = r.pick(&[Protocol::Any, Protocol::Number(icmp(ipv4))]);
-                    rule.icmp_type = Some(r.pick(&[0, 3, 8, 128, 255]));
-                    rule.icmp_code = r.chance(50).then(|| r.pick(&[0, 1, 4, 255]));
+                    matches.protocol = r.pick(&[Protocol::Any, Protocol::Number(icmp(ipv4))]);
+                    matches.icmp_type = Some(r.pick(&[0, 3, 8, 128, 255]));
+                    matches.icmp_code = r.chance(50).then(|| r.pick(&[0, 1, 4, 255]));
                 }
                 3 if r.chance(likely[6]) => {
-                    rule.protocol = r.pick(&[Protocol::Any, Protocol::Number(6)]);
+                    matches.protocol = r.pick(&[Protocol::Any, Protocol::Number(6)]);
                     let mask = (r.bits() as u8).max(1);
-                    rule.tcp_flags = Some(TcpFlags { set: r.bits() as u8 & mask, mask });
-                    rule.dst_port = r.chance(50).then(|| range(&ports, r));
+                    matches.tcp_flags = Some(TcpFlags { set: r.bits() as u8 & mask, mask });
+                    matches.dst_port = r.chance(50).then(|| range(&ports, r));
                 }
                 4..=8 if r.chance(likely[7].max(20)) => {
-                    rule.protocol = r.pick(&[Protocol::Any, Protocol::Number(6), Protocol::Number(17)]);
-                    rule.src_port = r.chance(40).then(|| range(&ports, r));
-                    rule.dst_port = r.chance(70).then(|| range(&ports, r));
+                    matches.protocol = r.pick(&[Protocol::Any, Protocol::Number(6), Protocol::Number(17)]);
+                    matches.src_port = r.chance(40).then(|| range(&ports, r));
+                    matches.dst_port = r.chance(70).then(|| range(&ports, r));
                 }
                 _ => {}
             }
@@ -91,11 +83,14 @@ pub fn port_ranges(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
     (0..n)
         .map(|place| {
             let mut rule = open_rule(place);
-            rule.protocol = Protocol::Number(if place % 3 == 0 { 17 } else { 6 });
-            rule.src_port = any_range();
-            rule.dst_port = any_range();
-            // Bound to a family, as rules without addresses are of both.
-            rule.src_ip = Some(if ipv4 { net_v4(0, 0) } else { net_v6(0, 0) });
+            rule.matches = Match {
+                protocol: Protocol::Number(if place % 3 == 0 { 17 } else { 6 }),
+                src_port: any_range(),
+                dst_port: any_range(),
+                // Bound to a family, as rules without addresses are of both.
+                src_ip: Some(if ipv4 { net_v4(0, 0) } else { net_v6(0, 0) }),
+                ..Match::default()
+            };
             rule
         })
         .collect()
@@ -115,9 +110,9 @@ pub fn nested(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
             let mut rule = open_rule(place);
             let net = net(path, length as u8, ipv4);
             if random.chance(50) {
-                rule.src_ip = Some(net)
+                rule.matches.src_ip = Some(net)
             } else {
-                rule.dst_ip = Some(net)
+                rule.matches.dst_ip = Some(net)
             }
             rule
         })
@@ -148,9 +143,9 @@ pub fn caterpillar(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
             let mut rule = open_rule(place);
             let net = net(key, length as u8, ipv4);
             if place % 2 == 0 {
-                rule.src_ip = Some(net)
+                rule.matches.src_ip = Some(net)
             } else {
-                rule.dst_ip = Some(net)
+                rule.matches.dst_ip = Some(net)
             }
             rule
         })
@@ -167,8 +162,8 @@ pub fn scattered(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
             let mut rule = open_rule(place);
             let bits = if ipv4 { 32 } else { 128 };
             let mut host = || Some(net(u128::from(random.bits()) << 64 | u128::from(random.bits()), bits, ipv4));
-            rule.src_ip = host();
-            rule.dst_ip = host();
+            rule.matches.src_ip = host();
+            rule.matches.dst_ip = host();
             rule
         })
         .collect()
@@ -181,24 +176,25 @@ pub fn environments(n: usize, ipv4: bool, seed: u64) -> Vec<Rule> {
     let mut rules: Vec<Rule> = (0..n)
         .map(|place| {
             let mut rule = open_rule(place);
+            let matches = &mut rule.matches;
             match place % 6 {
-                0 | 1 => rule.vlan_id = Some((place % 4095) as u16),
+                0 | 1 => matches.vlan_id = Some((place % 4095) as u16),
                 2 => {
                     let mask = (random.bits() as u8).max(1);
-                    rule.tcp_flags = Some(TcpFlags { set: random.bits() as u8 & mask, mask });
+                    matches.tcp_flags = Some(TcpFlags { set: random.bits() as u8 & mask, mask });
                 }
                 3 => {
-                    rule.icmp_type = Some(random.bits() as u8);
-                    rule.icmp_code = random.chance(80).then(|| random.bits() as u8);
+                    matches.icmp_type = Some(random.bits() as u8);
+                    matches.icmp_code = random.chance(80).then(|| random.bits() as u8);
                 }
-                4 => rule.protocol = Protocol::Number(random.bits() as u8),
-                _ => rule.interfaces = vec![interface_name(random.below(64) as u8)],
+                4 => matches.protocol = Protocol::Number(random.bits() as u8),
+                _ => matches.interfaces = vec![interface_name(random.below(64) as u8)],
             }
             if random.chance(30) {
-                rule.states = States::ANY.with(random.pick(&State::ALL));
+                matches.states = States::ANY.with(random.pick(&State::ALL));
             }
             // Without ports, yet of one family.
-            rule.dst_ip = Some(if ipv4 { net_v4(0, 0) } else { net_v6(0, 0) });
+            matches.dst_ip = Some(if ipv4 { net_v4(0, 0) } else { net_v6(0, 0) });
             rule
         })
         .collect();
@@ -221,7 +217,8 @@ pub const HOSTILE: [(&str, Generator); 5] = [
 
 /// Else the wide prefixes would hide the long ones.
 fn longest_first(rules: &mut [Rule]) {
-    rules.sort_by_key(|rule| std::cmp::Reverse(rule.src_ip.or(rule.dst_ip).map(|net| net.prefix_len())));
+    rules
+        .sort_by_key(|rule| std::cmp::Reverse(rule.matches.src_ip.or(rule.matches.dst_ip).map(|net| net.prefix_len())));
     rules.iter_mut().enumerate().for_each(|(place, rule)| rule.priority = place as u32 + 1);
 }
 

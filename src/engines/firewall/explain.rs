@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::rule::{PortRange, Protocol, State, TcpFlags, proto};
 use crate::abi::{fw_answer, fw_answered, fw_exception, fw_state};
+use crate::classify::matching::{PortRange, Protocol, State, TcpFlags, proto};
 use crate::event::{Outcome, Reason, UNPARSABLE};
 use crate::packet::build::Packet;
 use crate::written::{Document, WrittenError};

@@ -5,7 +5,6 @@
 //! in the kernel. Rules of the configuration file and rules made through the API are one list.
 
 pub mod api;
-pub mod compile;
 pub mod config;
 pub mod explain;
 pub mod guard;
@@ -20,10 +19,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
-use self::config::{FirewallConfig, RuleText, Surroundings, check_counts};
+use self::config::{FirewallConfig, RuleText};
 use self::explain::{Explanation, Question};
 use self::guard::Guard;
-use self::maps::{Generation, INTERFACES_MAX, Port, Slots};
+use self::maps::Generation;
 use self::rule::Rule;
 use self::store::Store;
 use crate::abi::{fw_limits, fw_verdict};
@@ -35,6 +34,10 @@ use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
 use crate::bpf::{self, ProgramFacts};
+use crate::classify::interfaces::{INTERFACES_MAX, Port};
+use crate::classify::rules::check_counts;
+use crate::classify::slots::Slots;
+use crate::classify::text::Surroundings;
 use crate::component::Component;
 use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict};
 use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters};
@@ -324,8 +327,8 @@ impl Firewall {
         let ports: Vec<Port> =
             self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect();
         let rules = in_order(&config.rules, &added);
-        check_counts(rules.iter().copied()).map_err(anyhow::Error::msg)?;
-        let (slots, fresh) = self.slots.next(rules.iter().copied())?;
+        check_counts(rules.iter().map(|rule| &rule.matches)).map_err(anyhow::Error::msg)?;
+        let (slots, fresh) = self.slots.next(rules.iter().map(|rule| rule.id.as_str()))?;
         for slot in fresh {
             self.kernel.clear_slot(slot.into());
         }
@@ -391,7 +394,8 @@ impl Firewall {
     /// Changes the rules of the API, and saves them unless the change waits for its confirmation. A change that cannot
     /// be saved is taken back.
     fn change(&mut self, added: Vec<Rule>, save: bool) -> Result<(), ChangeError> {
-        check_counts(in_order(&self.config.rules, &added)).map_err(ChangeError::Unfit)?;
+        let rules = in_order(&self.config.rules, &added);
+        check_counts(rules.iter().map(|rule| &rule.matches)).map_err(ChangeError::Unfit)?;
         let before = self.snapshot();
         self.apply(self.config.clone(), self.guard.clone(), added)?;
         if save && let Err(error) = self.save() {
@@ -403,7 +407,8 @@ impl Firewall {
 
     fn check_surroundings(&self, rule: &Rule) -> Result<(), ChangeError> {
         let names: Vec<String> = self.guarded.iter().map(|one| one.name.clone()).collect();
-        let clashes = rule.clashes(Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) });
+        let clashes =
+            rule.matches.clashes(Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) });
         match clashes.first() {
             Some((key, message)) => Err(ChangeError::Unfit(format!("rule {}: {key}: {message}", rule.id))),
             None => Ok(()),
@@ -587,8 +592,8 @@ impl Firewall {
         one.xdp.as_ref()?;
         let is_concerned = |rule: &&Rule| {
             rule.enabled
-                && rule.vlan_id.is_some()
-                && (rule.interfaces.is_empty() || rule.interfaces.contains(&one.name))
+                && rule.matches.vlan_id.is_some()
+                && (rule.matches.interfaces.is_empty() || rule.matches.interfaces.contains(&one.name))
         };
         let rule = in_order(&self.config.rules, &self.added).into_iter().find(is_concerned)?;
         // A driver without ethtool operations has no offloads either.
@@ -606,8 +611,7 @@ impl Firewall {
     /// For status.
     pub fn facts(&self) -> Facts {
         let rules = in_order(&self.config.rules, &self.added);
-        let of_family =
-            |ipv4| rules.iter().filter(|rule| rule.enabled && rule.is_ipv4().is_none_or(|is| is == ipv4)).count();
+        let of_family = |ipv4| rules.iter().filter(|rule| rule.enabled && rule.matches.is_of_family(ipv4)).count();
         let enabled = self.config.enabled;
         let mut programs = vec![ProgramStatus {
             name: "xdp_firewall",
@@ -664,7 +668,7 @@ impl Firewall {
         });
         let rules = in_order(&self.config.rules, &self.added).into_iter().map(|rule| {
             let count = self.count_of(&counts.rules, rule);
-            let family = match rule.is_ipv4() {
+            let family = match rule.matches.is_ipv4() {
                 Some(true) => "ipv4",
                 Some(false) => "ipv6",
                 None => "any",

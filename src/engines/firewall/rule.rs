@@ -1,15 +1,9 @@
 //! A firewall rule as the engine uses it: every field checked and in its own type.
-//!
-//! The text forms (TOML, JSON, command line) are read in `config.rs`; both directions of each text form stand here,
-//! beside the type, so that what is shown can be typed back.
 
-use std::fmt;
 use std::str::FromStr;
 
-use ipnet::IpNet;
-
-/// Rules in one address family; the kernel tables have a bit for each.
-pub const RULES_MAX: usize = 4096;
+use crate::abi::fw_answer;
+use crate::classify::matching::Match;
 
 /// What a rule wishes for a packet that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,213 +41,7 @@ impl FromStr for Action {
     }
 }
 
-/// An IP protocol number, or any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// Every protocol.
-    Any,
-    /// One protocol by its IANA number.
-    Number(u8),
-}
-
-/// IANA protocol numbers that have a meaning here.
-pub mod proto {
-    #![allow(missing_docs)]
-    pub const ICMP: u8 = 1;
-    pub const TCP: u8 = 6;
-    pub const UDP: u8 = 17;
-    pub const ICMPV6: u8 = 58;
-    pub const SCTP: u8 = 132;
-    pub const UDPLITE: u8 = 136;
-}
-
-impl FromStr for Protocol {
-    type Err = String;
-
-    /// `tcp`, `udp`, `icmp`, `icmpv6`, `any` or `*`, or a number from 0 to 255.
-    fn from_str(s: &str) -> Result<Protocol, String> {
-        Ok(match s {
-            "any" | "*" => Protocol::Any,
-            "tcp" => Protocol::Number(proto::TCP),
-            "udp" => Protocol::Number(proto::UDP),
-            "icmp" => Protocol::Number(proto::ICMP),
-            "icmpv6" => Protocol::Number(proto::ICMPV6),
-            _ => Protocol::Number(s.parse().map_err(|_| {
-                format!("\"{s}\" is not a protocol; use tcp, udp, icmp, icmpv6, any or a number from 0 to 255")
-            })?),
-        })
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Protocol::Any => f.write_str("any"),
-            Protocol::Number(proto::TCP) => f.write_str("tcp"),
-            Protocol::Number(proto::UDP) => f.write_str("udp"),
-            Protocol::Number(proto::ICMP) => f.write_str("icmp"),
-            Protocol::Number(proto::ICMPV6) => f.write_str("icmpv6"),
-            Protocol::Number(n) => write!(f, "{n}"),
-        }
-    }
-}
-
-/// An inclusive range of ports, host byte order, `low <= high`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortRange {
-    /// First port of the range.
-    pub low: u16,
-    /// Last port of the range.
-    pub high: u16,
-}
-
-impl PortRange {
-    /// Whether `port` lies in the range.
-    pub const fn contains(self, port: u16) -> bool {
-        self.low <= port && port <= self.high
-    }
-}
-
-impl FromStr for PortRange {
-    type Err = String;
-
-    /// `80` or `80-443`.
-    fn from_str(s: &str) -> Result<PortRange, String> {
-        let port = |text: &str| {
-            text.parse::<u16>().map_err(|_| format!("\"{s}\" is not a port (0 to 65535) or a range such as 80-443"))
-        };
-        let (low, high) = match s.split_once('-') {
-            Some((low, high)) => (port(low)?, port(high)?),
-            None => (port(s)?, port(s)?),
-        };
-        if low > high {
-            return Err(format!("\"{s}\" is empty: its first port is above its last"));
-        }
-        Ok(PortRange { low, high })
-    }
-}
-
-impl fmt::Display for PortRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.low == self.high { write!(f, "{}", self.low) } else { write!(f, "{}-{}", self.low, self.high) }
-    }
-}
-
-/// TCP flags that must be set, among those looked at: `"S/SA"` is SYN set and ACK clear (pf's spelling).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TcpFlags {
-    /// Flags that must be set; always a subset of `mask`.
-    pub set: u8,
-    /// Flags that are looked at. Bits as in the TCP header: F 1, S 2, R 4, P 8, A 16, U 32, E 64, W 128.
-    pub mask: u8,
-}
-
-const FLAG_LETTERS: &[u8; 8] = b"FSRPAUEW";
-
-impl FromStr for TcpFlags {
-    type Err = String;
-
-    /// `set/mask` with the letters F S R P A U E W; without a mask every flag is looked at.
-    fn from_str(s: &str) -> Result<TcpFlags, String> {
-        let bits = |text: &str| {
-            text.bytes().try_fold(0u8, |bits, letter| {
-                let place = FLAG_LETTERS.iter().position(|&known| known == letter.to_ascii_uppercase());
-                place.map(|place| bits | 1 << place).ok_or_else(|| {
-                    format!("\"{s}\" is not a set of TCP flags; write set/mask with the letters F S R P A U E W, such as S/SA")
-                })
-            })
-        };
-        let (set, mask) = match s.split_once('/') {
-            Some((set, mask)) => (bits(set)?, bits(mask)?),
-            None => (bits(s)?, 0xff),
-        };
-        if set & !mask != 0 {
-            return Err(format!("\"{s}\" can never match: a flag that must be set is not among those looked at"));
-        }
-        if mask == 0 {
-            return Err(format!("\"{s}\" looks at no flag"));
-        }
-        Ok(TcpFlags { set, mask })
-    }
-}
-
-impl fmt::Display for TcpFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let letters = |bits: u8| {
-            (0..8)
-                .filter(move |place| bits & 1 << place != 0)
-                .map(|place| FLAG_LETTERS[place] as char)
-                .collect::<String>()
-        };
-        write!(f, "{}/{}", letters(self.set), letters(self.mask))
-    }
-}
-
-/// State of the connection that a packet belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum State {
-    /// No connection is known, and the packet may open one.
-    New = 0,
-    /// The packet belongs to a known connection.
-    Established = 1,
-    /// An ICMP error about a known connection.
-    Related = 2,
-    /// No connection is known, and the packet cannot open one.
-    Invalid = 3,
-}
-
-impl State {
-    /// All states, by number.
-    pub const ALL: [State; 4] = [State::New, State::Established, State::Related, State::Invalid];
-
-    /// The word in config and events.
-    pub const fn name(self) -> &'static str {
-        match self {
-            State::New => "new",
-            State::Established => "established",
-            State::Related => "related",
-            State::Invalid => "invalid",
-        }
-    }
-}
-
-impl FromStr for State {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<State, String> {
-        State::ALL
-            .into_iter()
-            .find(|state| state.name() == s)
-            .ok_or_else(|| format!("\"{s}\" is not a connection state; use new, established, related or invalid"))
-    }
-}
-
-/// A set of connection states; empty means any state, and then no state is looked up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct States(pub u8);
-
-impl States {
-    /// No condition on the state.
-    pub const ANY: States = States(0);
-
-    /// The set with `state` added.
-    pub const fn with(self, state: State) -> States {
-        States(self.0 | 1 << state as u8)
-    }
-
-    /// Whether the rule asks for a state at all.
-    pub const fn is_any(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Whether a packet of `state` may match.
-    pub const fn contains(self, state: State) -> bool {
-        self.0 == 0 || self.0 & 1 << state as u8 != 0
-    }
-}
-
-/// One rule of the firewall. Fields that are `None` or empty match everything.
+/// One rule of the firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Unique name, `[A-Za-z0-9_-]`, 1 to 64 characters.
@@ -266,35 +54,18 @@ pub struct Rule {
     pub action: Action,
     /// Record each packet that matches, whatever the action. Always true for [`Action::Log`].
     pub log: bool,
-    /// IP protocol.
-    pub protocol: Protocol,
-    /// Source network. The family of the addresses decides the family of the rule.
-    pub src_ip: Option<IpNet>,
-    /// Destination network; of the same family as `src_ip`.
-    pub dst_ip: Option<IpNet>,
-    /// Source ports; a packet without ports never matches.
-    pub src_port: Option<PortRange>,
-    /// Destination ports; a packet without ports never matches.
-    pub dst_port: Option<PortRange>,
-    /// Outer 802.1Q or 802.1ad VLAN id, 0 to 4094; 0 means untagged only.
-    pub vlan_id: Option<u16>,
-    /// TCP flags; the packet must be TCP.
-    pub tcp_flags: Option<TcpFlags>,
-    /// ICMP or ICMPv6 type; the packet must be ICMP or ICMPv6.
-    pub icmp_type: Option<u8>,
-    /// ICMP or ICMPv6 code, with `icmp_type` only.
-    pub icmp_code: Option<u8>,
-    /// Connection states.
-    pub states: States,
-    /// Names of the interfaces on which the packet arrives; empty means every interface.
-    pub interfaces: Vec<String>,
+    /// Which packets those are.
+    pub matches: Match,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }
 
 impl Rule {
-    /// The family that the addresses bind the rule to: `Some(true)` for IPv4, `None` when it applies to both.
-    pub fn is_ipv4(&self) -> Option<bool> {
-        self.src_ip.or(self.dst_ip).map(|net| net.addr().is_ipv4())
+    /// What a hit tells the kernel, as bits of `enum fw_answer`. `slot` is the rule's counter.
+    pub fn answer(&self, slot: u16) -> u32 {
+        let flag = |on: bool, flag: fw_answer| if on { flag.0 } else { 0 };
+        u32::from(slot) & fw_answer::FW_SLOT_MASK.0
+            | flag(self.action == Action::Deny, fw_answer::FW_DENY)
+            | flag(self.log || self.action == Action::Log, fw_answer::FW_TELL)
     }
 }

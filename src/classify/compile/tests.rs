@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::lookup::{Addresses, Packet, Tables, lookup_ipv6};
 use super::*;
 use crate::abi::{Plain, fw_limits, fw_mode, fw_row};
+use crate::classify::matching::State;
+use crate::engines::firewall::rule::{Action, Rule};
 use crate::support::classbench::{self, Kind, Style, classbench, trace};
 use crate::support::packets::PacketFields;
 use crate::support::random::Random;
@@ -51,7 +53,7 @@ impl Generation {
     /// Compiles the rules for one family; gives their order.
     fn compile(&mut self, rules: &[Rule], ipv4: bool) -> Vec<usize> {
         let mut order: Vec<usize> =
-            (0..rules.len()).filter(|&i| rules[i].enabled && rules[i].is_ipv4().is_none_or(|v4| v4 == ipv4)).collect();
+            (0..rules.len()).filter(|&i| rules[i].enabled && rules[i].matches.is_of_family(ipv4)).collect();
         order.sort_by_key(|&i| rules[i].priority);
         let placed: Vec<Placed> = order.iter().map(|&i| placed(&rules[i], i)).collect();
         let rows = if ipv4 {
@@ -97,11 +99,11 @@ impl Generation {
 /// The rule with its place among the written ones as its slot, so that an answer names the rule.
 fn placed(rule: &Rule, place: usize) -> Placed<'_> {
     let number = |name: &String| name.trim_start_matches("test").parse::<u32>().expect("interface of a test");
-    let interfaces = match rule.interfaces.is_empty() {
+    let interfaces = match rule.matches.interfaces.is_empty() {
         true => Placed::ALL_INTERFACES,
-        false => rule.interfaces.iter().fold(0, |bits, name| bits | 1 << number(name)),
+        false => rule.matches.interfaces.iter().fold(0, |bits, name| bits | 1 << number(name)),
     };
-    Placed { rule, slot: place as u16, interfaces }
+    Placed { matches: &rule.matches, answer: rule.answer(place as u16), interfaces }
 }
 
 /// Compares the compiled tables with the reference; packets lie inside of rules, at their edges and anywhere.
@@ -111,13 +113,13 @@ fn check(name: &str, generation: &mut Generation, rules: &[Rule], ipv4: bool, pa
     for _ in 0..packets {
         let mut packet = match (random.below(8), rules.len()) {
             (0, _) | (_, 0) => PacketFields::random(ipv4, &mut random),
-            (1 | 2, n) => PacketFields::inside(&rules[random.below(n)], ipv4, &mut random),
-            (_, n) => PacketFields::at_edge(&rules[random.below(n)], ipv4, &mut random),
+            (1 | 2, n) => PacketFields::inside(&rules[random.below(n)].matches, ipv4, &mut random),
+            (_, n) => PacketFields::at_edge(&rules[random.below(n)].matches, ipv4, &mut random),
         };
         packet.state = None;
         compare(name, generation, rules, &packet);
         if random.chance(50) && generation.classify(&packet) & fw_answer::FW_STATEFUL.0 != 0 {
-            packet.state = Some(random.pick(&crate::engines::firewall::rule::State::ALL));
+            packet.state = Some(random.pick(&State::ALL));
             compare(name, generation, rules, &packet);
         }
     }
@@ -137,7 +139,7 @@ fn compare(name: &str, generation: &Generation, rules: &[Rule], packet: &PacketF
     if let Some(rule) = wanted.map(|place| &rules[place]) {
         assert_eq!(answer & fw_answer::FW_DENY.0 != 0, rule.action == Action::Deny);
         assert_eq!(answer & fw_answer::FW_TELL.0 != 0, rule.log);
-        assert_eq!(answer & fw_answer::FW_STATEFUL.0 != 0, !rule.states.is_any());
+        assert_eq!(answer & fw_answer::FW_STATEFUL.0 != 0, !rule.matches.states.is_any());
     }
 }
 
@@ -260,7 +262,9 @@ fn classbench_sets_are_as_hard_as_the_real_ones() {
     for (style, prefixes, ports, app, words) in real {
         for seed in [1, 2, 3] {
             let rules = classbench(style, RULES_MAX, seed);
-            let distinct = |field: fn(&Rule) -> Option<IpNet>| rules.iter().map(field).collect::<HashSet<_>>().len();
+            let distinct = |field: fn(&Match) -> Option<IpNet>| {
+                rules.iter().map(|rule| field(&rule.matches)).collect::<HashSet<_>>().len()
+            };
             let mut tables = Generation::new();
             tables.compile(&rules, true);
             let family = &tables.v4_family;
@@ -280,17 +284,16 @@ fn classbench_sets_are_as_hard_as_the_real_ones() {
 
 /// Words of the three rows that are compared until one has a common bit.
 fn words_visited(rules: &[Rule], packet: &PacketFields) -> usize {
-    let word = |word: usize, matches: &dyn Fn(&Rule) -> bool| rules[word * 64..][..64].iter().any(matches);
     let inside = |net: Option<IpNet>, address: &IpAddr| net.is_none_or(|net| net.contains(address));
     let mut visited = 0;
-    for at in 0..rules.len() / 64 {
-        let of = &rules[at * 64..][..64];
-        let src = word(at, &|r| inside(r.src_ip, &packet.src));
-        let dst = src && word(at, &|r| inside(r.dst_ip, &packet.dst));
-        let rest = |r: &Rule| reference::matches(&Rule { src_ip: None, dst_ip: None, ..r.clone() }, packet);
-        if dst && word(at, &rest) {
+    for word in rules.chunks_exact(64) {
+        let any = |holds: &dyn Fn(&Match) -> bool| word.iter().any(|rule| holds(&rule.matches));
+        let src = any(&|m| inside(m.src_ip, &packet.src));
+        let dst = src && any(&|m| inside(m.dst_ip, &packet.dst));
+        let rest = |m: &Match| reference::holds(&Match { src_ip: None, dst_ip: None, ..m.clone() }, packet);
+        if dst && any(&rest) {
             visited += 1;
-            if of.iter().any(|r| reference::matches(r, packet)) {
+            if any(&|m| reference::holds(m, packet)) {
                 break;
             }
         }

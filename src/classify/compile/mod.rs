@@ -30,19 +30,23 @@ use thiserror::Error;
 use self::environment::Environment;
 use self::nets::Nets;
 use self::ports::PortClasses;
-use super::rule::{Action, RULES_MAX, Rule, proto};
+use super::matching::{Match, proto};
 use crate::abi::{fw_answer, fw_family, fw_uses, fw_v4, fw_v6};
 
 pub use self::application::Mode;
-pub use self::rows::Rows;
+pub use self::rows::{BothRows, Rows};
+
+/// Rules in one address family; the kernel tables have a bit for each.
+pub const RULES_MAX: usize = 4096;
 
 /// An enabled rule with its place in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Placed<'a> {
     /// What it matches.
-    pub rule: &'a Rule,
-    /// Its counters, below `FW_SLOTS`: the same for as long as the rule lives, wherever it stands among the others.
-    pub slot: u16,
+    pub matches: &'a Match,
+    /// What a hit tells the kernel, as bits of `enum fw_answer`: the action, and the slot of the rule's counters.
+    /// `FW_STATEFUL` is added here.
+    pub answer: u32,
     /// A bit for each interface, by number, on which it applies.
     pub interfaces: u64,
 }
@@ -94,12 +98,12 @@ fn compile(
     if rules.len() > RULES_MAX {
         return Err(CompileError::TooManyRules(rules.len()));
     }
-    let src = Nets::of(rules, |rule| rule.src_ip);
-    let dst = Nets::of(rules, |rule| rule.dst_ip);
+    let src = Nets::of(rules, |matches| matches.src_ip);
+    let dst = Nets::of(rules, |matches| matches.dst_ip);
     write_addresses([&src, &dst])?;
 
-    let src_ports = PortClasses::of(rules, |rule| rule.src_port)?;
-    let dst_ports = PortClasses::of(rules, |rule| rule.dst_port)?;
+    let src_ports = PortClasses::of(rules, |matches| matches.src_port)?;
+    let dst_ports = PortClasses::of(rules, |matches| matches.dst_port)?;
     src_ports.write(&mut family.port_block[0], &mut family.port_class[0]);
     dst_ports.write(&mut family.port_block[1], &mut family.port_class[1]);
     let environment = Environment::of(rules, icmp, family)?;
@@ -111,8 +115,8 @@ fn compile(
     family.row_base = (base + rows.near_entries()) as u32;
     family.dst_base = rows.src.len() as u32;
     family.app_base = family.dst_base + rows.dst.len() as u32;
-    for (entry, rule) in family.rule.iter_mut().zip(rules) {
-        *entry = answer(rule);
+    for (entry, placed) in family.rule.iter_mut().zip(rules) {
+        *entry = answer(placed);
     }
     family.cache.fill(0);
     Ok(rows)
@@ -120,24 +124,20 @@ fn compile(
 
 /// What a hit on the rule tells the kernel.
 fn answer(placed: &Placed) -> u32 {
-    let rule = placed.rule;
-    let flag = |on: bool, flag: fw_answer| if on { flag.0 } else { 0 };
-    u32::from(placed.slot) & fw_answer::FW_SLOT_MASK.0
-        | flag(rule.action == Action::Deny, fw_answer::FW_DENY)
-        | flag(rule.log || rule.action == Action::Log, fw_answer::FW_TELL)
-        | flag(!rule.states.is_any(), fw_answer::FW_STATEFUL)
+    let asks_for_state = !placed.matches.states.is_any();
+    placed.answer | if asks_for_state { fw_answer::FW_STATEFUL.0 } else { 0 }
 }
 
 /// The fields that the rules look at.
 fn uses(rules: &[Placed]) -> u32 {
     rules.iter().fold(0, |uses, placed| {
-        let rule = placed.rule;
+        let matches = placed.matches;
         let flag = |on: bool, flag: fw_uses| if on { flag.0 } else { 0 };
-        uses | flag(rule.src_port.is_some() || rule.dst_port.is_some(), fw_uses::FW_USES_PORTS)
-            | flag(rule.tcp_flags.is_some(), fw_uses::FW_USES_TCP_FLAGS)
-            | flag(rule.icmp_type.is_some() || rule.icmp_code.is_some(), fw_uses::FW_USES_ICMP)
-            | flag(rule.vlan_id.is_some(), fw_uses::FW_USES_VLAN)
+        uses | flag(matches.src_port.is_some() || matches.dst_port.is_some(), fw_uses::FW_USES_PORTS)
+            | flag(matches.tcp_flags.is_some(), fw_uses::FW_USES_TCP_FLAGS)
+            | flag(matches.icmp_type.is_some() || matches.icmp_code.is_some(), fw_uses::FW_USES_ICMP)
+            | flag(matches.vlan_id.is_some(), fw_uses::FW_USES_VLAN)
             | flag(placed.interfaces != Placed::ALL_INTERFACES, fw_uses::FW_USES_IFACE)
-            | flag(!rule.states.is_any(), fw_uses::FW_USES_STATE)
+            | flag(!matches.states.is_any(), fw_uses::FW_USES_STATE)
     })
 }

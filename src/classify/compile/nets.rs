@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::Placed;
 use super::rows::{self, RowTable};
-use crate::engines::firewall::rule::Rule;
+use crate::classify::matching::Match;
 
 /// A prefix. IPv4 prefixes stand in the high 32 bits, so both families look alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +29,12 @@ pub struct Nets {
 
 impl Nets {
     /// The prefixes of one field of the rules.
-    pub fn of(rules: &[Placed], field: impl Fn(&Rule) -> Option<IpNet>) -> Nets {
+    pub fn of(rules: &[Placed], field: impl Fn(&Match) -> Option<IpNet>) -> Nets {
         let mut wanted: Vec<(u128, u8, u16)> = rules
             .iter()
             .enumerate()
             .map(|(place, placed)| {
-                let (key, length) = field(placed.rule).map_or((0, 0), bits_of);
+                let (key, length) = field(placed.matches).map_or((0, 0), bits_of);
                 (key, length, place as u16)
             })
             .collect();

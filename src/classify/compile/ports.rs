@@ -2,7 +2,7 @@
 
 use super::rows::{self, RowSet, RowTable};
 use super::{CompileError, Placed, two_level};
-use crate::engines::firewall::rule::{PortRange, Rule};
+use crate::classify::matching::{Match, PortRange};
 
 /// Classes that a side can have: the bounds of 4096 ranges cut the ports into 8193 pieces, and there is class 0.
 const CLASSES: usize = 16384;
@@ -19,14 +19,14 @@ pub struct PortClasses {
 
 impl PortClasses {
     /// The classes of one side of the rules.
-    pub fn of(rules: &[Placed], field: impl Fn(&Rule) -> Option<PortRange>) -> Result<PortClasses, CompileError> {
+    pub fn of(rules: &[Placed], field: impl Fn(&Match) -> Option<PortRange>) -> Result<PortClasses, CompileError> {
         const FULL: CompileError = CompileError::Full("port_row");
         let mut row = vec![0; rows::width_of(rules.len())];
         // Where the row changes: (port, rule, whether the rule's range starts there). A range that ends with the last
         // port has no end.
         let mut bounds: Vec<(u16, u16, bool)> = Vec::with_capacity(2 * rules.len());
         for (place, placed) in rules.iter().enumerate() {
-            match field(placed.rule) {
+            match field(placed.matches) {
                 None => rows::insert(&mut row, place),
                 Some(range) => {
                     bounds.push((range.low, place as u16, true));

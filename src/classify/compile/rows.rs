@@ -1,6 +1,7 @@
 //! Rows: sets of rules, a bit each.
 
 use crate::abi::{fw_near, fw_row};
+use crate::bpf::generations::WriteRows;
 
 /// Bits in a word of a row.
 const WORD_BITS: usize = u64::BITS as usize;
@@ -192,5 +193,25 @@ impl Rows {
                 *first = word;
             }
         }
+    }
+}
+
+/// The rows of both families in their common map: first IPv4's, then IPv6's.
+pub struct BothRows {
+    /// IPv4.
+    pub v4: Rows,
+    /// IPv6.
+    pub v6: Rows,
+}
+
+impl WriteRows for BothRows {
+    fn entries(&self) -> usize {
+        self.v4.entries() + self.v6.entries()
+    }
+
+    fn write_rows(&self, out: &mut [fw_row]) {
+        let (v4, v6) = out.split_at_mut(self.v4.entries());
+        self.v4.write(v4);
+        self.v6.write(v6);
     }
 }

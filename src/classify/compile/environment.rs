@@ -3,7 +3,7 @@
 use super::rows::{self, RowSet, RowTable};
 use super::{CompileError, Placed, two_level};
 use crate::abi::{fw_family, fw_limits};
-use crate::engines::firewall::rule::{Protocol, State, proto};
+use crate::classify::matching::{Protocol, State, proto};
 
 const IFACES: usize = fw_limits::FW_IFACES.0 as usize;
 const VLANS: usize = 4096;
@@ -42,10 +42,10 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
     let mut flagged: Vec<usize> = Vec::new();
     let mut typed: Vec<usize> = Vec::new();
     for (place, placed) in rules.iter().enumerate() {
-        let rule = placed.rule;
-        let may_be = |number| rule.protocol == Protocol::Any || rule.protocol == Protocol::Number(number);
-        match (rule.tcp_flags.is_some(), rule.icmp_type.is_some() || rule.icmp_code.is_some()) {
-            (false, false) => match rule.protocol {
+        let matches = placed.matches;
+        let may_be = |number| matches.protocol == Protocol::Any || matches.protocol == Protocol::Number(number);
+        match (matches.tcp_flags.is_some(), matches.icmp_type.is_some() || matches.icmp_code.is_some()) {
+            (false, false) => match matches.protocol {
                 Protocol::Any => rows::insert(&mut any, place),
                 Protocol::Number(number) => numbered.push((number, place)),
             },
@@ -70,7 +70,7 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
     for (flags, class) in family.tcp_class.iter_mut().enumerate() {
         let mut row = tcp.clone();
         for &place in &flagged {
-            let wanted = rules[place].rule.tcp_flags.expect("the rule asks for flags");
+            let wanted = rules[place].matches.tcp_flags.expect("the rule asks for flags");
             if flags as u8 & wanted.mask == wanted.set {
                 rows::insert(&mut row, place);
             }
@@ -87,11 +87,11 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
 fn icmp_classes(rules: &[Placed], typed: &[usize], base: &[u64], set: &mut RowSet) -> Option<Vec<u16>> {
     let mut classes = vec![set.intern(base)?; 1 << 16];
     for kind in 0..=u8::MAX {
-        let of_kind = typed.iter().copied().filter(|&place| rules[place].rule.icmp_type.is_none_or(|t| t == kind));
+        let of_kind = typed.iter().copied().filter(|&place| rules[place].matches.icmp_type.is_none_or(|t| t == kind));
         let mut coded: Vec<(u8, usize)> = Vec::new();
         let mut row = base.to_vec();
         for place in of_kind {
-            match rules[place].rule.icmp_code {
+            match rules[place].matches.icmp_code {
                 None => rows::insert(&mut row, place),
                 Some(code) => coded.push((code, place)),
             }
@@ -115,7 +115,7 @@ fn vlans(rules: &[Placed], family: &mut fw_family) -> Result<RowTable, CompileEr
     let mut any = vec![0; rows::width_of(rules.len())];
     let mut named: Vec<(u16, usize)> = Vec::new();
     for (place, placed) in rules.iter().enumerate() {
-        match placed.rule.vlan_id {
+        match placed.matches.vlan_id {
             None => rows::insert(&mut any, place),
             Some(id) => named.push((id, place)),
         }
@@ -150,17 +150,17 @@ fn ifaces(rules: &[Placed], family: &mut fw_family) -> Result<RowTable, CompileE
 fn states(rules: &[Placed]) -> RowTable {
     let width = rows::width_of(rules.len());
     let mut table = RowTable::new(width);
-    let row_where = |matches: &dyn Fn(&Placed) -> bool| {
+    let row_where = |holds: &dyn Fn(&Placed) -> bool| {
         let mut row = vec![0; width];
-        rules.iter().enumerate().filter(|(_, placed)| matches(placed)).for_each(|(place, _)| {
+        rules.iter().enumerate().filter(|(_, placed)| holds(placed)).for_each(|(place, _)| {
             rows::insert(&mut row, place);
         });
         row
     };
     table.push(&row_where(&|_| true));
-    if rules.iter().any(|placed| !placed.rule.states.is_any()) {
+    if rules.iter().any(|placed| !placed.matches.states.is_any()) {
         for state in State::ALL {
-            table.push(&row_where(&|placed| placed.rule.states.contains(state)));
+            table.push(&row_where(&|placed| placed.matches.states.contains(state)));
         }
     }
     table

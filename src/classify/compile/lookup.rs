@@ -6,7 +6,7 @@ use super::rows::{NEAR_WORDS, NEARS};
 use crate::abi::{
     fw_answer, fw_family, fw_leaf, fw_limits, fw_mode, fw_row, fw_stride, fw_trie_word, fw_uses, fw_v4, fw_v6,
 };
-use crate::engines::firewall::rule::proto;
+use crate::classify::matching::proto;
 
 /// The tables of one family.
 pub struct Tables<'a> {

@@ -1,0 +1,262 @@
+//! The object xdp_ratelimit: its rules in two generations, its buckets and its counters.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapHandle, ProgramInput};
+
+use super::generations::{Generations, WriteRows};
+use super::map::{self, MapFacts, Mapped};
+use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
+use super::{CPUS_MAX, cpu_ids, jiffies_per_second, random};
+use crate::abi::{
+    fw_limits, fw_tables, fw_while, rl_algorithm, rl_bucket, rl_clock, rl_common, rl_cpu_counts, rl_limits,
+    rl_rule_count, rl_rules, rl_set, rl_tale,
+};
+
+/// After so long a source counts as known.
+const KNOWN_AFTER: Duration = Duration::from_secs(2);
+/// A known source may be silent for so long before its bucket is taken for another one.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+
+/// What is fixed when the program is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Switches {
+    /// Frames may stand in several buffers (MTU above a page; 5.18+).
+    pub multi_buffer: bool,
+    /// Room for buckets, at least; rounded up to a power of two.
+    pub buckets: u32,
+}
+
+/// What all CPUs counted.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    /// By slot of the rule.
+    pub rules: Vec<rl_rule_count>,
+    /// Buckets that were made.
+    pub made: u64,
+    /// Of them, those that took the place of a silent one.
+    pub replaced: u64,
+    /// Buckets that the kernel's timer took away.
+    pub expired: u64,
+    /// Packets that found no room, and went by their rule's common bucket.
+    pub crowded: u64,
+    /// Packets that gave up on a bucket that other CPUs kept changing; they count as over the limit.
+    pub contended: u64,
+    /// Records written.
+    pub events: u64,
+    /// Records lost: the ring buffer was full.
+    pub ring_full: u64,
+}
+
+/// A bucket with its tale, as the kernel has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// The bucket.
+    pub bucket: rl_bucket,
+    /// What happened to packets over the limit.
+    pub tale: rl_tale,
+}
+
+/// The loaded object. One thread owns it; it is the only writer of its maps but for the buckets.
+pub struct XdpRatelimit {
+    skel: XdpRatelimitSkel<'static>,
+    generations: Generations,
+    rules: Mapped<rl_rules>,
+    sets: Mapped<rl_set>,
+    tales: Mapped<rl_tale>,
+    common: Mapped<rl_common>,
+    counts: Mapped<rl_cpu_counts>,
+    clock: Mapped<rl_clock>,
+    tick_ns: u64,
+}
+
+/// A moment as the buckets tell it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// CLOCK_MONOTONIC, in nanoseconds.
+    pub ns: u64,
+    /// The kernel's tick counter, jiffies64.
+    pub tick: u64,
+}
+
+impl XdpRatelimit {
+    /// Opens, fixes the switches, loads, and starts the expiry of buckets. No rule is in it yet and nothing runs it.
+    ///
+    /// # Errors
+    /// What the kernel lacks or the verifier says.
+    pub fn load(switches: Switches) -> Result<XdpRatelimit> {
+        // The skeleton borrows its storage for as long as it lives, which is as long as the agent.
+        let storage = Box::leak(Box::new(MaybeUninit::uninit()));
+        let mut open = XdpRatelimitSkelBuilder::default().open(storage).context("opening xdp_ratelimit")?;
+        let second = jiffies_per_second()?;
+        let possible = cpu_ids("possible")?;
+        ensure!(
+            possible <= CPUS_MAX,
+            "this machine may have {possible} CPUs, and this agent counts for {CPUS_MAX} at most"
+        );
+        let sets = (switches.buckets.div_ceil(rl_limits::RL_WAYS.0) as usize).next_power_of_two().max(2);
+        let constants = open.maps.rodata_data.as_deref_mut().context("xdp_ratelimit has no constants")?;
+        let whiles = |time: Duration| ((time.as_secs() * second) >> fw_while::FW_WHILE_SHIFT.0) as u32;
+        constants.multi_buffer = switches.multi_buffer.into();
+        constants.tick_ns = 1_000_000_000 / second;
+        constants.tell_interval = second as u32;
+        constants.rl_known_after = whiles(KNOWN_AFTER);
+        constants.rl_known_for = whiles(KNOWN_FOR);
+        constants.rl_sets = sets as u64;
+        constants.rl_set_shift = 64 - sets.ilog2();
+        for secret in &mut constants.rl_secret {
+            *secret = random()? | 1;
+        }
+        constants.count_cpus = possible as u32;
+        let maps = &mut open.maps;
+        let buckets = sets * rl_limits::RL_WAYS.0 as usize;
+        maps.bss_buckets
+            .set_value_size((sets * size_of::<rl_set>()) as u32)
+            .and(maps.bss_tales.set_value_size((buckets * size_of::<rl_tale>()) as u32))
+            .context("making room for the buckets")?;
+        maps.bss_counts
+            .set_value_size((possible * size_of::<rl_cpu_counts>()) as u32)
+            .context("giving each CPU its counters")?;
+        if switches.multi_buffer {
+            open.progs.xdp_ratelimit.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+        }
+        let skel = open.load().context("loading xdp_ratelimit")?;
+        let maps = &skel.maps;
+        let limiter = XdpRatelimit {
+            generations: Generations::new(&maps.bss_tables, &maps.bss_control, &maps.fw_rows)?,
+            rules: Mapped::within(maps.bss_rules.as_fd(), maps.bss_rules.value_size() as usize, 2)?,
+            sets: Mapped::within(maps.bss_buckets.as_fd(), maps.bss_buckets.value_size() as usize, sets)?,
+            tales: Mapped::within(maps.bss_tales.as_fd(), maps.bss_tales.value_size() as usize, buckets)?,
+            common: Mapped::within(
+                maps.bss_common.as_fd(),
+                maps.bss_common.value_size() as usize,
+                fw_limits::FW_SLOTS.0 as usize,
+            )?,
+            clock: Mapped::within(maps.bss_clock.as_fd(), maps.bss_clock.value_size() as usize, 1)?,
+            tick_ns: 1_000_000_000 / second,
+            counts: Mapped::within(maps.bss_counts.as_fd(), maps.bss_counts.value_size() as usize, possible)?,
+            skel,
+        };
+        let started = limiter.skel.progs.start_expiry.test_run(ProgramInput::default());
+        let result = started.context("starting the expiry of buckets")?.return_value as i32;
+        ensure!(result == 0, "starting the expiry of buckets: step {} was refused", -result);
+        Ok(limiter)
+    }
+
+    /// The program.
+    pub fn program(&self) -> BorrowedFd<'_> {
+        self.skel.progs.xdp_ratelimit.as_fd()
+    }
+
+    /// Builds the next generation and makes it live; see [`Generations::swap`].
+    pub fn swap<R: WriteRows>(&mut self, build: impl FnOnce(&mut fw_tables, &mut rl_rules) -> Result<R>) -> Result<()> {
+        let rules = self.rules.values();
+        self.generations.swap(|idle, tables| build(tables, &mut rules[idle])).map(|_| ())
+    }
+
+    /// A handle of the ring buffer of events.
+    pub fn events(&self) -> Result<MapHandle> {
+        map::handle(&self.skel.maps.rl_events)
+    }
+
+    /// Everything that was counted; all CPUs together.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts {
+            rules: vec![rl_rule_count::default(); fw_limits::FW_SLOTS.0 as usize],
+            made: 0,
+            replaced: 0,
+            expired: 0,
+            crowded: 0,
+            contended: 0,
+            events: 0,
+            ring_full: 0,
+        };
+        for cpu in 0..self.counts.len() {
+            // SAFETY: within the mapping, to which only the kernel writes, whole words; see Mapped::at().
+            let one = unsafe { self.counts.at(cpu).read_volatile() };
+            for (sum, one) in sum.rules.iter_mut().zip(one.rule) {
+                sum.passed += one.passed;
+                sum.passed_bytes += one.passed_bytes;
+                sum.dropped += one.dropped;
+                sum.dropped_bytes += one.dropped_bytes;
+            }
+            sum.made += one.made;
+            sum.replaced += one.replaced;
+            sum.expired += one.expired;
+            sum.crowded += one.crowded;
+            sum.contended += one.contended;
+            sum.events += one.events;
+            sum.ring_full += one.ring_full;
+        }
+        sum
+    }
+
+    /// All buckets that are taken, one after the other, as they were when they were looked at.
+    pub fn buckets(&self) -> impl Iterator<Item = Bucket> + '_ {
+        let ways = rl_limits::RL_WAYS.0 as usize;
+        (0..self.sets.len() * ways).filter_map(move |at| {
+            // SAFETY: within the mappings, read once as a whole; a bucket that is just being made has an id below 2^40.
+            let bucket = unsafe { (&raw const (*self.sets.at(at / ways)).way[at % ways]).read_volatile() };
+            // SAFETY: as above.
+            let tale = unsafe { self.tales.at(at).read_volatile() };
+            (bucket.id >> 40 != 0).then_some(Bucket { bucket, tale })
+        })
+    }
+
+    /// Room for buckets.
+    pub fn capacity(&self) -> usize {
+        self.tales.len()
+    }
+
+    /// Now, as the buckets tell it.
+    pub fn now(&self) -> Result<Moment> {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).context("reading a clock")?;
+        let ns = Duration::from(now).as_nanos() as u64;
+        // SAFETY: within the mapping; written once, before load() returned.
+        let zero = unsafe { (&raw const (*self.clock.at(0)).tick_zero_ns).read_volatile() };
+        Ok(Moment { ns, tick: ns.wrapping_sub(zero) / self.tick_ns })
+    }
+
+    /// Sets counters and the common bucket of a slot to nothing, for a new rule that no packet knows yet.
+    pub fn clear_slot(&mut self, slot: u32, algorithm: rl_algorithm) -> Result<()> {
+        let now = self.now()?;
+        for counts in self.counts.values() {
+            counts.rule[slot as usize] = rl_rule_count::default();
+        }
+        let common = &mut self.common.values()[slot as usize];
+        *common = rl_common::default();
+        common.bucket.start = now.tick as u32;
+        if matches!(algorithm, rl_algorithm::RL_TOKEN_BUCKET | rl_algorithm::RL_LEAKY_BUCKET) {
+            common.bucket.word[0] = now.ns << 16;
+        }
+        Ok(())
+    }
+
+    /// Its maps, as status shows them.
+    pub fn maps(&self) -> Vec<MapFacts> {
+        let maps = &self.skel.maps;
+        vec![
+            map::facts(&maps.bss_tables),
+            map::facts(&maps.bss_rules),
+            map::facts(&maps.bss_buckets),
+            map::facts(&maps.bss_tales),
+            map::facts(&maps.bss_common),
+            map::facts(&maps.bss_counts),
+            map::facts(&maps.rl_events),
+            self.generations.rows_facts(),
+        ]
+    }
+
+    /// Runs the program `repeat` times over a frame as if it had arrived on `ifindex`; enum xdp_action and the average ns.
+    pub fn test_run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<(u32, u64)> {
+        let mut context: Vec<u8> =
+            [0, frame.len() as u32, 0, ifindex, 0, 0].iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let input = ProgramInput { context_in: Some(&mut context), data_in: Some(frame), repeat, ..Default::default() };
+        let output = self.skel.progs.xdp_ratelimit.test_run(input).context("running xdp_ratelimit on a packet")?;
+        Ok((output.return_value, output.duration.as_nanos() as u64))
+    }
+}

@@ -1,0 +1,83 @@
+//! What the rules of every engine have besides their match: a name, a description, and others beside them.
+
+use std::collections::HashMap;
+
+use super::compile::RULES_MAX;
+use super::matching::Match;
+use crate::written::{Field, Reader};
+
+/// Longest `id`, in characters.
+const ID_MAX: usize = 64;
+/// Longest `description`, in characters.
+const DESCRIPTION_MAX: usize = 256;
+
+/// A name of letters, digits, `_` and `-`.
+pub fn read_id(field: &Field<'_>) -> Option<String> {
+    let id = field.text()?;
+    let wrong = id.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-'));
+    if let Some(wrong) = wrong {
+        field.error(format!("{wrong:?} cannot be in an id; use letters, digits, _ and -"));
+    } else if id.is_empty() || id.len() > ID_MAX {
+        field.error(format!("an id has 1 to {ID_MAX} characters; this one has {}", id.len()));
+    } else {
+        return Some(id.to_owned());
+    }
+    None
+}
+
+/// A line of free text; empty when absent.
+pub fn read_description(field: &Field<'_>) -> String {
+    let text = field.text().unwrap_or_default();
+    let length = text.chars().count();
+    if length > DESCRIPTION_MAX {
+        field.error(format!("a description has at most {DESCRIPTION_MAX} characters; this one has {length}"));
+    } else if let Some(control) = text.chars().find(|c| c.is_control()) {
+        field.error(format!("a description is one line of plain text; this one has {control:?} in it"));
+    }
+    text.to_owned()
+}
+
+/// Reads rules that belong together: their ids must differ. `read` reads one of them, `id` gives its name.
+pub fn read_rules<'r, R>(
+    readers: Vec<Reader<'r>>,
+    read: impl Fn(Reader<'r>) -> Option<R>,
+    id: fn(&R) -> &str,
+) -> Vec<R> {
+    let mut rules = Vec::with_capacity(readers.len());
+    let mut places: HashMap<String, (String, Option<u32>)> = HashMap::new();
+    for mut reader in readers {
+        let field = reader.key("id");
+        let place = (reader.path().to_owned(), field.line());
+        let Some(rule) = read(reader) else { continue };
+        if let Some((path, line)) = places.get(id(&rule)) {
+            let line = line.map(|line| format!(" on line {line}")).unwrap_or_default();
+            field.error(format!("\"{}\" is already the id of {path}{line}", id(&rule)));
+        } else {
+            places.insert(id(&rule).to_owned(), place);
+        }
+        rules.push(rule);
+    }
+    rules
+}
+
+/// Whether the rules fit the kernel's tables: [`RULES_MAX`] in each family, and those without addresses are in both.
+/// Rules that are switched off count too, so that switching one on never fails.
+pub fn check_counts<'r>(rules: impl IntoIterator<Item = &'r Match>) -> Result<(), String> {
+    let [mut v4, mut v6, mut both] = [0usize; 3];
+    for rule in rules {
+        match rule.is_ipv4() {
+            Some(true) => v4 += 1,
+            Some(false) => v6 += 1,
+            None => both += 1,
+        }
+    }
+    let family = |name, own| match own + both {
+        sum if sum > RULES_MAX => Err(format!(
+            "{sum} rules for {name}, and {RULES_MAX} is the limit for each family ({own} with {name} addresses, \
+             {both} without addresses, which apply to both families)"
+        )),
+        _ => Ok(()),
+    };
+    family("IPv4", v4)?;
+    family("IPv6", v6)
+}
