@@ -7,13 +7,13 @@
 //! `cargo bench --bench firewall -- [--quick] [NAME]`: fewer rounds and sizes; only figures whose name contains NAME.
 
 #[path = "firewall/figures.rs"]
-mod figures;
+pub mod figures;
 #[path = "firewall/foreign.rs"]
 mod foreign;
 #[path = "firewall/headers.rs"]
 mod headers;
 #[path = "firewall/kernel.rs"]
-mod kernel;
+pub mod kernel;
 #[path = "firewall/linear.rs"]
 mod linear;
 #[path = "firewall/policies.rs"]
@@ -117,7 +117,7 @@ fn main() -> Result<()> {
     run.figures.set("noisy_measurements", run.bench.noisy as f64);
     run.figures.set("seconds", started.elapsed().as_secs_f64());
     report::print(&run.figures);
-    println!("\n{}", run.figures.write()?.display());
+    println!("\n{}", run.figures.write("firewall")?.display());
     Ok(())
 }
 

@@ -134,10 +134,14 @@ static __always_inline void identify(struct rl_bucket *of, const struct rl_rule 
 	}
 }
 
-/* The rule's common bucket. */
-static __always_inline void common_of(__u32 slot, struct charge *charge)
+/* The rule's common bucket. Its windows begin with its first packet, as those of all others do. */
+static __always_inline void common_of(__u32 slot, __u64 tick, struct charge *charge)
 {
-	charge->bucket = &common[slot & (FW_SLOTS - 1)].bucket;
+	struct rl_bucket *bucket = &common[slot & (FW_SLOTS - 1)].bucket;
+
+	if (!(*(volatile __u64 *)&bucket->word[0] | *(volatile __u64 *)&bucket->word[1]))
+		*(volatile __u32 *)&bucket->start = tick;
+	charge->bucket = bucket;
 	charge->tale = &common[slot & (FW_SLOTS - 1)].tale;
 	charge->is_common = true;
 }
@@ -151,7 +155,7 @@ static __always_inline void find_charge(struct work *work, const struct rl_rule 
 	int made;
 
 	if (rule->scope == RL_GLOBAL) {
-		common_of(slot, charge);
+		common_of(slot, tick, charge);
 		return;
 	}
 	identify(of, rule, &work->packet);
@@ -171,7 +175,7 @@ static __always_inline void find_charge(struct work *work, const struct rl_rule 
 		return;
 	}
 	counts->crowded++;
-	common_of(slot, charge);
+	common_of(slot, tick, charge);
 }
 
 /* Whether a bucket is blocked; what is over now ends here. */
@@ -344,7 +348,7 @@ static int expire_set(__u32 i, void *context)
 		struct rl_bucket *bucket = &set->way[i];
 		__u64 id = *(volatile __u64 *)&bucket->id;
 
-		if (!id || id == RL_CLAIMED || !is_silent(bucket, tick))
+		if (!id || id == RL_CLAIMED || !is_silent(bucket, tale_at(place, i), tick))
 			continue;
 		if (__sync_val_compare_and_swap(&bucket->id, id, 0) == id && cpu < count_cpus)
 			__sync_fetch_and_add(&counts_of(cpu)->expired, 1);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The buckets of a host, by rule and source: one table that all CPUs share, so that a limit is the host's and not that
- * many times a CPU's. A bucket is a cache line of a four-way set; its words change by compare-and-swap, which costs no
+ * many times a CPU's. A bucket is a cache line of one of two four-way sets; its words change by compare-and-swap, which costs no
  * more than taking a spin lock and cannot be held by anybody.
  *
  * Room is never taken from a source that is at work. A newcomer gets a free bucket, or one that was silent for so long
@@ -62,7 +62,7 @@ static __always_inline __u32 whiles_since(__u32 then, __u32 now)
 }
 
 /* Whether a bucket may be forgotten. */
-static __always_inline bool is_silent(const struct rl_bucket *bucket, __u64 tick)
+static __always_inline bool is_silent(const struct rl_bucket *bucket, const struct rl_tale *tale, __u64 tick)
 {
 	__u32 seen = *(volatile const __u32 *)&bucket->seen;
 	__u32 silent = whiles_since(seen, while_of(tick)), hold = 1U << (seen >> RL_WHILE_BITS & 31);
@@ -70,13 +70,19 @@ static __always_inline bool is_silent(const struct rl_bucket *bucket, __u64 tick
 
 	if (silent > ~0U >> 9) /* another CPU has just used it, and its clock is ahead of what was read here */
 		return false;
+	if (seen >> RL_BLOCKED_BIT && (__s32)(*(volatile const __u32 *)&tale->blocked_until - (__u32)tick) > 0)
+		return false; /* who keeps still does not get out earlier */
 	return silent > hold && (lived < rl_known_after || silent > rl_known_for);
 }
 
+/* The second product is for sources that count up: some secret numbers alone would put those into few sets. */
 static __always_inline __u64 hash_of(const struct rl_bucket *of)
 {
-	return of->id * rl_secret[0] + of->key[0] * rl_secret[1] + of->key[1] * rl_secret[2] +
-	       of->key[2] * rl_secret[3] + of->key[3] * rl_secret[4];
+	__u64 hash = of->id * rl_secret[0] + of->key[0] * rl_secret[1] + of->key[1] * rl_secret[2] +
+		     of->key[2] * rl_secret[3] + of->key[3] * rl_secret[4];
+
+	hash ^= hash >> 32;
+	return hash * 0xd6e8feb86659fd93ULL;
 }
 
 static __always_inline __u64 other_bucket(const struct rl_bucket *one, const struct rl_bucket *other)
@@ -99,6 +105,12 @@ static __always_inline __u64 set_of(__u64 hash)
 	return hash >> (rl_set_shift & 63) & (rl_sets - 1);
 }
 
+/* The other set in which a bucket may stand. Which that is has nothing to do with the first one, so no two sets are a pair. */
+static __always_inline __u64 other_set_of(__u64 hash)
+{
+	return (set_of(hash) ^ (hash >> 18 | 1)) & (rl_sets - 1);
+}
+
 static __always_inline struct rl_set *set_at(__u64 place)
 {
 	struct rl_set *sets = buckets;
@@ -115,10 +127,9 @@ static __always_inline struct rl_tale *tale_at(__u64 place, __u64 way)
 	return all + (place * RL_WAYS + way);
 }
 
-/* The bucket with the id and key of `of`, or false. */
-static __always_inline bool find_bucket(const struct rl_bucket *of, __u64 hash, struct charge *charge)
+/* The bucket with the id and key of `of` in a set, or false. */
+static __always_inline bool find_in_set(const struct rl_bucket *of, __u64 place, __u64 hash, struct charge *charge)
 {
-	__u64 place = set_of(hash);
 	struct rl_set *set = set_at(place);
 
 #pragma clang loop unroll(full)
@@ -136,30 +147,30 @@ static __always_inline bool find_bucket(const struct rl_bucket *of, __u64 hash, 
 	return false;
 }
 
-/*
- * Makes a bucket like `of`, words included, where there is room: 0 when there is none, 1 when there was, 2 when a silent
- * one was taken. A function of its own, verified once.
- */
-__noinline int make_bucket(const struct rl_bucket *of, __u64 hash, __u64 tick)
+/* In one of the two sets that it may stand in. */
+static __always_inline bool find_bucket(const struct rl_bucket *of, __u64 hash, struct charge *charge)
 {
 	__u64 place = set_of(hash);
+
+	return find_in_set(of, place, hash, charge) || find_in_set(of, other_set_of(hash), hash, charge);
+}
+
+/* Makes a bucket in a set, if its way is free, or with `silent` if what is there is silent. */
+static __always_inline bool make_in_set(const struct rl_bucket *of, __u64 place, __u64 hash, __u64 tick, bool silent)
+{
 	struct rl_set *set = set_at(place);
 
-	if (!of)
-		return 0;
-	/* Free ones first. */
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < 2 * RL_WAYS; i++) {
-		__u64 way = bucket_way(hash, i & (RL_WAYS - 1));
+	for (__u32 i = 0; i < RL_WAYS; i++) {
+		__u64 way = bucket_way(hash, i);
 		struct rl_bucket *bucket = &set->way[way];
 		__u64 id = *(volatile __u64 *)&bucket->id;
-		struct rl_tale *tale;
+		struct rl_tale *tale = tale_at(place, way);
 
-		if (id == RL_CLAIMED || (i < RL_WAYS ? id != 0 : !is_silent(bucket, tick)))
+		if (id == RL_CLAIMED || (silent ? !is_silent(bucket, tale, tick) : id != 0))
 			continue;
 		if (__sync_val_compare_and_swap(&bucket->id, id, RL_CLAIMED) != id)
 			continue;
-		tale = tale_at(place, way);
 		__builtin_memset(tale, 0, sizeof(*tale));
 		bucket->key[0] = of->key[0];
 		bucket->key[1] = of->key[1];
@@ -171,9 +182,43 @@ __noinline int make_bucket(const struct rl_bucket *of, __u64 hash, __u64 tick)
 		bucket->seen = of->seen;
 		/* An exchange is a full barrier: who sees the id sees the rest. */
 		__sync_lock_test_and_set(&bucket->id, of->id);
-		return id ? 2 : 1;
+		return true;
 	}
-	return 0;
+	return false;
+}
+
+/* Buckets in a set. */
+static __always_inline __u32 used_in_set(__u64 place)
+{
+	struct rl_set *set = set_at(place);
+	__u32 used = 0;
+
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < RL_WAYS; i++)
+		used += !!*(volatile __u64 *)&set->way[i].id;
+	return used;
+}
+
+/*
+ * Makes a bucket like `of`, words included, where there is room: 0 when there is none, 1 when there was, 2 when a silent
+ * one was taken. The first set is cheaper to find, the emptier one lets the table become fuller: so the first one while
+ * it is at most half full. A function of its own, verified once.
+ */
+__noinline int make_bucket(const struct rl_bucket *of, __u64 hash, __u64 tick)
+{
+	__u64 first = set_of(hash), second = other_set_of(hash), swap;
+	__u32 used = used_in_set(first);
+
+	if (!of)
+		return 0;
+	if (used > RL_WAYS / 2 && used_in_set(second) < used) {
+		swap = first;
+		first = second;
+		second = swap;
+	}
+	if (make_in_set(of, first, hash, tick, false) || make_in_set(of, second, hash, tick, false))
+		return 1;
+	return make_in_set(of, first, hash, tick, true) || make_in_set(of, second, hash, tick, true) ? 2 : 0;
 }
 
 /* Notes that a bucket is in use. Lost when another CPU changes the word at the same time, which notes the same. */

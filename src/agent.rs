@@ -10,13 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use crossbeam_channel::Sender;
+use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
+use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::{self, PIN_DIR};
+use crate::classify::guard::Guard;
+use crate::component::Component;
 use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
@@ -25,16 +30,17 @@ use crate::control::agent::{
     PendingConfirm, Readiness, Reloaded,
 };
 use crate::control::{Control, ControlConfig};
-use crate::engines::firewall::guard::Guard;
-use crate::engines::firewall::store::Store;
-use crate::engines::firewall::{self, Facts, Firewall};
-use crate::event::Event;
+use crate::engines::firewall::{self, Behind, Facts, Firewall};
+use crate::engines::ratelimit::{self, Ratelimit};
+use crate::event::{Event, OverLimit};
 use crate::logging::rfc3339;
-use crate::metrics::Metrics;
+use crate::metrics::{KernelCounters, Metrics};
+use crate::ruled::RuleOwner;
+use crate::ruled::store::Store;
 use crate::supervise::{Handle, Mailbox, Supervisor};
 use crate::system::{MainEvent, MainLoop, Notifier, Signal, Signals};
 
-/// Records that wait for the firewall engine.
+/// Records that wait for an engine.
 const EVENTS_MAX: usize = 8192;
 /// Alerts that wait for the router.
 const ALERTS_MAX: usize = 4096;
@@ -71,11 +77,18 @@ enum Timer {
     Links,
 }
 
+/// The engines that run.
+#[derive(Clone)]
+struct Engines {
+    firewall: Handle<Firewall>,
+    ratelimit: Option<Handle<Ratelimit>>,
+}
+
 /// The agent's main thread: reloads and the configuration in force belong to it.
 struct Agent {
     options: Options,
     config: Config,
-    firewall: Handle<Firewall>,
+    engines: Engines,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -84,7 +97,7 @@ struct Agent {
 /// What the control port sees of the agent.
 struct Front {
     agent: Handle<Agent>,
-    firewall: Handle<Firewall>,
+    engines: Engines,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
     started: Instant,
@@ -117,6 +130,19 @@ pub fn run(options: Options) -> Result<()> {
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
+    let limiter = if config.ratelimit.enabled {
+        let start = ratelimit::Start {
+            config: config.ratelimit.clone(),
+            interfaces: config.agent.interfaces.clone(),
+            guard: guard.clone(),
+            store: Store::new(&config.agent.state_dir),
+            alerts: alerts.clone(),
+            metrics: metrics.clone(),
+        };
+        Some(Ratelimit::start(start).context("starting the rate limiter")?)
+    } else {
+        None
+    };
     let engine = Firewall::start(firewall::Start {
         config: config.firewall.clone(),
         interfaces: config.agent.interfaces.clone(),
@@ -128,44 +154,39 @@ pub fn run(options: Options) -> Result<()> {
         guard,
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
+        behind: limiter.as_ref().map(behind).transpose()?,
         store: Store::new(&config.agent.state_dir),
         alerts,
         metrics: metrics.clone(),
     })
     .context("starting the firewall")?;
     let (events, event_queue) = crossbeam_channel::bounded(EVENTS_MAX);
-    let ring = engine.events()?;
+    let (limit_events, limit_queue) = crossbeam_channel::bounded(EVENTS_MAX);
+    let rings = Rings { firewall: engine.events()?, ratelimit: limiter.as_ref().map(Ratelimit::events).transpose()? };
     let (firewall, firewall_thread) = supervisor.spawn_owner("firewall", engine, event_queue)?;
+    let limiter = limiter.map(|limiter| supervisor.spawn_owner("ratelimit", limiter, limit_queue)).transpose()?;
+    let (ratelimit, ratelimit_thread) = limiter.unzip();
+    let engines = Engines { firewall, ratelimit };
     let stop_poller = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let poller_thread = spawn_poller(&supervisor, ring, events, &metrics, stop_poller.clone())?;
+    let poller_thread = spawn_poller(&supervisor, rings, (events, limit_events), &metrics, stop_poller.clone())?;
     metrics.set_kernel_source(Box::new({
-        let firewall = firewall.clone();
-        move || match firewall.call(|firewall| firewall.counters()) {
-            Ok(Ok(counters)) => counters,
-            Ok(Err(error)) => {
-                log::warn!("reading the kernel's counters: {error:#}");
-                Default::default()
-            }
-            Err(gone) => {
-                log::warn!("reading the kernel's counters: {gone}");
-                Default::default()
-            }
-        }
+        let engines = engines.clone();
+        move || engines.counters()
     }));
 
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
     let front = Front {
         agent: agent_handle,
-        firewall: firewall.clone(),
+        engines: engines.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         started: Instant::now(),
     };
-    let control = match start_control(&config.agent, &supervisor, front, &firewall, &confirmations, &metrics) {
+    let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
         Ok(control) => control,
         Err(error) => {
-            match firewall.call(Firewall::abandon) {
+            match engines.firewall.call(Firewall::abandon) {
                 Ok(Ok(())) => {}
                 Ok(Err(also)) => log::error!("giving the kernel back: {also:#}"),
                 Err(gone) => log::error!("giving the kernel back: {gone}"),
@@ -179,7 +200,7 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, firewall: firewall.clone(), metrics, confirmations, shared };
+    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -188,8 +209,10 @@ pub fn run(options: Options) -> Result<()> {
     stop_poller.store(true, std::sync::atomic::Ordering::Release);
     let _ = poller_thread.join(STOP);
     // The engines tell what they still know before the router does.
+    let limiter = engines.ratelimit.as_ref().zip(ratelimit_thread);
     for gone in [
-        firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
+        engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
+        limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
     ] {
         if let Err(gone) = gone {
@@ -223,11 +246,11 @@ impl Agent {
                     // Changes come in bunches; they are looked at once, and soon.
                     main_loop.set_timer(Timer::Links, Instant::now() + Duration::from_millis(20));
                 }
-                MainEvent::Timer(Timer::Links) => match self.firewall.call(Firewall::links_changed) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => log::error!("after a change of links: {error:#}"),
-                    Err(gone) => log::error!("after a change of links: {gone}"),
-                },
+                MainEvent::Timer(Timer::Links) => {
+                    for error in self.engines.links_changed() {
+                        log::error!("after a change of links: {error}");
+                    }
+                }
                 MainEvent::Timer(Timer::Second) => {
                     if let Some((what, undone)) = self.confirmations.expire(Instant::now()) {
                         match undone {
@@ -287,11 +310,16 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
-        let (section, guard) = (loaded.config.firewall.clone(), guard_of(&loaded.config.agent));
+        let guard = guard_of(&loaded.config.agent);
+        let limits_before = self.engines.replace_limits(&loaded.config, &guard)?;
+        let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
-        let (undo, shared) = (self.firewall.clone(), self.shared.clone());
+        let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let limits = limits_before.clone();
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
-        self.firewall
+        let replaced = self
+            .engines
+            .firewall
             .call(move |firewall| {
                 confirmations.refuse_while_pending()?;
                 let before = firewall.snapshot();
@@ -302,7 +330,8 @@ impl Agent {
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
-                            undo.call(move |firewall| firewall.restore(before))??;
+                            undo.restore_limits(limits)?;
+                            undo.firewall.call(move |firewall| firewall.restore(before))??;
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             Ok(())
                         },
@@ -310,25 +339,101 @@ impl Agent {
                 }
                 Ok::<(), ApiError>(())
             })
-            .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
+            .map_err(|gone| ApiError::unavailable(gone.to_string()))
+            .flatten();
+        if let Err(error) = replaced {
+            if let Err(also) = self.engines.restore_limits(limits_before) {
+                log::error!("taking the rate limits back: {also:#}");
+            }
+            return Err(error);
+        }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
-        Ok(format!("configuration reloaded, {} rules in the file", self.config.firewall.rules.len()))
+        let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len();
+        Ok(format!("configuration reloaded, {rules} rules in the file"))
+    }
+}
+
+impl Engines {
+    /// What the kernel counted, for Prometheus.
+    fn counters(&self) -> KernelCounters {
+        let mut counters = match self.firewall.call(|firewall| firewall.counters()) {
+            Ok(Ok(counters)) => counters,
+            Ok(Err(error)) => {
+                log::warn!("reading the kernel's counters: {error:#}");
+                KernelCounters::default()
+            }
+            Err(gone) => {
+                log::warn!("reading the kernel's counters: {gone}");
+                KernelCounters::default()
+            }
+        };
+        counters.limits = self.ratelimit.as_ref().and_then(|limiter| {
+            let counted = limiter.call(|limiter| limiter.counters());
+            counted.inspect_err(|gone| log::warn!("reading the rate limiter's counters: {gone}")).ok()
+        });
+        counters
+    }
+
+    /// Lets each engine look at the interfaces anew; what went wrong. The limiter first: the firewall attaches.
+    fn links_changed(&self) -> Vec<String> {
+        let limiter = self.ratelimit.as_ref().map(|limiter| limiter.call(Ratelimit::links_changed));
+        let all = limiter.into_iter().chain([self.firewall.call(Firewall::links_changed)]);
+        all.filter_map(|result| match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(gone) => Some(gone.to_string()),
+        })
+        .collect()
+    }
+
+    /// Puts the limiter's section in force, or changes nothing; the answer is what was before.
+    fn replace_limits(&self, config: &Config, guard: &Guard) -> Result<Option<ratelimit::Snapshot>, ApiError> {
+        let Some(limiter) = &self.ratelimit else { return Ok(None) };
+        let (section, guard) = (config.ratelimit.clone(), guard.clone());
+        let replaced = limiter.call(move |limiter| {
+            let before = limiter.snapshot();
+            limiter.replace(section, guard).map(|()| before)
+        });
+        let before = replaced.map_err(|gone| ApiError::unavailable(gone.to_string()))?;
+        before.map(Some).map_err(|error| ApiError::conflict(format!("{error:#}")))
+    }
+
+    fn restore_limits(&self, before: Option<ratelimit::Snapshot>) -> Result<()> {
+        match (&self.ratelimit, before) {
+            (Some(limiter), Some(before)) => limiter.call(move |limiter| limiter.restore(before))?,
+            _ => Ok(()),
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        let mut reasons =
+            self.firewall.call(|firewall| firewall.degraded()).unwrap_or_else(|gone| vec![gone.to_string()]);
+        if let Some(limiter) = &self.ratelimit {
+            reasons.extend(limiter.call(|limiter| limiter.degraded()).unwrap_or_else(|gone| vec![gone.to_string()]));
+        }
+        reasons
+    }
+
+    /// The firewall in numbers, with the programs of all engines.
+    fn facts(&self) -> Result<Facts, String> {
+        let mut facts = self.firewall.call(|firewall| firewall.facts()).map_err(|gone| gone.to_string())?;
+        if let Some(limiter) = &self.ratelimit {
+            facts.programs.push(limiter.call(|limiter| limiter.program_status()).map_err(|gone| gone.to_string())?);
+        }
+        Ok(facts)
+    }
+
+    fn limit_count(&self) -> u64 {
+        let count = self.ratelimit.as_ref().and_then(|limiter| limiter.call(|limiter| limiter.rule_count()).ok());
+        count.unwrap_or(0) as u64
     }
 }
 
 impl Front {
-    fn facts(&self) -> Result<Facts, String> {
-        self.firewall.call(|firewall| firewall.facts()).map_err(|gone| gone.to_string())
-    }
-
-    fn degraded(&self) -> Vec<String> {
-        self.firewall.call(|firewall| firewall.degraded()).unwrap_or_else(|gone| vec![gone.to_string()])
-    }
-
     fn pending(&self) -> Option<PendingConfirm> {
         let (what, left) = self.confirmations.pending(Instant::now())?;
         let deadline = (SystemTime::now() + left).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -338,8 +443,8 @@ impl Front {
 
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
-        let mut reasons = self.degraded();
-        let ebpf_loaded = match self.facts() {
+        let mut reasons = self.engines.degraded();
+        let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
                 reasons.push(gone);
@@ -350,8 +455,8 @@ impl AgentControl for Front {
     }
 
     fn status(&self) -> AgentStatus {
-        let mut degraded = self.degraded();
-        let facts = self.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
+        let mut degraded = self.engines.degraded();
+        let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
         AgentStatus {
@@ -360,7 +465,7 @@ impl AgentControl for Front {
             ebpf_loaded: facts
                 .as_ref()
                 .is_some_and(|facts| facts.programs.iter().all(|one| !one.enabled || one.facts.is_some())),
-            rule_count: number(|facts| facts.config.rules.len() + facts.added_rules),
+            rule_count: number(|facts| facts.config.rules.len() + facts.added_rules) + self.engines.limit_count(),
             firewall_enabled: config.enabled,
             firewall_mode: config.mode.name().to_owned(),
             firewall_default_policy: config.default_policy.name().to_owned(),
@@ -410,14 +515,14 @@ impl AgentControl for Front {
 
     fn ebpf_status(&self) -> EbpfStatus {
         let stats_enabled = bpf::run_stats_enabled();
-        let facts = self.facts().ok();
+        let facts = self.engines.facts().ok();
         let programs = facts.iter().flat_map(|facts| {
             facts.programs.iter().map(|program| {
                 let attached: Vec<shown::AttachPoint> = facts
                     .interfaces
                     .iter()
                     .filter_map(|one| {
-                        let mode = if program.name == "xdp_firewall" { one.xdp } else { one.egress }?;
+                        let mode = if program.name == "tc_egress" { one.egress } else { one.xdp }?;
                         Some(shown::AttachPoint { interface: one.name.clone(), mode: shown_mode(mode) })
                     })
                     .collect();
@@ -479,33 +584,58 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
     }
 }
 
-/// Hands the kernel's records to the engine. Never waits for it: what finds no room is counted.
+/// The rate limiter as the firewall runs it.
+fn behind(limiter: &Ratelimit) -> Result<Behind> {
+    Ok(Behind { program: limiter.program()?, pins: limiter.pins()? })
+}
+
+/// Where the kernel's records are.
+struct Rings {
+    firewall: MapHandle,
+    ratelimit: Option<MapHandle>,
+}
+
+/// Hands the kernel's records to the engines. Never waits for them: what finds no room is counted.
 fn spawn_poller(
     supervisor: &Supervisor,
-    ring: libbpf_rs::MapHandle,
-    events: crossbeam_channel::Sender<Event>,
+    rings: Rings,
+    (events, limit_events): (Sender<Event>, Sender<OverLimit>),
     metrics: &Arc<Metrics>,
     stop: Arc<std::sync::atomic::AtomicBool>,
 ) -> std::io::Result<crate::supervise::Thread<()>> {
-    let lost = metrics.events_lost("poller", "queue_full");
-    let unreadable = metrics.events_lost("poller", "undecodable");
+    let metrics = metrics.clone();
     supervisor.spawn("poller", move |pulse| {
-        bpf::ringbuf::consume(
-            &ring,
-            POLL,
-            &stop,
-            || pulse.beat(),
-            |record| match Event::decode(record) {
-                Some(event) => {
-                    if events.try_send(event).is_err() {
-                        lost.inc();
-                    }
-                }
-                None => {
-                    unreadable.inc();
-                }
-            },
-        )
+        let mut all =
+            vec![Ring { map: &rings.firewall, each: hand_over(&metrics, Component::Firewall, Event::decode, events) }];
+        if let Some(map) = &rings.ratelimit {
+            let each = hand_over(&metrics, Component::Ratelimit, OverLimit::decode, limit_events);
+            all.push(Ring { map, each });
+        }
+        ringbuf::consume(all, POLL, &stop, || pulse.beat())
+    })
+}
+
+/// Decodes records and queues them for an engine.
+fn hand_over<E: 'static>(
+    metrics: &Metrics,
+    component: Component,
+    decode: fn(&[u8]) -> Option<E>,
+    queue: Sender<E>,
+) -> Taker<'static> {
+    let place = match component {
+        Component::Firewall => "poller",
+        Component::Ratelimit => "poller_ratelimit",
+    };
+    let (lost, unreadable) = (metrics.events_lost(place, "queue_full"), metrics.events_lost(place, "undecodable"));
+    Box::new(move |record| match decode(record) {
+        Some(event) => {
+            if queue.try_send(event).is_err() {
+                lost.inc();
+            }
+        }
+        None => {
+            unreadable.inc();
+        }
     })
 }
 
@@ -513,12 +643,16 @@ fn start_control(
     agent: &AgentConfig,
     supervisor: &Supervisor,
     front: Front,
-    firewall: &Handle<Firewall>,
+    engines: &Engines,
     confirmations: &Arc<Confirmations>,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
-    operations.extend(firewall::api::operations(firewall, confirmations));
+    operations.extend(firewall::api::operations(&engines.firewall, confirmations));
+    operations.extend(match &engines.ratelimit {
+        Some(limiter) => ratelimit::api::operations(limiter, confirmations),
+        None => ratelimit::api::refused(),
+    });
     let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => agent.state_dir.join("run"),

@@ -100,8 +100,12 @@ pub enum Remote {
     Health,
     /// The metrics, as Prometheus reads them.
     Metrics,
-    /// The rules.
+    /// The firewall's rules.
     FirewallList,
+    /// The rate limits.
+    RatelimitList,
+    /// So many of those who are over a rate limit.
+    RatelimitTop(u32),
     /// One request whose answer is printed as it is.
     Call(Call),
 }
@@ -184,6 +188,7 @@ enum Sub {
     Health(HealthArgs),
     Metrics(MetricsArgs),
     Firewall(FirewallArgs),
+    Ratelimit(RatelimitArgs),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
@@ -276,85 +281,126 @@ struct DeleteArgs {
     confirm: Option<u32>,
 }
 
-/// Add or replace a rule, by its fields or as JSON (an array adds several at once).
-#[derive(FromArgs, Default)]
-#[argh(subcommand, name = "add", help_triggers("-h", "--help"))]
-struct AddArgs {
-    /// the rule as JSON: the text, @FILE, or - for stdin
-    #[argh(option, arg_name = "body")]
-    json: Option<String>,
+/// The arguments of `add`: what all rules have, and between that what those of one engine have. Options are shown in
+/// this order.
+macro_rules! add_args {
+    ($name:ident: $about:literal { $($verdict:tt)* } { $($state:tt)* } { $($more:tt)* }) => {
+        #[doc = $about]
+        #[derive(FromArgs, Default)]
+        #[argh(subcommand, name = "add", help_triggers("-h", "--help"))]
+        struct $name {
+            /// the rule as JSON: the text, @FILE, or - for stdin
+            #[argh(option, arg_name = "body")]
+            json: Option<String>,
 
-    /// take it back after so many seconds unless `config confirm` comes first
-    #[argh(option, arg_name = "seconds")]
-    confirm: Option<u32>,
+            /// take it back after so many seconds unless `config confirm` comes first
+            #[argh(option, arg_name = "seconds")]
+            confirm: Option<u32>,
 
-    /// unique id
-    #[argh(option)]
-    id: Option<String>,
+            /// unique id
+            #[argh(option)]
+            id: Option<String>,
 
-    /// lower numbers are asked first
-    #[argh(option)]
-    priority: Option<u32>,
+            /// lower numbers are asked first
+            #[argh(option)]
+            priority: Option<u32>,
 
-    /// allow, deny or log
-    #[argh(option)]
-    action: Option<String>,
+            $($verdict)*
 
-    /// tcp, udp, icmp, icmpv6, any, or a number
-    #[argh(option)]
-    protocol: Option<String>,
+            /// tcp, udp, icmp, icmpv6, any, or a number
+            #[argh(option)]
+            protocol: Option<String>,
 
-    /// source network
-    #[argh(option, arg_name = "cidr")]
-    src_ip: Option<String>,
+            /// source network
+            #[argh(option, arg_name = "cidr")]
+            src_ip: Option<String>,
 
-    /// destination network
-    #[argh(option, arg_name = "cidr")]
-    dst_ip: Option<String>,
+            /// destination network
+            #[argh(option, arg_name = "cidr")]
+            dst_ip: Option<String>,
 
-    /// source port, or range as 1024-65535
-    #[argh(option, arg_name = "ports")]
-    src_port: Option<String>,
+            /// source port, or range as 1024-65535
+            #[argh(option, arg_name = "ports")]
+            src_port: Option<String>,
 
-    /// destination port, or range as 80-443
-    #[argh(option, arg_name = "ports")]
-    dst_port: Option<String>,
+            /// destination port, or range as 80-443
+            #[argh(option, arg_name = "ports")]
+            dst_port: Option<String>,
 
-    /// VLAN id; 0 is untagged only
-    #[argh(option, arg_name = "id")]
-    vlan_id: Option<u16>,
+            /// VLAN id; 0 is untagged only
+            #[argh(option, arg_name = "id")]
+            vlan_id: Option<u16>,
 
-    /// TCP flags as set/mask, such as S/SA
-    #[argh(option, arg_name = "flags")]
-    tcp_flags: Option<String>,
+            /// TCP flags as set/mask, such as S/SA
+            #[argh(option, arg_name = "flags")]
+            tcp_flags: Option<String>,
 
-    /// ICMP type
-    #[argh(option, arg_name = "number")]
-    icmp_type: Option<String>,
+            /// ICMP type
+            #[argh(option, arg_name = "number")]
+            icmp_type: Option<String>,
 
-    /// ICMP code
-    #[argh(option, arg_name = "number")]
-    icmp_code: Option<u8>,
+            /// ICMP code
+            #[argh(option, arg_name = "number")]
+            icmp_code: Option<u8>,
 
-    /// connection states, by commas: new, established, related, invalid
-    #[argh(option, arg_name = "states")]
-    state: Option<String>,
+            $($state)*
 
-    /// interfaces, by commas
-    #[argh(option, arg_name = "names")]
-    interfaces: Option<String>,
+            /// interfaces, by commas
+            #[argh(option, arg_name = "names")]
+            interfaces: Option<String>,
 
-    /// free text
-    #[argh(option, arg_name = "text")]
-    description: Option<String>,
+            /// free text
+            #[argh(option, arg_name = "text")]
+            description: Option<String>,
 
-    /// record each packet that matches
-    #[argh(switch)]
-    log: bool,
+            $($more)*
 
-    /// keep the rule switched off
-    #[argh(switch)]
-    disabled: bool,
+            /// keep the rule switched off
+            #[argh(switch)]
+            disabled: bool,
+        }
+
+        impl $name {
+            /// What all rules have, as it stands in JSON; takes it out.
+            fn common_fields(&mut self) -> Vec<(&'static str, Option<Value>)> {
+                vec![
+                    ("id", self.id.take().map(Value::from)),
+                    ("priority", self.priority.map(Value::from)),
+                    ("protocol", self.protocol.take().map(Value::from)),
+                    ("src_ip", self.src_ip.take().map(Value::from)),
+                    ("dst_ip", self.dst_ip.take().map(Value::from)),
+                    ("src_port", self.src_port.take().map(number_or_text)),
+                    ("dst_port", self.dst_port.take().map(number_or_text)),
+                    ("vlan_id", self.vlan_id.map(Value::from)),
+                    ("tcp_flags", self.tcp_flags.take().map(Value::from)),
+                    ("icmp_type", self.icmp_type.take().map(number_or_text)),
+                    ("icmp_code", self.icmp_code.map(Value::from)),
+                    ("interfaces", self.interfaces.take().map(list)),
+                    ("description", self.description.take().map(Value::from)),
+                    ("enabled", self.disabled.then_some(Value::Bool(false))),
+                ]
+            }
+        }
+    };
+}
+
+add_args! {
+    AddArgs: "Add or replace a rule, by its fields or as JSON (an array adds several at once)."
+    {
+        /// allow, deny or log
+        #[argh(option)]
+        action: Option<String>,
+    }
+    {
+        /// connection states, by commas: new, established, related, invalid
+        #[argh(option, arg_name = "states")]
+        state: Option<String>,
+    }
+    {
+        /// record each packet that matches
+        #[argh(switch)]
+        log: bool,
+    }
 }
 
 /// Takes what `firewall add` takes.
@@ -372,6 +418,100 @@ impl SubCommand for UpdateArgs {
         short: &'\0',
         description: "Replace a rule that was made through the API; its counters go on.",
     };
+}
+
+/// Manage the rate limits.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "ratelimit", help_triggers("-h", "--help", "help"))]
+struct RatelimitArgs {
+    #[argh(subcommand)]
+    command: RatelimitSub,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum RatelimitSub {
+    List(ListArgs),
+    Show(ShowArgs),
+    Add(Box<LimitAddArgs>),
+    Update(Box<LimitUpdateArgs>),
+    Delete(DeleteArgs),
+    Top(TopArgs),
+    Buckets(BucketsArgs),
+}
+
+add_args! {
+    LimitAddArgs: "Add or replace a rate limit, by its fields or as JSON (an array adds several at once)."
+    {
+        /// units a second, as 5000, 5k or 1.5M
+        #[argh(option)]
+        rate: Option<String>,
+
+        /// units at once after a rest; else as many as in a second
+        #[argh(option)]
+        burst: Option<String>,
+
+        /// packets (default) or bits
+        #[argh(option)]
+        unit: Option<String>,
+
+        /// token_bucket (default), leaky_bucket, fixed_window or sliding_window
+        #[argh(option)]
+        algorithm: Option<String>,
+
+        /// whose packets are counted together: per_ip (default), per_flow, per_dst or global
+        #[argh(option)]
+        scope: Option<String>,
+
+        /// bits of IPv6 sources that count with per_ip; else 64
+        #[argh(option, arg_name = "bits")]
+        ipv6_prefix_len: Option<u8>,
+
+        /// over the limit: drop (default), pass or block
+        #[argh(option)]
+        action: Option<String>,
+
+        /// how long action block lasts
+        #[argh(option, arg_name = "seconds")]
+        block_secs: Option<u32>,
+    }
+    {}
+    {}
+}
+
+/// Takes what `ratelimit add` takes.
+struct LimitUpdateArgs(LimitAddArgs);
+
+impl FromArgs for LimitUpdateArgs {
+    fn from_args(command_name: &[&str], args: &[&str]) -> Result<LimitUpdateArgs, EarlyExit> {
+        LimitAddArgs::from_args(command_name, args).map(LimitUpdateArgs)
+    }
+}
+
+impl SubCommand for LimitUpdateArgs {
+    const COMMAND: &'static CommandInfo = &CommandInfo {
+        name: "update",
+        short: &'\0',
+        description: "Replace a rate limit that was made through the API; its counters go on.",
+    };
+}
+
+/// List who is over a limit, those with the most packets over it first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "top", help_triggers("-h", "--help", "help"))]
+struct TopArgs {
+    /// how many; else 20
+    #[argh(option, arg_name = "number", default = "20")]
+    limit: u32,
+}
+
+/// Show the buckets of an address, and how full they are.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "buckets", help_triggers("-h", "--help", "help"))]
+struct BucketsArgs {
+    /// the address
+    #[argh(positional)]
+    address: std::net::IpAddr,
 }
 
 /// Show, reload and confirm the agent's configuration.
@@ -485,6 +625,15 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
 ];
 /// Options without a value; every other one has one.
 const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled"];
+
+/// A number is a number in JSON; a range, a name or a number with a suffix is text.
+fn number_or_text(text: String) -> Value {
+    text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number))
+}
+
+fn list(text: String) -> Value {
+    json!(text.split(',').map(str::trim).collect::<Vec<_>>())
+}
 
 fn output(text: &str) -> Result<Output, String> {
     match text {
@@ -619,21 +768,32 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         },
         Sub::Firewall(args) => match args.command {
             FirewallSub::List(_) => Remote::FirewallList,
-            FirewallSub::Show(args) => get(&rule_path(&args.id)),
-            FirewallSub::Delete(args) => {
-                let target = confirmed(&rule_path(&args.id), args.confirm);
-                Remote::Call(Call { method: Method::Delete, target, body: None })
-            }
+            FirewallSub::Show(args) => get(&rule_path(RULES, &args.id)),
+            FirewallSub::Delete(args) => delete(RULES, &args),
             FirewallSub::Add(args) => {
                 let target = confirmed(RULES, args.confirm);
                 post(target, Some(rule_body("firewall add", *args).map_err(usage)?))
             }
             FirewallSub::Update(args) => {
-                let (confirm, body) = (args.0.confirm, rule_body("firewall update", args.0).map_err(usage)?);
-                let id =
-                    body["id"].as_str().ok_or_else(|| usage("firewall update: one rule with its id".to_owned()))?;
-                let target = confirmed(&rule_path(id), confirm);
-                Remote::Call(Call { method: Method::Put, target, body: Some(body) })
+                let confirm = args.0.confirm;
+                update("firewall update", RULES, rule_body("firewall update", args.0).map_err(usage)?, confirm)?
+            }
+        },
+        Sub::Ratelimit(args) => match args.command {
+            RatelimitSub::List(_) => Remote::RatelimitList,
+            RatelimitSub::Top(args) => Remote::RatelimitTop(args.limit),
+            RatelimitSub::Buckets(args) => {
+                get(&format!("/api/v1/ratelimit/buckets/{}", encoded(&args.address.to_string())))
+            }
+            RatelimitSub::Show(args) => get(&rule_path(LIMITS, &args.id)),
+            RatelimitSub::Delete(args) => delete(LIMITS, &args),
+            RatelimitSub::Add(args) => {
+                let target = confirmed(LIMITS, args.confirm);
+                post(target, Some(limit_body("ratelimit add", *args).map_err(usage)?))
+            }
+            RatelimitSub::Update(args) => {
+                let confirm = args.0.confirm;
+                update("ratelimit update", LIMITS, limit_body("ratelimit update", args.0).map_err(usage)?, confirm)?
             }
         },
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
@@ -641,10 +801,27 @@ fn command(sub: Sub) -> Result<Command, Exit> {
 }
 
 const RULES: &str = "/api/v1/firewall/rules";
+const LIMITS: &str = "/api/v1/ratelimit/rules";
 
-fn rule_path(id: &str) -> String {
-    let mut path = format!("{RULES}/");
-    for byte in id.bytes() {
+fn delete(rules: &str, args: &DeleteArgs) -> Remote {
+    let target = confirmed(&rule_path(rules, &args.id), args.confirm);
+    Remote::Call(Call { method: Method::Delete, target, body: None })
+}
+
+fn update(command: &str, rules: &str, body: Value, confirm: Option<u32>) -> Result<Remote, Exit> {
+    let id = body["id"].as_str().ok_or_else(|| usage(format!("{command}: one rule with its id")))?;
+    let target = confirmed(&rule_path(rules, id), confirm);
+    Ok(Remote::Call(Call { method: Method::Put, target, body: Some(body) }))
+}
+
+fn rule_path(rules: &str, id: &str) -> String {
+    format!("{rules}/{}", encoded(id))
+}
+
+/// A text as a segment of a path.
+fn encoded(text: &str) -> String {
+    let mut path = String::new();
+    for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => path.push(byte as char),
             _ => path += &format!("%{byte:02X}"),
@@ -657,37 +834,43 @@ fn confirmed(path: &str, seconds: Option<u32>) -> String {
     seconds.map_or_else(|| path.to_owned(), |seconds| format!("{path}?confirm_secs={seconds}"))
 }
 
+fn rule_body(command: &str, mut args: AddArgs) -> Result<Value, String> {
+    let mut fields = args.common_fields();
+    fields.extend([
+        ("action", args.action.map(Value::from)),
+        ("state", args.state.map(list)),
+        ("log", args.log.then_some(Value::Bool(true))),
+    ]);
+    body_of(command, args.json, fields, &["id", "priority", "action"])
+}
+
+fn limit_body(command: &str, mut args: LimitAddArgs) -> Result<Value, String> {
+    let mut fields = args.common_fields();
+    fields.extend([
+        ("rate", args.rate.map(number_or_text)),
+        ("burst", args.burst.map(number_or_text)),
+        ("unit", args.unit.map(Value::from)),
+        ("algorithm", args.algorithm.map(Value::from)),
+        ("scope", args.scope.map(Value::from)),
+        ("ipv6_prefix_len", args.ipv6_prefix_len.map(Value::from)),
+        ("action", args.action.map(Value::from)),
+        ("block_secs", args.block_secs.map(Value::from)),
+    ]);
+    body_of(command, args.json, fields, &["id", "priority", "rate"])
+}
+
 /// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
-fn rule_body(command: &str, args: AddArgs) -> Result<Value, String> {
-    let mut body = Map::new();
-    let mut put = |name: &str, value: Option<Value>| {
-        if let Some(value) = value {
-            body.insert(name.to_owned(), value);
-        }
-    };
-    // A port is a number in JSON, a range is text.
-    let port = |text: String| text.parse::<u16>().map_or_else(|_| json!(text), |port| json!(port));
-    let list = |text: String| json!(text.split(',').map(str::trim).collect::<Vec<_>>());
-    put("id", args.id.map(Value::from));
-    put("priority", args.priority.map(Value::from));
-    put("action", args.action.map(Value::from));
-    put("protocol", args.protocol.map(Value::from));
-    put("src_ip", args.src_ip.map(Value::from));
-    put("dst_ip", args.dst_ip.map(Value::from));
-    put("src_port", args.src_port.map(port));
-    put("dst_port", args.dst_port.map(port));
-    put("vlan_id", args.vlan_id.map(Value::from));
-    put("tcp_flags", args.tcp_flags.map(Value::from));
-    put("icmp_type", args.icmp_type.map(|text| text.parse::<u8>().map_or_else(|_| json!(text), |n| json!(n))));
-    put("icmp_code", args.icmp_code.map(Value::from));
-    put("state", args.state.map(list));
-    put("interfaces", args.interfaces.map(list));
-    put("description", args.description.map(Value::from));
-    put("log", args.log.then_some(Value::Bool(true)));
-    put("enabled", args.disabled.then_some(Value::Bool(false)));
-    let Some(text) = args.json else {
-        for name in ["id", "priority", "action"] {
-            if !body.contains_key(name) {
+fn body_of(
+    command: &str,
+    json: Option<String>,
+    fields: Vec<(&str, Option<Value>)>,
+    required: &[&str],
+) -> Result<Value, String> {
+    let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let body: Map<String, Value> = given.collect();
+    let Some(text) = json else {
+        for name in required {
+            if !body.contains_key(*name) {
                 return Err(format!("{command}: --{name} is missing (or give the whole rule by --json)"));
             }
         }
@@ -787,13 +970,11 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let code = if answer.status == 200 { OK } else { REFUSED };
             (show(&json!({"healthz": "ok", "readyz": ready})), code)
         }
-        Remote::FirewallList => {
-            let rules = Value::Array(all_rules(client)?);
-            let text = match output {
-                Output::Json => pretty(&rules),
-                Output::Table => rule_table(rules.as_array().map_or(&[], Vec::as_slice)),
-            };
-            (text, OK)
+        Remote::FirewallList => (listed(output, all_rules(client, RULES)?, RULE_COLUMNS, "no rules"), OK),
+        Remote::RatelimitList => (listed(output, all_rules(client, LIMITS)?, LIMIT_COLUMNS, "no rules"), OK),
+        Remote::RatelimitTop(limit) => {
+            let target = format!("/api/v1/ratelimit/top?limit={limit}");
+            (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
         }
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
@@ -812,14 +993,20 @@ fn ready(answer: &Answer) -> Result<Value, ClientError> {
     }
 }
 
-fn all_rules(client: &Client) -> Result<Vec<Value>, ClientError> {
+fn list_of(client: &Client, target: &str) -> Result<Vec<Value>, ClientError> {
+    match client.json(Method::Get, target, None)? {
+        Value::Array(items) => Ok(items),
+        _ => {
+            let (endpoint, reason) = (client.endpoint().clone(), "the answer is not a list".to_owned());
+            Err(ClientError::Strange { endpoint, reason })
+        }
+    }
+}
+
+fn all_rules(client: &Client, path: &str) -> Result<Vec<Value>, ClientError> {
     let mut all = Vec::new();
     for page in 0..PAGES_MAX {
-        let target = format!("{RULES}?limit={PAGE}&offset={}", page * PAGE);
-        let Value::Array(rules) = client.json(Method::Get, &target, None)? else {
-            let (endpoint, reason) = (client.endpoint().clone(), "the rules are not a list".to_owned());
-            return Err(ClientError::Strange { endpoint, reason });
-        };
+        let rules = list_of(client, &format!("{path}?limit={PAGE}&offset={}", page * PAGE))?;
         let last = rules.len() < PAGE;
         all.extend(rules);
         if last {
@@ -829,8 +1016,18 @@ fn all_rules(client: &Client) -> Result<Vec<Value>, ClientError> {
     Ok(all)
 }
 
-/// Columns of the rule table: heading, and the fields that it shows, those that are absent left out.
-const RULE_COLUMNS: &[(&str, &[&str])] = &[
+fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) -> String {
+    match output {
+        Output::Json => pretty(&Value::Array(items)),
+        Output::Table if items.is_empty() => nothing.to_owned(),
+        Output::Table => list_table(&items, columns),
+    }
+}
+
+/// A column of a table: heading, and the fields that it shows, those that are absent left out.
+type Column = (&'static str, &'static [&'static str]);
+
+const RULE_COLUMNS: &[Column] = &[
     ("ID", &["id"]),
     ("PRIORITY", &["priority"]),
     ("ACTION", &["action"]),
@@ -846,21 +1043,46 @@ const RULE_COLUMNS: &[(&str, &[&str])] = &[
     ("LAST HIT", &["last_hit"]),
 ];
 
-fn rule_table(rules: &[Value]) -> String {
-    if rules.is_empty() {
-        return "no rules".to_owned();
-    }
+const LIMIT_COLUMNS: &[Column] = &[
+    ("ID", &["id"]),
+    ("PRIORITY", &["priority"]),
+    ("RATE", &["rate", "unit"]),
+    ("BURST", &["burst"]),
+    ("ALGORITHM", &["algorithm"]),
+    ("SCOPE", &["scope", "ipv6_prefix_len"]),
+    ("ACTION", &["action", "block_secs"]),
+    ("PROTOCOL", &["protocol"]),
+    ("SOURCE", &["src_ip", "src_port"]),
+    ("DESTINATION", &["dst_ip", "dst_port"]),
+    ("VLAN", &["vlan_id"]),
+    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "interfaces"]),
+    ("ENABLED", &["enabled"]),
+    ("FROM", &["source"]),
+    ("PASSED", &["passed"]),
+    ("OVER LIMIT", &["over_limit"]),
+];
+
+const TOP_COLUMNS: &[Column] = &[
+    ("RULE", &["rule"]),
+    ("SOURCE", &["source", "src_port"]),
+    ("DESTINATION", &["destination", "dst_port"]),
+    ("PROTOCOL", &["protocol"]),
+    ("DROPPED", &["dropped"]),
+    ("BLOCKED FOR", &["blocked_secs_left"]),
+];
+
+fn list_table(rules: &[Value], columns: &[Column]) -> String {
     let shown = |rule: &Value, field: &str| match &rule[field] {
         Value::Null => None,
         Value::Array(items) if items.is_empty() => None,
         value => Some(scalar(value)),
     };
-    let columns: Vec<_> = RULE_COLUMNS
+    let columns: Vec<_> = columns
         .iter()
         .filter(|(_, fields)| rules.iter().any(|rule| fields.iter().any(|field| shown(rule, field).is_some())))
         .collect();
     let rows = rules.iter().map(|rule| {
-        let cell = |(heading, names): &&(&str, &[&str])| {
+        let cell = |(heading, names): &&Column| {
             let named = |name: &&str| match *heading {
                 "MORE" => shown(rule, name).map(|value| format!("{name} {value}")),
                 _ => shown(rule, name),
@@ -1031,6 +1253,10 @@ mod tests {
             "/api/v1/firewall/rules/fw-1?confirm_secs=9",
         );
         check("firewall add --json {} --confirm=5", Method::Post, "/api/v1/firewall/rules?confirm_secs=5");
+        check("ratelimit show syn", Method::Get, "/api/v1/ratelimit/rules/syn");
+        check("ratelimit delete syn --confirm 9", Method::Delete, "/api/v1/ratelimit/rules/syn?confirm_secs=9");
+        check("ratelimit update --id a --priority 2 --rate 7", Method::Put, "/api/v1/ratelimit/rules/a");
+        check("ratelimit buckets 2001:db8::1", Method::Get, "/api/v1/ratelimit/buckets/2001%3Adb8%3A%3A1");
         check("explain --src 1.2.3.4 --dst 5.6.7.8 --proto tcp", Method::Post, "/api/v1/explain");
         assert_eq!(
             call("explain --src ::1 --dst ::2 --proto udp --dport 53 --vlan 7 --iface e0").body.unwrap(),
@@ -1042,6 +1268,13 @@ mod tests {
                 .unwrap(),
             json!({"id": "a", "priority": 7, "action": "deny", "dst_port": "80-443", "src_port": 53,
                    "state": ["new", "related"], "enabled": false})
+        );
+        assert_eq!(
+            call("ratelimit add --id a --priority 7 --rate 1.5M --burst 20 --unit bits --action block --block-secs 60")
+                .body
+                .unwrap(),
+            json!({"id": "a", "priority": 7, "rate": "1.5M", "burst": 20, "unit": "bits", "action": "block",
+                   "block_secs": 60})
         );
         assert!(matches!(line("check /x").unwrap().command, Command::Check(Some(path)) if path.to_str() == Some("/x")));
         assert!(matches!(line("status --version").unwrap().command, Command::Version));
@@ -1070,6 +1303,12 @@ mod tests {
             "firewall update --id a --priority 1",
             "firewall update --json []",
             "firewall update --json {}",
+            "ratelimit",
+            "ratelimit add --id a --priority 1",
+            "ratelimit add --id a --priority 1 --rate 5 --state new",
+            "ratelimit update --json {}",
+            "ratelimit top --limit x",
+            "ratelimit buckets 300.0.0.1",
             "explain --src 1.2.3.4",
         ] {
             let exit = line(text).unwrap_err();
@@ -1085,6 +1324,8 @@ mod tests {
     fn help_is_as_agreed() {
         insta::assert_snapshot!("help", line("--help").unwrap_err().text);
         insta::assert_snapshot!("help_firewall_add", line("firewall add --help").unwrap_err().text);
+        insta::assert_snapshot!("help_ratelimit", line("ratelimit --help").unwrap_err().text);
+        insta::assert_snapshot!("help_ratelimit_add", line("ratelimit add --help").unwrap_err().text);
     }
 
     #[test]
@@ -1100,6 +1341,24 @@ mod tests {
         assert!(!text.contains('\x1b'));
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), serde_json::from_str::<Value>(rules).unwrap());
         assert!(server.join().unwrap()[0].starts_with("GET /api/v1/firewall/rules?limit=5000&offset=0 "));
+    }
+
+    #[test]
+    fn rate_limits_as_tables() {
+        let limits = r#"[{"id":"syn","priority":1,"rate":100,"unit":"packets","burst":200,"algorithm":"token_bucket",
+                          "scope":"per_ip","ipv6_prefix_len":64,"action":"block","block_secs":60,"protocol":"tcp",
+                          "tcp_flags":"S/SA","enabled":true,"source":"file","passed":7,"over_limit":3}]"#;
+        let top = r#"[{"rule":"syn","source":"192.0.2.1","destination":null,"src_port":null,"dst_port":null,
+                       "protocol":null,"dropped":3,"blocked_secs_left":59}]"#;
+        let (endpoint, server) = serve(vec![http(200, limits), http(200, top), http(200, "[]")]);
+        let client = Client::new(endpoint, None);
+        let shown = |remote| ask(&client, &remote, Output::Table).unwrap().0;
+        insta::assert_snapshot!("limits", shown(Remote::RatelimitList));
+        insta::assert_snapshot!("limits_top", shown(Remote::RatelimitTop(20)));
+        assert_eq!(shown(Remote::RatelimitTop(20)), "nobody is over a limit");
+        let asked = server.join().unwrap();
+        assert!(asked[0].starts_with("GET /api/v1/ratelimit/rules?limit=5000&offset=0 "));
+        assert!(asked[1].starts_with("GET /api/v1/ratelimit/top?limit=20 "));
     }
 
     #[test]

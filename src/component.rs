@@ -8,16 +8,19 @@ use serde::{Deserialize, Serialize};
 pub enum Component {
     /// Packet filter in XDP.
     Firewall,
+    /// Rate limiter in XDP, behind the firewall.
+    Ratelimit,
 }
 
 impl Component {
     /// Every component that this build has.
-    pub const ALL: &'static [Component] = &[Component::Firewall];
+    pub const ALL: &'static [Component] = &[Component::Firewall, Component::Ratelimit];
 
     /// The one name: section, route segment, label value.
     pub const fn name(self) -> &'static str {
         match self {
             Component::Firewall => "firewall",
+            Component::Ratelimit => "ratelimit",
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Events: what the kernel told, owned and decoded. One variant for each kind of record.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::abi::{self, from_bytes, fw_event, fw_reason, fw_state, fw_verdict};
+use crate::abi::{self, from_bytes, fw_event, fw_reason, fw_state, fw_verdict, rl_event};
 
 /// One record of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,4 +178,56 @@ impl Event {
             unparsable: (raw.unparsable != 0).then(|| UNPARSABLE.get(usize::from(raw.unparsable)).copied()).flatten(),
         }))
     }
+}
+
+/// xdp_ratelimit met packets over a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    /// Nanoseconds since boot, suspended time included (CLOCK_BOOTTIME).
+    pub boot_ns: u64,
+    /// Where the packet arrived.
+    pub ifindex: u32,
+    /// Source.
+    pub src: Option<IpAddr>,
+    /// Destination.
+    pub dst: Option<IpAddr>,
+    /// Source port, else 0.
+    pub src_port: u16,
+    /// Destination port, else 0.
+    pub dst_port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Packets of this bucket over the limit since the last event, this one included.
+    pub packets: u32,
+    /// Slot of the rule.
+    pub slot: u16,
+    /// The bucket is the rule's common one: of all its packets, or of those that found no room.
+    pub is_common: bool,
+}
+
+impl OverLimit {
+    /// Decodes a record of xdp_ratelimit's ring buffer; `None` when it is not one.
+    pub fn decode(record: &[u8]) -> Option<OverLimit> {
+        let raw: rl_event = from_bytes(record)?;
+        Some(OverLimit {
+            boot_ns: raw.boot_ns,
+            ifindex: raw.ifindex,
+            src: address(raw.family, raw.src),
+            dst: address(raw.family, raw.dst),
+            src_port: raw.src_port,
+            dst_port: raw.dst_port,
+            protocol: raw.protocol,
+            packets: raw.packets,
+            slot: raw.slot,
+            is_common: raw.common != 0,
+        })
+    }
+}
+
+/// The time of day of a moment of the boot clock, in nanoseconds since 1970.
+pub fn unix_time_of(boot_ns: u64) -> u64 {
+    let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = boot.saturating_sub(Duration::from_nanos(boot_ns));
+    now.saturating_sub(age).as_nanos() as u64
 }

@@ -56,6 +56,15 @@ metrics! {
     UNPARSABLE = Counter "unparsable_packets" ["reason"] "Packets that the kernel parser could not read";
     RULE_PACKETS = Counter "firewall_rule_packets" ["rule", "family"] "Packets decided by a firewall rule";
     RULE_BYTES = Counter "firewall_rule" in "bytes" ["rule", "family"] "Bytes of packets decided by a firewall rule";
+    LIMIT_PACKETS = Counter "ratelimit_rule_packets" ["rule", "verdict"] "Packets that a rate limit was asked about: \
+        pass within it, drop over it and dropped, would_drop over it and passed (action pass, mode alert)";
+    LIMIT_BYTES = Counter "ratelimit_rule" in "bytes" ["rule", "verdict"] "Bytes of those packets";
+    BUCKETS = Gauge "ratelimit_buckets" [] "Buckets of the rate limiter that are in use";
+    BUCKETS_MAX = Gauge "ratelimit_buckets_max" [] "Room for buckets of the rate limiter";
+    BUCKETS_ENDED = Counter "ratelimit_buckets_ended" ["reason"] "Buckets that are no more: silent and expired, or \
+        silent and replaced by a new source's";
+    LIMIT_PATHS = Counter "ratelimit_exceptional_packets" ["reason"] "Packets that went by their rule's common bucket \
+        as there was no room for another one (crowded), or gave up on a bucket that other CPUs kept changing (contended)";
     CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
     EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
@@ -104,6 +113,8 @@ pub struct KernelCounters {
     pub events_lost: Vec<(&'static str, u64)>,
     /// Entries of the connection table; `None` when there is none.
     pub connections: Option<u64>,
+    /// The rate limiter's; `None` when it does not run.
+    pub limits: Option<LimitCounters>,
 }
 
 /// Counters of one interface.
@@ -124,6 +135,28 @@ pub struct RuleCounters {
     pub family: &'static str,
     pub packets: u64,
     pub bytes: u64,
+}
+
+/// Counters of the rate limiter.
+#[derive(Clone, Debug, Default)]
+pub struct LimitCounters {
+    pub rules: Vec<LimitRuleCounters>,
+    /// Buckets in use, and room for them.
+    pub buckets: (u64, u64),
+    /// Buckets that ended, by reason.
+    pub ended: Vec<(&'static str, u64)>,
+    /// Packets that did not go by a bucket of their own, by reason.
+    pub exceptional: Vec<(&'static str, u64)>,
+    /// Why records did not reach the ring buffer, and how many.
+    pub events_lost: Vec<(&'static str, u64)>,
+}
+
+/// Counters of one rate limit.
+#[derive(Clone, Debug, Default)]
+pub struct LimitRuleCounters {
+    pub rule: String,
+    /// Packets and bytes by verdict: `("pass", 7, 700)`.
+    pub counts: Vec<(&'static str, u64, u64)>,
 }
 
 type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
@@ -262,9 +295,15 @@ impl Collector for State {
             out.gauge(&CONNECTIONS, connections as f64)?;
         }
 
+        if let Some(limits) = &kernel.limits {
+            out.limits(limits)?;
+        }
+
         let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
         let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
+        let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
+        let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
         out.counters(&EVENTS_LOST, own.chain(in_kernel))?;
 
         out.family(&PROGRAM_STATUS, &self.program_status)?;
@@ -318,6 +357,16 @@ impl Output<'_> {
             }
             Ok(())
         })
+    }
+
+    fn limits(&mut self, limits: &LimitCounters) -> fmt::Result {
+        let each = || limits.rules.iter().flat_map(|one| one.counts.iter().map(|count| (one.rule.as_str(), count)));
+        self.counters(&LIMIT_PACKETS, each().map(|(rule, (verdict, packets, _))| ([rule, *verdict], *packets)))?;
+        self.counters(&LIMIT_BYTES, each().map(|(rule, (verdict, _, bytes))| ([rule, *verdict], *bytes)))?;
+        self.gauge(&BUCKETS, limits.buckets.0 as f64)?;
+        self.gauge(&BUCKETS_MAX, limits.buckets.1 as f64)?;
+        self.counters(&BUCKETS_ENDED, limits.ended.iter().map(|(reason, n)| ([*reason], *n)))?;
+        self.counters(&LIMIT_PATHS, limits.exceptional.iter().map(|(reason, n)| ([*reason], *n)))
     }
 
     fn gauge(&mut self, metric: &Declared, value: f64) -> fmt::Result {
@@ -400,6 +449,16 @@ mod tests {
             unparsable: vec![("truncated", 1)],
             events_lost: vec![("ring_full", 9)],
             connections: Some(3),
+            limits: Some(LimitCounters {
+                rules: vec![LimitRuleCounters {
+                    rule: "rl-1".to_owned(),
+                    counts: vec![("pass", 6, 600), ("drop", 8, 800)],
+                }],
+                buckets: (4, 1024),
+                ended: vec![("expired", 5)],
+                exceptional: vec![("crowded", 7)],
+                events_lost: vec![("ring_full", 1)],
+            }),
         }
     }
 
@@ -429,6 +488,13 @@ mod tests {
             "ebpfsentinel_firewall_rule_packets_total{rule=\"fw-1\",family=\"ipv4\"} 2",
             "ebpfsentinel_firewall_rule_bytes_total{rule=\"fw-1\",family=\"ipv4\"} 128",
             "ebpfsentinel_connections 3.0",
+            "ebpfsentinel_ratelimit_rule_packets_total{rule=\"rl-1\",verdict=\"drop\"} 8",
+            "ebpfsentinel_ratelimit_rule_bytes_total{rule=\"rl-1\",verdict=\"pass\"} 600",
+            "ebpfsentinel_ratelimit_buckets 4.0",
+            "ebpfsentinel_ratelimit_buckets_max 1024.0",
+            "ebpfsentinel_ratelimit_buckets_ended_total{reason=\"expired\"} 5",
+            "ebpfsentinel_ratelimit_exceptional_packets_total{reason=\"crowded\"} 7",
+            "ebpfsentinel_events_lost_total{place=\"kernel_ratelimit\",reason=\"ring_full\"} 1",
             "ebpfsentinel_events_lost_total{place=\"engine\",reason=\"queue_full\"} 4",
             "ebpfsentinel_events_lost_total{place=\"kernel\",reason=\"ring_full\"} 9",
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",

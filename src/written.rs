@@ -974,6 +974,16 @@ impl<'r> Reader<'r> {
         }
     }
 
+    /// Note an error about the key `name`, which tables like this one have and this one cannot have, if it is there.
+    pub fn refuse(&mut self, name: &'static str, message: impl AsRef<str>) {
+        if self.table.get(name).is_some() {
+            let field = self.key(name);
+            if field.is_present() {
+                field.error(message);
+            }
+        }
+    }
+
     /// The table's own name in full.
     pub fn path(&self) -> &str {
         &self.path

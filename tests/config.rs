@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::config::agent::{GuardFrom, OnExit, XdpMode};
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
-use ebpfsentinel::engines::firewall::config::{Mode, Policy, RuleText};
-use ebpfsentinel::engines::firewall::rule::Rule;
-use ebpfsentinel::written::{Document, Kind, WrittenError};
+use ebpfsentinel::engines::firewall::config::Policy;
+use ebpfsentinel::engines::ratelimit::rule::{Action, Algorithm, Scope};
+use ebpfsentinel::ruled::AnyRule;
+use ebpfsentinel::ruled::body::read_rule_json;
+use ebpfsentinel::written::{Kind, WrittenError};
 use proptest::prelude::*;
 
 // What the fuzz targets do with their bytes; here it is run over a corpus and mutations of it, without a fuzzer.
@@ -90,6 +93,10 @@ fn the_least_config_has_the_defaults() {
     assert_eq!((config.firewall.mode, config.firewall.default_policy), (Mode::Alert, Policy::Pass));
     assert!(config.firewall.enabled && config.firewall.stateful && config.firewall.dhcp);
     assert!(config.firewall.rules.is_empty());
+    assert_eq!((config.ratelimit.mode, config.ratelimit.max_sources), (Mode::Alert, 262_144));
+    assert!(
+        !config.ratelimit.enabled && config.ratelimit.default_rule().is_none() && config.ratelimit.rules.is_empty()
+    );
 }
 
 #[test]
@@ -114,22 +121,24 @@ fn the_installed_config_is_the_defaults() {
     assert_eq!(parse(&installed), parse(MINIMAL));
 
     // With every comment that is a setting switched on it still says the defaults, and has a rule of every key.
+    let is_of_key = |byte: u8| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let setting = |line: &str| {
         let rest = line.strip_prefix("# ")?;
-        let is_key =
-            rest.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b == b'_' || b.is_ascii_lowercase()));
+        let is_key = rest.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(is_of_key));
         (is_key || rest.starts_with("[[")).then(|| rest.to_owned())
     };
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
-    let rule = full.find("[[firewall.rules]]").expect("the rule is switched on");
-    assert_eq!(parse(&full[..rule]), parse(MINIMAL));
+    let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
+    assert_eq!(rules.len(), 2, "the rules are switched on");
+    assert_eq!(parse(&others.join("\n[")), parse(MINIMAL));
 
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();
     let lines = errors.lines().collect::<Vec<_>>();
-    assert_eq!(lines.len(), 1, "{errors}");
-    assert!(lines[0].contains("icmp_type: needs protocol"), "{errors}");
+    assert_eq!(lines.len(), 2, "{errors}");
+    assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
+    assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
 
     for key in config::known_keys() {
         let last = key.path.rsplit('.').next().unwrap();
@@ -167,6 +176,28 @@ fn the_example_is_good() {
     has("state", matches().any(|asked| !asked.states.is_any()));
     has("interface", matches().any(|asked| !asked.interfaces.is_empty()));
     has("log", rules.iter().any(|rule| rule.log));
+    has("disabled rule", rules.iter().any(|rule| !rule.enabled));
+}
+
+#[test]
+fn the_example_of_rate_limits_is_good() {
+    let (config, warnings) =
+        config::parse("ratelimit.toml", text_of("conf/examples/ratelimit.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    assert!(config.ratelimit.mode == Mode::Block && config.ratelimit.default_rule().is_some());
+    let rules = &config.ratelimit.rules;
+    let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
+    for (word, scope) in Scope::WORDS {
+        has(word, rules.iter().any(|rule| rule.scope == *scope));
+    }
+    for (word, algorithm) in Algorithm::WORDS {
+        has(word, rules.iter().any(|rule| rule.algorithm == *algorithm));
+    }
+    for (word, action) in Action::WORDS {
+        has(word, rules.iter().any(|rule| rule.action == *action));
+    }
+    has("TCP flags", rules.iter().any(|rule| rule.matches.tcp_flags.is_some()));
+    has("prefix", rules.iter().any(|rule| rule.ipv6_prefix_len != 64));
     has("disabled rule", rules.iter().any(|rule| !rule.enabled));
 }
 
@@ -293,6 +324,11 @@ fn a_reload_names_what_needs_a_restart() {
         ["agent.on_exit", "firewall.stateful"]
     );
     assert_eq!(changed(&format!("{MINIMAL}[firewall.timeouts]\ntcp_closing_secs=1")), ["firewall.timeouts"]);
+    assert_eq!(changed(&format!("{MINIMAL}[ratelimit]\nmode='block'\nenabled=false\ndefault_rate=7")), [""; 0]);
+    assert_eq!(
+        changed(&format!("{MINIMAL}[ratelimit]\ndefault_rate=7\nmax_sources=1024")),
+        ["ratelimit.enabled", "ratelimit.max_sources"]
+    );
 }
 
 #[test]
@@ -308,10 +344,11 @@ fn the_shown_config_is_the_used_one() {
     assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
     // Each key that can be written is shown, and the other way round.
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
-    known.retain(|key| key.kind != Kind::Table || key.path == "firewall.rules");
+    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules"));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
-        + count(&shown["firewall"]["timeouts"]);
+        + count(&shown["firewall"]["timeouts"])
+        + count(&shown["ratelimit"]);
     assert_eq!(known.len(), leaves);
     for key in known {
         assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
@@ -344,15 +381,29 @@ fn host_bits_are_dropped_with_a_warning() {
     );
 }
 
+#[test]
+fn the_default_limit_is_one_of_the_rules() {
+    let rules = |count: usize, section: &str| {
+        let rule = |n| format!("[[ratelimit.rules]]\nid='r{n}'\npriority=1\nrate=1\n");
+        parse(&format!("{MINIMAL}[ratelimit]\n{section}\n{}", (0..count).map(rule).collect::<String>()))
+    };
+    assert_eq!(rules(4096, "").unwrap().ratelimit.rules.len(), 4096);
+    assert_eq!(rules(4095, "default_rate = 1").unwrap().ratelimit.rules.len(), 4095);
+    let error = rules(4096, "default_rate = 1").unwrap_err();
+    assert!(error.contains("ratelimit.rules: 4096 rules for IPv4, and 4095 is the limit for each family"), "{error}");
+}
+
 /// TOML and JSON of the same rule are read alike.
 #[test]
 fn toml_and_json_read_the_same_rule() {
-    let config = parse(&text_of("conf/examples/firewall.toml")).unwrap();
-    for rule in &config.firewall.rules {
-        let json = serde_json::to_vec(&RuleText::from(rule)).unwrap();
-        let read = Document::json(&json).unwrap().read(|root| Rule::read(root.table()?, Default::default()));
-        assert_eq!(read.into_result().unwrap().as_ref(), Some(rule));
+    fn check<R: AnyRule + std::fmt::Debug + PartialEq>(rules: &[R]) {
+        for rule in rules {
+            let json = serde_json::to_vec(&rule.text()).unwrap();
+            assert_eq!(read_rule_json::<R>(&json).as_ref(), Ok(rule));
+        }
     }
+    check(&parse(&text_of("conf/examples/firewall.toml")).unwrap().firewall.rules);
+    check(&parse(&text_of("conf/examples/ratelimit.toml")).unwrap().ratelimit.rules);
 }
 
 proptest! {
@@ -362,6 +413,7 @@ proptest! {
     #[test]
     fn mutations_never_panic(edits in edits()) {
         fuzz_config::run(&mutated(text_of("conf/examples/firewall.toml").into_bytes(), &edits));
+        fuzz_config::run(&mutated(text_of("conf/examples/ratelimit.toml").into_bytes(), &edits));
         fuzz_rule_json::run(&mutated(RULES_JSON.to_vec(), &edits));
         for rule in RULES_JSON.split(|&byte| byte == b'\n') {
             fuzz_rule_json::run(&mutated(rule.to_vec(), &edits[..1]));
@@ -373,12 +425,14 @@ const RULES_JSON: &[u8] = br#"[
 {"id":"a","priority":1,"action":"allow","protocol":"tcp","src_ip":"10.0.0.0/8","dst_port":"80-443","tcp_flags":"S/SA"},
 {"id":"b","priority":2,"action":"deny","protocol":"icmpv6","dst_ip":"2001:db8::1","icmp_type":"echo-request","log":true},
 {"id":"c","priority":3,"action":"log","protocol":47,"vlan_id":0,"state":["new","related"],"interfaces":["eth0"]},
-{"id":"d","priority":4,"action":"drop","src_port":53,"enabled":false,"description":"\u00e9 \"x\"","dst_ip":null}
+{"id":"d","priority":4,"action":"drop","src_port":53,"enabled":false,"description":"\u00e9 \"x\"","dst_ip":null},
+{"id":"e","priority":5,"rate":"1.5M","burst":9,"unit":"packets","scope":"per_ip","ipv6_prefix_len":56,"action":"block","block_secs":60},
+{"id":"f","priority":6,"rate":20000,"unit":"bits","algorithm":"sliding_window","scope":"global","action":"pass","state":null}
 ]"#;
 
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
-    for path in ["conf/ebpfsentinel.toml", "conf/examples/firewall.toml"] {
+    for path in ["conf/ebpfsentinel.toml", "conf/examples/firewall.toml", "conf/examples/ratelimit.toml"] {
         fuzz_config::run(text_of(path).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["control"],
     &["config", "audit", "system"],
     &["engines"],
+    &["ruled"],
     &["alert", "bpf", "classify", "confirm"],
     &["flow", "feeds", "event", "enrichment", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],

@@ -30,11 +30,11 @@ impl Figures {
         self.0.iter().filter(move |(name, _)| name.starts_with(prefix)).map(|(name, value)| (name.as_str(), *value))
     }
 
-    /// A flat object, three digits after the point: no clock here is better than that.
-    pub fn write(&self) -> Result<PathBuf> {
+    /// A flat object in `target/bench`, three digits after the point: no clock here is better than that.
+    pub fn write(&self, bench: &str) -> Result<PathBuf> {
         let target = std::env::var_os("CARGO_TARGET_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
-        let path = target.join("bench/firewall.json");
+        let path = target.join(format!("bench/{bench}.json"));
         fs::create_dir_all(path.parent().expect("has a parent")).context("creating target/bench")?;
         let rounded: BTreeMap<&str, f64> =
             self.0.iter().map(|(name, value)| (name.as_str(), (value * 1000.0).round() / 1000.0)).collect();

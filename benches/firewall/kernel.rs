@@ -34,6 +34,8 @@ pub enum Target {
     Parse = 1,
     Linear = 2,
     Firewall = 3,
+    Limit = 4,
+    Lru = 5,
 }
 
 /// `struct bench_control`.
@@ -172,10 +174,16 @@ impl Bench {
             Target::Parse => "to_parse",
             Target::Linear => "to_linear",
             Target::Firewall => "to_firewall",
+            Target::Limit | Target::Lru => bail!("only sources go into a limiter"),
         };
         let family = if ipv4 { "v4" } else { "v6" };
         let frame = if ipv4 { frame_v4() } else { frame_v6() };
         Ok(Variant::new(label, self.program(&format!("{name}_{family}"))?, frame))
+    }
+
+    /// An injector of frames of many sources; see `Control::source_mask`.
+    pub fn sources(&self, injector: &str, label: &'static str) -> Result<Variant> {
+        Ok(Variant::new(label, self.program(injector)?, frame_v4()))
     }
 
     /// ns of one canary run, and whether the caches are quiet now.

@@ -53,6 +53,21 @@ pub struct ProgramFacts {
     pub verified_insns: u32,
 }
 
+/// A program, as status shows it.
+#[derive(Clone, Debug)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it should run.
+    pub enabled: bool,
+    /// The kernel's numbers, if it is loaded.
+    pub facts: Option<ProgramFacts>,
+    /// Why it is not loaded.
+    pub failure: Option<String>,
+    /// Its maps.
+    pub maps: Vec<map::MapFacts>,
+}
+
 /// Asks the kernel about a program.
 pub fn program_facts(program: std::os::fd::BorrowedFd<'_>) -> Result<ProgramFacts> {
     use std::os::fd::AsRawFd;

@@ -136,3 +136,9 @@ unsafe fn ask(request: libc::Ioctl, ifreq: &mut libc::ifreq) -> Result<()> {
     // Some answer with a positive number when a part was refused.
     if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
 }
+
+/// Whether an interface's frames may be too long for one buffer of a page.
+pub fn needs_several_buffers(interface: &str) -> bool {
+    const ONE_BUFFER: u32 = 3000;
+    mtu(interface).is_ok_and(|mtu| mtu > ONE_BUFFER)
+}

@@ -290,6 +290,11 @@ impl XdpFirewall {
         set_program(&self.skel.maps.xdp_next, slot, program)
     }
 
+    /// A handle of the map of the programs behind it.
+    pub fn next(&self) -> Result<MapHandle> {
+        map::handle(&self.skel.maps.xdp_next)
+    }
+
     /// Its maps, as status shows them; the rows of the live generation as one of them.
     pub fn maps(&self) -> Vec<MapFacts> {
         let maps = &self.skel.maps;

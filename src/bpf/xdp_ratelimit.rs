@@ -223,10 +223,16 @@ impl XdpRatelimit {
 
     /// Sets counters and the common bucket of a slot to nothing, for a new rule that no packet knows yet.
     pub fn clear_slot(&mut self, slot: u32, algorithm: rl_algorithm) -> Result<()> {
-        let now = self.now()?;
         for counts in self.counts.values() {
             counts.rule[slot as usize] = rl_rule_count::default();
         }
+        self.renew_common(slot, algorithm)
+    }
+
+    /// Makes the common bucket of a slot a new one: the rule counts otherwise from now on. A packet that is charged
+    /// meanwhile counts before or after it.
+    pub fn renew_common(&mut self, slot: u32, algorithm: rl_algorithm) -> Result<()> {
+        let now = self.now()?;
         let common = &mut self.common.values()[slot as usize];
         *common = rl_common::default();
         common.bucket.start = now.tick as u32;
@@ -234,6 +240,11 @@ impl XdpRatelimit {
             common.bucket.word[0] = now.ns << 16;
         }
         Ok(())
+    }
+
+    /// A handle of the map with the timer that frees silent buckets: the timer ends when nobody holds that map.
+    pub fn expiry(&self) -> Result<MapHandle> {
+        map::handle(&self.skel.maps.rl_expiry)
     }
 
     /// Its maps, as status shows them.

@@ -1,8 +1,10 @@
-//! What the rules of every engine have besides their match: a name, a description, and others beside them.
+//! What the rules of every engine have besides their match: a name, a description, others beside them, and a mode.
 
 use std::collections::HashMap;
 
-use super::compile::RULES_MAX;
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use super::matching::Match;
 use crate::written::{Field, Reader};
 
@@ -10,6 +12,35 @@ use crate::written::{Field, Reader};
 const ID_MAX: usize = 64;
 /// Longest `description`, in characters.
 const DESCRIPTION_MAX: usize = 256;
+
+/// Whether verdicts are enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing is dropped; events say what would have been.
+    Alert,
+    /// Verdicts are enforced.
+    Block,
+}
+
+impl Mode {
+    /// Words that stand for a mode, the usual one first.
+    pub const WORDS: &'static [(&'static str, Mode)] = &[
+        ("alert", Mode::Alert),
+        ("block", Mode::Block),
+        ("monitor", Mode::Alert),
+        ("observe", Mode::Alert),
+        ("enforce", Mode::Block),
+    ];
+
+    /// The word that the API shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Alert => "alert",
+            Mode::Block => "block",
+        }
+    }
+}
 
 /// A name of letters, digits, `_` and `-`.
 pub fn read_id(field: &Field<'_>) -> Option<String> {
@@ -60,9 +91,9 @@ pub fn read_rules<'r, R>(
     rules
 }
 
-/// Whether the rules fit the kernel's tables: [`RULES_MAX`] in each family, and those without addresses are in both.
-/// Rules that are switched off count too, so that switching one on never fails.
-pub fn check_counts<'r>(rules: impl IntoIterator<Item = &'r Match>) -> Result<(), String> {
+/// Whether the rules fit the kernel's tables: `max` in each family, and those without addresses are in both. Rules that
+/// are switched off count too, so that switching one on never fails.
+pub fn check_counts<'r>(rules: impl IntoIterator<Item = &'r Match>, max: usize) -> Result<(), String> {
     let [mut v4, mut v6, mut both] = [0usize; 3];
     for rule in rules {
         match rule.is_ipv4() {
@@ -72,8 +103,8 @@ pub fn check_counts<'r>(rules: impl IntoIterator<Item = &'r Match>) -> Result<()
         }
     }
     let family = |name, own| match own + both {
-        sum if sum > RULES_MAX => Err(format!(
-            "{sum} rules for {name}, and {RULES_MAX} is the limit for each family ({own} with {name} addresses, \
+        sum if sum > max => Err(format!(
+            "{sum} rules for {name}, and {max} is the limit for each family ({own} with {name} addresses, \
              {both} without addresses, which apply to both families)"
         )),
         _ => Ok(()),

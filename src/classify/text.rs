@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::keys::{read_icmp_type, read_interfaces, read_network, read_states};
-use super::matching::{Match, Protocol, State, proto};
+use super::matching::{Match, Protocol, State, States, proto};
 use crate::written::{Field, Reader, did_you_mean};
 
 /// What rules are checked against beyond themselves.
@@ -36,13 +36,23 @@ pub struct WrittenMatch<'r> {
     tcp_flags: Field<'r>,
     icmp_type: Field<'r>,
     icmp_code: Field<'r>,
-    state: Field<'r>,
+    /// Absent where no connection is known.
+    state: Option<Field<'r>>,
     interfaces: Field<'r>,
 }
 
 impl<'r> WrittenMatch<'r> {
     /// Reads each key by itself.
     pub fn read(r: &mut Reader<'r>) -> WrittenMatch<'r> {
+        WrittenMatch::read_keys(r, true)
+    }
+
+    /// Reads each key by itself but `state`, where no connection is known.
+    pub fn read_stateless(r: &mut Reader<'r>) -> WrittenMatch<'r> {
+        WrittenMatch::read_keys(r, false)
+    }
+
+    fn read_keys(r: &mut Reader<'r>, with_state: bool) -> WrittenMatch<'r> {
         let protocol_field = r.key("protocol");
         let known_protocol = protocol_field.parse_or_integer::<Protocol>();
         let protocol = known_protocol.unwrap_or_default();
@@ -51,7 +61,7 @@ impl<'r> WrittenMatch<'r> {
         let vlan_id = r.key("vlan_id");
         let tcp_flags = r.key("tcp_flags");
         let (icmp_type, icmp_code) = (r.key("icmp_type"), r.key("icmp_code"));
-        let state = r.key("state");
+        let state = with_state.then(|| r.key("state"));
         let interfaces = r.key("interfaces");
         let matches = Match {
             protocol,
@@ -63,7 +73,7 @@ impl<'r> WrittenMatch<'r> {
             tcp_flags: tcp_flags.parse(),
             icmp_type: read_icmp_type(&icmp_type, protocol),
             icmp_code: icmp_code.integer(0..=255u8),
-            states: read_states(&state),
+            states: state.as_ref().map_or(States::ANY, read_states),
             interfaces: read_interfaces(&interfaces, usize::MAX).unwrap_or_default(),
         };
         WrittenMatch {
@@ -96,7 +106,8 @@ impl<'r> WrittenMatch<'r> {
     /// Notes what the match asks for and its surroundings do not give.
     pub fn check_surroundings(&self, surroundings: Surroundings<'_>) {
         for (key, message) in self.matches.clashes(surroundings) {
-            if key == "state" { &self.state } else { &self.interfaces }.error(message);
+            let field = if key == "state" { self.state.as_ref() } else { None };
+            field.unwrap_or(&self.interfaces).error(message);
         }
     }
 
@@ -217,7 +228,8 @@ pub struct MatchText {
     pub interfaces: Vec<String>,
 }
 
-fn number_or_text_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+/// What [`Field::parse_or_integer`] takes.
+pub fn number_or_text_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": ["string", "integer"] })
 }
 
@@ -252,7 +264,7 @@ impl From<&Match> for MatchText {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use super::super::matching::{PortRange, States, TcpFlags};
+    use super::super::matching::{PortRange, TcpFlags};
     use super::*;
     use crate::written::Document;
 

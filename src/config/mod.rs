@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engines::firewall::config::FirewallConfig;
+use crate::engines::ratelimit::config::RatelimitConfig;
 use crate::written::Field;
 
 pub mod agent;
@@ -22,17 +23,26 @@ pub struct Config {
     pub agent: AgentConfig,
     /// Section `[firewall]`.
     pub firewall: FirewallConfig,
+    /// Section `[ratelimit]`.
+    pub ratelimit: RatelimitConfig,
 }
 
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
-        let (agent_field, firewall_field) = (r.key("agent"), r.key("firewall"));
+        let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
-        let firewall = FirewallConfig::read(firewall_field.table()?, interfaces);
-        Some(Config { agent: agent?, firewall })
+        let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
+        let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
+        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit? };
+        if config.ratelimit.enabled && !config.firewall.enabled {
+            ratelimit_field.error(
+                "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
+            );
+        }
+        Some(config)
     }
 
     /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
@@ -43,24 +53,31 @@ impl Config {
 
     /// Keys that differ from `old` and only take effect at a start. A reload that meets one is refused whole.
     pub fn restart_needed(&self, old: &Config) -> Vec<&'static str> {
-        let (new, old) = ((&self.agent, &self.firewall), (&old.agent, &old.firewall));
-        [
-            ("agent.interfaces", new.0.interfaces != old.0.interfaces),
-            ("agent.bind_address", new.0.bind_address != old.0.bind_address),
-            ("agent.http_port", new.0.http_port != old.0.http_port),
-            ("agent.metrics_port", new.0.metrics_port != old.0.metrics_port),
-            ("agent.host_names", new.0.host_names != old.0.host_names),
-            ("agent.xdp_mode", new.0.xdp_mode != old.0.xdp_mode),
-            ("agent.on_exit", new.0.on_exit != old.0.on_exit),
-            ("agent.state_dir", new.0.state_dir != old.0.state_dir),
-            // Whether programs are attached, and what the verifier saw of them.
-            ("firewall.enabled", new.1.enabled != old.1.enabled),
-            ("firewall.stateful", new.1.stateful != old.1.stateful),
-            ("firewall.max_connections", new.1.max_connections != old.1.max_connections),
-            ("firewall.timeouts", new.1.timeouts != old.1.timeouts),
-        ]
-        .into_iter()
-        .filter_map(|(key, changed)| changed.then_some(key))
-        .collect()
+        let (agent, was) = (&self.agent, &old.agent);
+        let agent_keys = [
+            ("agent.interfaces", agent.interfaces != was.interfaces),
+            ("agent.bind_address", agent.bind_address != was.bind_address),
+            ("agent.http_port", agent.http_port != was.http_port),
+            ("agent.metrics_port", agent.metrics_port != was.metrics_port),
+            ("agent.host_names", agent.host_names != was.host_names),
+            ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
+            ("agent.on_exit", agent.on_exit != was.on_exit),
+            ("agent.state_dir", agent.state_dir != was.state_dir),
+        ];
+        // Of the engines: whether programs are attached, and what the verifier saw of them.
+        let (firewall, was) = (&self.firewall, &old.firewall);
+        let firewall_keys = [
+            ("firewall.enabled", firewall.enabled != was.enabled),
+            ("firewall.stateful", firewall.stateful != was.stateful),
+            ("firewall.max_connections", firewall.max_connections != was.max_connections),
+            ("firewall.timeouts", firewall.timeouts != was.timeouts),
+        ];
+        let (ratelimit, was) = (&self.ratelimit, &old.ratelimit);
+        let ratelimit_keys = [
+            ("ratelimit.enabled", ratelimit.enabled != was.enabled),
+            ("ratelimit.max_sources", ratelimit.max_sources != was.max_sources),
+        ];
+        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys);
+        keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

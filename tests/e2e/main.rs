@@ -7,6 +7,7 @@ mod keep;
 mod links;
 mod lockout;
 mod modes;
+mod ratelimit;
 mod reload;
 mod support;
 mod swap;

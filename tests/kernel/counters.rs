@@ -2,7 +2,7 @@
 
 use ebpfsentinel::abi::{fw_limits, fw_reason, fw_verdict, xdp_meta_limits};
 use ebpfsentinel::bpf::xdp_firewall::Switches;
-use ebpfsentinel::engines::firewall::guard::Guard;
+use ebpfsentinel::classify::guard::Guard;
 use ebpfsentinel::packet::build::Packet;
 
 use crate::harness::{DROP, Kernel, PASS, XDP_DROP, XDP_PASS};

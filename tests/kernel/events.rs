@@ -36,7 +36,8 @@ fn told(kernel: &Kernel) -> Vec<Verdict> {
         let Event::Verdict(verdict) = Event::decode(record).expect("a record of xdp_firewall");
         all.push(verdict);
     };
-    ringbuf::consume(&kernel.xdp.events().unwrap(), Duration::ZERO, &AtomicBool::new(true), || {}, each).unwrap();
+    let ring = ringbuf::Ring { map: &kernel.xdp.events().unwrap(), each: Box::new(each) };
+    ringbuf::consume(vec![ring], Duration::ZERO, &AtomicBool::new(true), || {}).unwrap();
     all
 }
 

@@ -3,11 +3,11 @@
 
 use ebpfsentinel::abi::{conn, conn_key, from_bytes, fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
+use ebpfsentinel::classify::guard::Guard;
 use ebpfsentinel::classify::interfaces::Port;
 use ebpfsentinel::classify::matching::State;
 use ebpfsentinel::classify::slots::Slots;
 use ebpfsentinel::engines::firewall::config::FirewallConfig;
-use ebpfsentinel::engines::firewall::guard::Guard;
 use ebpfsentinel::engines::firewall::maps::Generation;
 use ebpfsentinel::engines::firewall::rule::Rule;
 use ebpfsentinel::event::{Outcome, Reason, UNPARSABLE};

@@ -7,7 +7,7 @@ use ebpfsentinel::abi::{bytes_of, conn, conn_key, conn_origin, conn_phase};
 use ebpfsentinel::bpf::jiffies_per_second;
 use ebpfsentinel::bpf::tc_egress::TcEgress;
 use ebpfsentinel::bpf::xdp_firewall::{ConnTimeouts, Switches};
-use ebpfsentinel::engines::firewall::guard::Guard;
+use ebpfsentinel::classify::guard::Guard;
 use ebpfsentinel::packet::build::Packet;
 use libbpf_rs::{MapCore, MapFlags};
 

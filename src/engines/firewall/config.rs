@@ -7,41 +7,16 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::rule::{Action, Rule};
-use crate::classify::rules::{check_counts, read_description, read_id, read_rules};
+use crate::classify::compile::RULES_MAX;
+use crate::classify::matching::Match;
+use crate::classify::rules::{Mode, check_counts, read_description, read_id};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
-use crate::written::{Document, Field, Reader, WrittenError};
+use crate::ruled::AnyRule;
+use crate::ruled::body::read_all;
+use crate::written::{Field, Reader};
 
 /// A connection that is silent for longer than a month is gone, whatever it was.
 const TIMEOUT_SECS_MAX: u32 = 30 * 86_400;
-
-/// Whether verdicts are enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Nothing is dropped; events say what would have been.
-    Alert,
-    /// Verdicts are enforced.
-    Block,
-}
-
-impl Mode {
-    /// Words that stand for a mode, the usual one first.
-    pub const WORDS: &'static [(&'static str, Mode)] = &[
-        ("alert", Mode::Alert),
-        ("block", Mode::Block),
-        ("monitor", Mode::Alert),
-        ("observe", Mode::Alert),
-        ("enforce", Mode::Block),
-    ];
-
-    /// The word that the API shows.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Mode::Alert => "alert",
-            Mode::Block => "block",
-        }
-    }
-}
 
 /// What happens to a packet that no rule decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -123,8 +98,8 @@ impl FirewallConfig {
         let max_connections = r.key("max_connections").integer(1024..=16_777_216u32).unwrap_or(131_072);
         let timeouts = Timeouts::read(&r.key("timeouts"));
         let list = r.key("rules");
-        let rules = Rule::read_all(list.tables(), Surroundings { stateful: Some(stateful), interfaces });
-        if let Err(message) = check_counts(rules.iter().map(|rule| &rule.matches)) {
+        let rules: Vec<Rule> = read_all(list.tables(), Surroundings { stateful: Some(stateful), interfaces });
+        if let Err(message) = check_counts(rules.iter().map(Rule::matches), RULES_MAX) {
             list.error(message);
         }
         r.finish();
@@ -151,9 +126,12 @@ impl Timeouts {
     }
 }
 
-impl Rule {
-    /// Reads one rule. `None` means that errors were noted; there may be errors besides a rule.
-    pub fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
+impl AnyRule for Rule {
+    type Text = RuleText;
+
+    const FILE: &'static str = "firewall-rules.json";
+
+    fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
@@ -174,42 +152,25 @@ impl Rule {
         Some(Rule { id, priority, enabled, action, log, matches: written.matches, description })
     }
 
-    /// Reads rules that belong together.
-    fn read_all(readers: Vec<Reader<'_>>, surroundings: Surroundings<'_>) -> Vec<Rule> {
-        read_rules(readers, |reader| Rule::read(reader, surroundings), |rule| &rule.id)
+    fn text(&self) -> RuleText {
+        RuleText::from(self)
     }
-}
 
-/// Reads one rule from a JSON body.
-pub fn read_rule_json(body: &[u8]) -> Result<Rule, Vec<WrittenError>> {
-    let document = Document::json(body)?;
-    let rule = document.read(|root| Rule::read(root.table()?, Surroundings::default())).into_result()?;
-    rule.ok_or_else(|| vec![WrittenError::whole("", "not a rule")])
-}
+    fn id(&self) -> &str {
+        &self.id
+    }
 
-/// What a body of rules holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RuleBody {
-    /// An object: one rule.
-    One(Rule),
-    /// An array: all or none are taken.
-    Many(Vec<Rule>),
-}
+    fn priority(&self) -> u32 {
+        self.priority
+    }
 
-/// Reads a rule, or an array of rules with different ids, from a JSON body.
-pub fn read_rules_json(body: &[u8]) -> Result<RuleBody, Vec<WrittenError>> {
-    let document = Document::json(body)?;
-    let read = |root: Field<'_>| {
-        if !root.is_list() {
-            return Rule::read(root.table()?, Surroundings::default()).map(RuleBody::One);
-        }
-        let rules = Rule::read_all(root.tables(), Surroundings::default());
-        if rules.is_empty() {
-            root.error("no rule in it");
-        }
-        Some(RuleBody::Many(rules))
-    };
-    document.read(read).into_result()?.ok_or_else(|| vec![WrittenError::whole("", "not a rule")])
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn matches(&self) -> &Match {
+        &self.matches
+    }
 }
 
 const fn yes() -> bool {
@@ -269,15 +230,18 @@ mod tests {
     use super::*;
     use crate::classify::matching::PortRange;
     use crate::classify::text::tests::any_match;
+    use crate::ruled::body::{RuleBody, read_rule_json, read_rules_json};
+    use crate::written::Document;
 
     fn messages(body: &str) -> Vec<String> {
-        read_rule_json(body.as_bytes()).map_or_else(|e| e.iter().map(ToString::to_string).collect(), |_| Vec::new())
+        read_rule_json::<Rule>(body.as_bytes())
+            .map_or_else(|e| e.iter().map(ToString::to_string).collect(), |_| Vec::new())
     }
 
     #[test]
     fn a_body_is_read_like_a_file() {
         let rule = r#"{"id":"fw-block-ssh","priority":10,"action":"drop","protocol":"tcp","dst_port":22}"#;
-        let read = read_rule_json(rule.as_bytes()).unwrap();
+        let read: Rule = read_rule_json(rule.as_bytes()).unwrap();
         assert_eq!((read.action, read.matches.dst_port), (Action::Deny, Some(PortRange { low: 22, high: 22 })));
         assert_eq!(read_rules_json(rule.as_bytes()), Ok(RuleBody::One(read.clone())));
         assert_eq!(read_rules_json(format!("[{rule}]").as_bytes()), Ok(RuleBody::Many(vec![read])));
@@ -290,7 +254,7 @@ mod tests {
         );
         assert_eq!(messages("[]"), ["expected an object, found an array"]);
         assert_eq!(messages("{}").len(), 3);
-        let many = |body: &str| read_rules_json(body.as_bytes()).unwrap_err()[0].to_string();
+        let many = |body: &str| read_rules_json::<Rule>(body.as_bytes()).unwrap_err()[0].to_string();
         assert_eq!(many(&format!("[{rule},{rule}]")), "[1].id: \"fw-block-ssh\" is already the id of [0]");
         assert_eq!(many("[]"), "no rule in it");
         assert_eq!(many("[1]"), "[0]: expected an object, found the integer 1");

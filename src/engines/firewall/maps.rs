@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result};
 
-use super::config::{FirewallConfig, Mode, Policy};
-use super::guard::Guard;
+use super::config::{FirewallConfig, Policy};
 use super::rule::Rule;
 use crate::abi::{fw_policy, fw_tables};
 use crate::classify::compile::{self, BothRows, Placed};
+use crate::classify::guard::Guard;
 use crate::classify::interfaces::{Port, bits_of_interfaces, hash_of_interfaces};
+use crate::classify::rules::Mode;
 use crate::classify::slots::Slots;
 
 /// Everything that makes a generation.

@@ -7,44 +7,48 @@
 pub mod api;
 pub mod config;
 pub mod explain;
-pub mod guard;
 pub mod maps;
 pub mod rule;
-pub mod store;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
-use self::config::{FirewallConfig, RuleText};
+use self::api::RuleView;
+use self::config::FirewallConfig;
 use self::explain::{Explanation, Question};
-use self::guard::Guard;
 use self::maps::Generation;
 use self::rule::Rule;
-use self::store::Store;
 use crate::abi::{fw_limits, fw_verdict};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
 use crate::bpf::counts::RuleCount;
-use crate::bpf::map::MapFacts;
 use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
-use crate::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
-use crate::bpf::{self, ProgramFacts};
+use crate::bpf::xdp_firewall::{Clock, ConnTimeouts, Switches, XdpFirewall};
+use crate::bpf::{self, ProgramStatus};
+use crate::classify::compile::RULES_MAX;
+use crate::classify::guard::Guard;
 use crate::classify::interfaces::{INTERFACES_MAX, Port};
-use crate::classify::rules::check_counts;
 use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
 use crate::component::Component;
-use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict};
+use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict, unix_time_of};
 use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters};
+use crate::ruled::store::Store;
+use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
 use crate::supervise::Owned;
 
 /// The pin of the connection table.
 const CONNECTIONS_PIN: &str = "connections";
+/// The pin of what runs behind xdp_firewall: the kernel empties that map when nobody holds it.
+const NEXT_PIN: &str = "xdp_next";
+/// The slot of the rate limiter in that map.
+const NEXT_RATELIMIT: u32 = 0;
 
 /// How the firewall starts.
 pub struct Start {
@@ -60,12 +64,22 @@ pub struct Start {
     pub pins: PathBuf,
     /// Whether this agent is one.
     pub keep: bool,
+    /// What runs behind xdp_firewall.
+    pub behind: Option<Behind>,
     /// Where rules made through the API are kept.
-    pub store: Store,
+    pub store: Store<Rule>,
     /// Where alerts go.
     pub alerts: AlertSender,
     /// The agent's metrics.
     pub metrics: Arc<Metrics>,
+}
+
+/// A program that runs for every packet that xdp_firewall passes.
+pub struct Behind {
+    /// The program.
+    pub program: OwnedFd,
+    /// Maps that it needs when the agent is gone, by the names of their pins.
+    pub pins: Vec<(&'static str, MapHandle)>,
 }
 
 /// An interface and what runs on it.
@@ -93,21 +107,6 @@ pub struct InterfaceFacts {
     pub reason: Option<String>,
 }
 
-/// A program, as status shows it.
-#[derive(Clone, Debug)]
-pub struct ProgramStatus {
-    /// Its name.
-    pub name: &'static str,
-    /// Whether it should run.
-    pub enabled: bool,
-    /// The kernel's numbers, if it is loaded.
-    pub facts: Option<ProgramFacts>,
-    /// Why it is not loaded.
-    pub failure: Option<String>,
-    /// Its maps.
-    pub maps: Vec<MapFacts>,
-}
-
 /// The firewall in numbers, as status shows it.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -129,45 +128,11 @@ pub struct Facts {
     pub programs: Vec<ProgramStatus>,
 }
 
-/// Where a rule comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The configuration file.
-    File,
-    /// The API.
-    Api,
-}
-
-/// A rule and what it did.
-#[derive(Clone, Debug)]
-pub struct Counted {
-    /// The rule.
-    pub rule: RuleText,
-    /// Where it comes from.
-    pub source: Source,
-    /// Packets that it decided since it was made.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Time of the last one.
-    pub last_hit: Option<SystemTime>,
-}
-
-/// Why a change of rules was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
-    /// No rule of that name was made through the API.
-    #[error("rule \"{0}\" not found")]
-    NotFound(String),
-    /// The name is taken.
-    #[error("{0}")]
-    Taken(String),
-    /// The rule does not fit here.
-    #[error("{0}")]
-    Unfit(String),
-    /// The kernel or the disk refused.
-    #[error("{0:#}")]
-    Failed(#[from] anyhow::Error),
+/// What was counted of the rules at one moment.
+pub struct Counts {
+    rules: Vec<RuleCount>,
+    clock: Clock,
+    now: SystemTime,
 }
 
 /// Rules and policy at one moment, to go back to.
@@ -189,25 +154,17 @@ pub struct Firewall {
     keep: bool,
     /// Nothing was pinned when this agent started.
     nothing_kept: bool,
+    /// Pins of what runs behind xdp_firewall.
+    kept: Vec<PathBuf>,
     config: FirewallConfig,
     guard: Guard,
     added: Vec<Rule>,
-    store: Store,
+    store: Store<Rule>,
     slots: Slots,
     names: Vec<Option<Arc<str>>>,
     generation: u32,
     alerts: AlertSender,
     metrics: Arc<Metrics>,
-}
-
-/// All rules in the order in which they are asked. Equal priorities: the file's before the API's, each as written.
-/// A rule of the API whose name the file has taken meanwhile rests.
-fn in_order<'r>(file: &'r [Rule], added: &'r [Rule]) -> Vec<&'r Rule> {
-    let taken: std::collections::HashSet<&str> = file.iter().map(|rule| rule.id.as_str()).collect();
-    let mut all: Vec<&Rule> =
-        file.iter().chain(added.iter().filter(|rule| !taken.contains(rule.id.as_str()))).collect();
-    all.sort_by_key(|rule| rule.priority);
-    all
 }
 
 impl Firewall {
@@ -228,19 +185,12 @@ impl Firewall {
     }
 
     fn start_on_pins(start: Start, nothing_kept: bool) -> Result<Firewall> {
-        let Start { config, interfaces, xdp_mode, guard, pins, keep, store, alerts, metrics } = start;
+        let Start { config, interfaces, xdp_mode, guard, pins, keep, behind, store, alerts, metrics } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
         let added = store.load()?;
-        for rule in &added {
-            if config.rules.iter().any(|other| other.id == rule.id) {
-                log::warn!(
-                    "rule {} of the configuration file hides the rule of that name made through the API",
-                    rule.id
-                );
-            }
-        }
+        Book { file: &config.rules, added: &added }.warn_of_hidden();
         if keep {
             attach::prepare_pins(&pins)?;
         }
@@ -256,7 +206,7 @@ impl Firewall {
             other_open_secs: config.timeouts.other_established_secs,
         };
         let kernel = XdpFirewall::load(&Switches {
-            multi_buffer: bpf::has_multi_buffer() && interfaces.iter().any(|name| needs_several_buffers(name)),
+            multi_buffer: bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name)),
             write_meta: false,
             max_connections: config.max_connections,
             timeouts,
@@ -285,6 +235,7 @@ impl Firewall {
             pins,
             keep,
             nothing_kept,
+            kept: Vec::new(),
             config: config.clone(),
             guard: guard.clone(),
             added: Vec::new(),
@@ -299,7 +250,11 @@ impl Firewall {
             interface.ifindex = attach::ifindex(&interface.name);
         }
         firewall.apply(config, guard, added)?;
+        if let Some(behind) = &behind {
+            firewall.kernel.set_next(NEXT_RATELIMIT, behind.program.as_fd())?;
+        }
         firewall.attach_all(true)?;
+        firewall.keep_behind(behind)?;
         firewall.release_pins()?;
         Ok(firewall)
     }
@@ -310,12 +265,27 @@ impl Firewall {
         if self.nothing_kept { attach::release_pins(&self.pins, &[]) } else { Ok(()) }
     }
 
+    /// Pins what runs behind xdp_firewall, if the agent is to be outlived by it. The pins of an earlier agent are replaced:
+    /// all interfaces run this agent's programs now, so nothing needs those any more.
+    fn keep_behind(&mut self, behind: Option<Behind>) -> Result<()> {
+        let Some(behind) = behind.filter(|_| self.keep) else { return Ok(()) };
+        let mut pins = behind.pins;
+        pins.push((NEXT_PIN, self.kernel.next()?));
+        for (name, map) in pins {
+            let path = self.pins.join(name);
+            bpf::xdp_firewall::pin_map(&map, &path)?;
+            self.kept.push(path);
+        }
+        Ok(())
+    }
+
     /// Lets go of what an earlier agent kept and this one does not: its successor with `on_exit = "detach"`, without an
     /// interface, or with the firewall switched off, must not leave it enforcing rules that nobody sees.
     fn release_pins(&self) -> Result<()> {
         let mut wanted: Vec<PathBuf> = Vec::new();
         if self.keep {
             wanted.push(self.pins.join(CONNECTIONS_PIN));
+            wanted.extend(self.kept.iter().cloned());
             let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress]).flatten();
             wanted.extend(attached.filter_map(|one| one.pinned().map(PathBuf::from)));
         }
@@ -326,8 +296,9 @@ impl Firewall {
     fn apply(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
         let ports: Vec<Port> =
             self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect();
-        let rules = in_order(&config.rules, &added);
-        check_counts(rules.iter().map(|rule| &rule.matches)).map_err(anyhow::Error::msg)?;
+        let book = Book { file: &config.rules, added: &added };
+        book.check_counts(RULES_MAX).map_err(anyhow::Error::msg)?;
+        let rules = book.in_order();
         let (slots, fresh) = self.slots.next(rules.iter().map(|rule| rule.id.as_str()))?;
         for slot in fresh {
             self.kernel.clear_slot(slot.into());
@@ -349,31 +320,12 @@ impl Firewall {
         Ok(())
     }
 
-    /// Rules and policy as they are now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot { config: self.config.clone(), guard: self.guard.clone(), added: self.added.clone() }
-    }
-
-    /// Goes back to an earlier moment. What is saved on disk is not touched.
-    pub fn restore(&mut self, snapshot: Snapshot) -> Result<()> {
-        let Snapshot { config, guard, added } = snapshot;
-        self.replace_all(config, guard, added)
-    }
-
     /// Takes a new section and guard, or changes nothing.
     ///
     /// # Errors
     /// A rule of the section has the name of one that was made through the API; the kernel refused.
     pub fn replace(&mut self, config: FirewallConfig, guard: Guard) -> Result<()> {
-        for rule in &config.rules {
-            let is_new = !self.config.rules.iter().any(|other| other.id == rule.id);
-            if is_new && self.added.iter().any(|other| other.id == rule.id) {
-                bail!(
-                    "rule {} of the configuration file has the name of a rule made through the API; delete that one first",
-                    rule.id
-                );
-            }
-        }
+        self.book().refuse_names_of_added(&config.rules)?;
         self.replace_all(config, guard, self.added.clone())
     }
 
@@ -384,100 +336,6 @@ impl Firewall {
             self.attach_all(false)?;
         }
         Ok(())
-    }
-
-    /// Saves the rules that were made through the API.
-    pub fn save(&self) -> Result<()> {
-        self.store.save(&self.added)
-    }
-
-    /// Changes the rules of the API, and saves them unless the change waits for its confirmation. A change that cannot
-    /// be saved is taken back.
-    fn change(&mut self, added: Vec<Rule>, save: bool) -> Result<(), ChangeError> {
-        let rules = in_order(&self.config.rules, &added);
-        check_counts(rules.iter().map(|rule| &rule.matches)).map_err(ChangeError::Unfit)?;
-        let before = self.snapshot();
-        self.apply(self.config.clone(), self.guard.clone(), added)?;
-        if save && let Err(error) = self.save() {
-            self.restore(before)?;
-            return Err(error.into());
-        }
-        Ok(())
-    }
-
-    fn check_surroundings(&self, rule: &Rule) -> Result<(), ChangeError> {
-        let names: Vec<String> = self.guarded.iter().map(|one| one.name.clone()).collect();
-        let clashes =
-            rule.matches.clashes(Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) });
-        match clashes.first() {
-            Some((key, message)) => Err(ChangeError::Unfit(format!("rule {}: {key}: {message}", rule.id))),
-            None => Ok(()),
-        }
-    }
-
-    /// Adds rules, all or none of them.
-    pub fn add(&mut self, rules: Vec<Rule>, save: bool) -> Result<(), ChangeError> {
-        let mut added = self.added.clone();
-        for rule in rules {
-            if self.config.rules.iter().any(|other| other.id == rule.id) {
-                return Err(ChangeError::Taken(format!("rule \"{}\" is in the configuration file", rule.id)));
-            }
-            if added.iter().any(|other| other.id == rule.id) {
-                return Err(ChangeError::Taken(format!("rule \"{}\" exists", rule.id)));
-            }
-            self.check_surroundings(&rule)?;
-            added.push(rule);
-        }
-        self.change(added, save)
-    }
-
-    /// Puts a rule in the place of the one that has its name.
-    pub fn update(&mut self, rule: Rule, save: bool) -> Result<(), ChangeError> {
-        self.check_surroundings(&rule)?;
-        let mut added = self.added.clone();
-        let place = self.place_of(&rule.id)?;
-        added[place] = rule;
-        self.change(added, save)
-    }
-
-    /// Removes a rule.
-    pub fn delete(&mut self, id: &str, save: bool) -> Result<(), ChangeError> {
-        let mut added = self.added.clone();
-        added.remove(self.place_of(id)?);
-        self.change(added, save)
-    }
-
-    fn place_of(&self, id: &str) -> Result<usize, ChangeError> {
-        if self.config.rules.iter().any(|rule| rule.id == id) {
-            return Err(ChangeError::Taken(format!(
-                "rule \"{id}\" is in the configuration file; change it there and reload"
-            )));
-        }
-        self.added.iter().position(|rule| rule.id == id).ok_or_else(|| ChangeError::NotFound(id.to_owned()))
-    }
-
-    /// All rules in the order in which they are asked, with what they did.
-    pub fn list(&self) -> Result<Vec<Counted>> {
-        let counts = self.kernel.counts().rules;
-        let clock = self.kernel.clock()?;
-        let now = SystemTime::now();
-        Ok(in_order(&self.config.rules, &self.added)
-            .into_iter()
-            .map(|rule| {
-                let count = self.count_of(&counts, rule);
-                Counted {
-                    rule: rule.into(),
-                    source: if self.added.iter().any(|other| std::ptr::eq(other, rule)) {
-                        Source::Api
-                    } else {
-                        Source::File
-                    },
-                    packets: count.packets,
-                    bytes: count.bytes,
-                    last_hit: clock.age_of(count.last_jiffies).and_then(|age| now.checked_sub(age)),
-                }
-            })
-            .collect())
     }
 
     fn count_of(&self, counts: &[RuleCount], rule: &Rule) -> RuleCount {
@@ -583,34 +441,12 @@ impl Firewall {
 
     /// What is wrong with an interface.
     fn reason_of(&self, one: &Guarded) -> Option<String> {
-        one.reason.clone().or_else(|| self.hidden_tags(one))
-    }
-
-    /// Why rules about VLAN tags do not do on an interface what they say. Asked anew each time: the user may have
-    /// changed its offloads meanwhile.
-    fn hidden_tags(&self, one: &Guarded) -> Option<String> {
-        one.xdp.as_ref()?;
-        let is_concerned = |rule: &&Rule| {
-            rule.enabled
-                && rule.matches.vlan_id.is_some()
-                && (rule.matches.interfaces.is_empty() || rule.matches.interfaces.contains(&one.name))
-        };
-        let rule = in_order(&self.config.rules, &self.added).into_iter().find(is_concerned)?;
-        // A driver without ethtool operations has no offloads either.
-        let hiders = offload::tag_hiders(&one.name).unwrap_or_default();
-        let off = hiders.iter().map(|name| format!(" {name} off")).collect::<String>();
-        (!hiders.is_empty()).then(|| {
-            format!(
-                "takes VLAN tags out of frames before XDP sees them, so that rule {} takes tagged packets for \
-                 untagged ones; run: ethtool -K {}{off}",
-                rule.id, one.name
-            )
-        })
+        one.reason.clone().or_else(|| one.xdp.as_ref().and_then(|_| hidden_tags(&self.book(), &one.name)))
     }
 
     /// For status.
     pub fn facts(&self) -> Facts {
-        let rules = in_order(&self.config.rules, &self.added);
+        let rules = self.book().in_order();
         let of_family = |ipv4| rules.iter().filter(|rule| rule.enabled && rule.matches.is_of_family(ipv4)).count();
         let enabled = self.config.enabled;
         let mut programs = vec![ProgramStatus {
@@ -666,7 +502,7 @@ impl Firewall {
                 bytes: vec![("ingress", count.bytes.iter().sum())],
             }
         });
-        let rules = in_order(&self.config.rules, &self.added).into_iter().map(|rule| {
+        let rules = self.book().in_order().into_iter().map(|rule| {
             let count = self.count_of(&counts.rules, rule);
             let family = match rule.matches.is_ipv4() {
                 Some(true) => "ipv4",
@@ -681,6 +517,7 @@ impl Firewall {
             unparsable: UNPARSABLE.iter().copied().zip(misc.unparsable).skip(1).collect(),
             events_lost: vec![("ring_full", misc.ring_full)],
             connections: self.config.stateful.then(|| self.kernel.connection_count()),
+            limits: None,
         })
     }
 
@@ -732,6 +569,54 @@ impl Firewall {
     }
 }
 
+impl RuleOwner for Firewall {
+    type Rule = Rule;
+    type Counts = Counts;
+    type View = RuleView;
+    type Snapshot = Snapshot;
+
+    fn book(&self) -> Book<'_, Rule> {
+        Book { file: &self.config.rules, added: &self.added }
+    }
+
+    fn store(&self) -> &Store<Rule> {
+        &self.store
+    }
+
+    fn rules_max(&self) -> usize {
+        RULES_MAX
+    }
+
+    fn check(&self, rule: &Rule) -> Result<(), ChangeError> {
+        let names: Vec<String> = self.guarded.iter().map(|one| one.name.clone()).collect();
+        check_surroundings(rule, Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) })
+    }
+
+    fn replace_added(&mut self, added: Vec<Rule>) -> Result<()> {
+        self.apply(self.config.clone(), self.guard.clone(), added)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { config: self.config.clone(), guard: self.guard.clone(), added: self.added.clone() }
+    }
+
+    fn restore(&mut self, snapshot: Snapshot) -> Result<()> {
+        let Snapshot { config, guard, added } = snapshot;
+        self.replace_all(config, guard, added)
+    }
+
+    fn counts(&self) -> Result<Counts> {
+        let rules = self.kernel.counts().rules;
+        Ok(Counts { rules, clock: self.kernel.clock()?, now: SystemTime::now() })
+    }
+
+    fn view(&self, counts: &Counts, rule: &Rule, source: Source) -> RuleView {
+        let count = self.count_of(&counts.rules, rule);
+        let age = counts.clock.age_of(count.last_jiffies);
+        RuleView::new(rule, source, count, age.and_then(|age| counts.now.checked_sub(age)))
+    }
+}
+
 impl Owned for Firewall {
     type Event = Event;
 
@@ -773,18 +658,4 @@ fn pin_name(interface: &str) -> String {
         .bytes()
         .map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("_{byte:02x}") })
         .collect()
-}
-
-/// Whether an interface's frames may be too long for one buffer of a page.
-fn needs_several_buffers(interface: &str) -> bool {
-    const ONE_BUFFER: u32 = 3000;
-    offload::mtu(interface).is_ok_and(|mtu| mtu > ONE_BUFFER)
-}
-
-/// The time of day of a moment of the boot clock, in nanoseconds since 1970.
-fn unix_time_of(boot_ns: u64) -> u64 {
-    let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let age = boot.saturating_sub(Duration::from_nanos(boot_ns));
-    now.saturating_sub(age).as_nanos() as u64
 }

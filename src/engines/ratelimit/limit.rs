@@ -19,6 +19,17 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// Words that stand for a unit.
+    pub const WORDS: &'static [(&'static str, Unit)] = &[("packets", Unit::Packets), ("bits", Unit::Bits)];
+
+    /// The word that the API shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unit::Packets => "packets",
+            Unit::Bits => "bits",
+        }
+    }
+
     /// Rates that the kernel side can count with, in units a second: lowest and highest.
     pub fn rates(self) -> (u64, u64) {
         match self {
@@ -47,10 +58,7 @@ impl Unit {
 
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Unit::Packets => "packets",
-            Unit::Bits => "bits",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -1,3 +1,367 @@
 //! Limits rates, in the kernel. Owns xdp_ratelimit and all of its maps.
+//!
+//! Section `[ratelimit]`; routes under `/api/v1/ratelimit`. This thread compiles rules into the idle generation, swaps, and
+//! turns the kernel's records into alerts. The program runs behind xdp_firewall, for what that one passes; buckets are
+//! the kernel's, and outlive every change of rules that does not change what they count.
 
+pub mod api;
+pub mod buckets;
+pub mod config;
 pub mod limit;
+pub mod maps;
+pub mod rule;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use libbpf_rs::MapHandle;
+
+use self::api::{BucketView, RuleView, TopView};
+use self::buckets::{bucket_view, instance_of, is_about, top_view};
+use self::config::RatelimitConfig;
+use self::maps::{Generation, Placed};
+use self::rule::{Action, Rule};
+use crate::abi::{fw_limits, rl_rule_count};
+use crate::alert::{Alert, AlertSender, Severity};
+use crate::bpf::attach;
+use crate::bpf::xdp_ratelimit::{Bucket, Counts, Switches, XdpRatelimit};
+use crate::bpf::{self, ProgramStatus, offload};
+use crate::classify::guard::Guard;
+use crate::classify::interfaces::Port;
+use crate::classify::rules::Mode;
+use crate::classify::slots::Slots;
+use crate::classify::text::Surroundings;
+use crate::component::Component;
+use crate::event::{OverLimit, unix_time_of};
+use crate::metrics::{LimitCounters, LimitRuleCounters, Metrics};
+use crate::ruled::store::Store;
+use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
+use crate::supervise::Owned;
+
+/// The pin of the map with the timer: without it the kernel's expiry of buckets ends with the agent.
+const EXPIRY_PIN: &str = "rl_expiry";
+
+/// How the limiter starts.
+pub struct Start {
+    /// Its section.
+    pub config: RatelimitConfig,
+    /// Names of the interfaces that the agent guards.
+    pub interfaces: Vec<String>,
+    /// The lock-out guard.
+    pub guard: Guard,
+    /// Where rules made through the API are kept.
+    pub store: Store<Rule>,
+    /// Where alerts go.
+    pub alerts: AlertSender,
+    /// The agent's metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Rules and policy at one moment, to go back to.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    config: RatelimitConfig,
+    guard: Guard,
+    added: Vec<Rule>,
+}
+
+/// A rule's place in the kernel.
+#[derive(Clone, Debug)]
+struct Placing {
+    instance: u32,
+    rule: Rule,
+}
+
+/// The engine.
+pub struct Ratelimit {
+    kernel: XdpRatelimit,
+    ports: Vec<Port>,
+    config: RatelimitConfig,
+    guard: Guard,
+    added: Vec<Rule>,
+    store: Store<Rule>,
+    slots: Slots,
+    placings: HashMap<String, Placing>,
+    last_instance: u32,
+    names: Vec<Option<Arc<str>>>,
+    generation: u32,
+    alerts: AlertSender,
+    metrics: Arc<Metrics>,
+}
+
+impl Ratelimit {
+    /// Loads the program and puts the rules in force. Nothing runs it yet: that is the firewall's, see
+    /// [`Ratelimit::program`].
+    pub fn start(start: Start) -> Result<Ratelimit> {
+        let Start { config, interfaces, guard, store, alerts, metrics } = start;
+        let added = store.load()?;
+        Book { file: &config.rules, added: &added }.warn_of_hidden();
+        let multi_buffer =
+            bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name));
+        let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources })?;
+        let ports = interfaces.into_iter().map(|name| Port { ifindex: attach::ifindex(&name), name }).collect();
+        let mut limiter = Ratelimit {
+            kernel,
+            ports,
+            config: config.clone(),
+            guard: guard.clone(),
+            added: Vec::new(),
+            store,
+            slots: Slots::default(),
+            placings: HashMap::new(),
+            last_instance: 0,
+            names: vec![None; fw_limits::FW_SLOTS.0 as usize],
+            generation: 0,
+            alerts,
+            metrics,
+        };
+        limiter.apply(config, guard, added)?;
+        Ok(limiter)
+    }
+
+    /// The program, for the firewall to run behind its own.
+    pub fn program(&self) -> Result<OwnedFd> {
+        attach::duplicate(&self.kernel.program())
+    }
+
+    /// The maps that it needs when the agent is gone, by the names of their pins.
+    pub fn pins(&self) -> Result<Vec<(&'static str, MapHandle)>> {
+        Ok(vec![(EXPIRY_PIN, self.kernel.expiry()?)])
+    }
+
+    /// A handle of the ring buffer, for the poller.
+    pub fn events(&self) -> Result<MapHandle> {
+        self.kernel.events()
+    }
+
+    /// Makes rules and policy live, or changes nothing.
+    fn apply(&mut self, config: RatelimitConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
+        let mut rules: Vec<Rule> =
+            Book { file: &config.rules, added: &added }.in_order().into_iter().cloned().collect();
+        rules.extend(config.default_rule());
+        let (slots, fresh) = self.slots.next(rules.iter().map(|rule| rule.id.as_str()))?;
+        let (placings, last_instance) = self.place(&rules);
+        let placed = rules
+            .iter()
+            .map(|rule| {
+                let slot = slots.get(&rule.id).with_context(|| format!("rule {} has no counter", rule.id))?;
+                let instance = placings.get(&rule.id).map_or(0, |placing| placing.instance);
+                if fresh.contains(&slot) {
+                    self.kernel.clear_slot(slot.into(), rule.algorithm.in_kernel())?;
+                } else if self.placings.get(&rule.id).is_none_or(|old| old.instance != instance) {
+                    self.kernel.renew_common(slot.into(), rule.algorithm.in_kernel())?;
+                }
+                Ok(Placed { rule, slot, instance })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let number = self.generation + 1;
+        let enforce = config.mode == Mode::Block;
+        let next = Generation { number, enforce, rules: &placed, ports: &self.ports, guard: &guard };
+        self.kernel.swap(|tables, kernel_rules| next.write(tables, kernel_rules))?;
+        self.names.fill(None);
+        for one in &placed {
+            self.names[usize::from(one.slot)] = Some(one.rule.id.as_str().into());
+        }
+        self.metrics.set_rules_loaded(Component::Ratelimit, rules.iter().filter(|rule| rule.enabled).count());
+        self.generation = number;
+        (self.slots, self.placings, self.last_instance) = (slots, placings, last_instance);
+        (self.config, self.guard, self.added) = (config, guard, added);
+        Ok(())
+    }
+
+    /// Gives each rule its instance: a rule that counts as before keeps its buckets, whatever else of it has changed.
+    fn place(&self, rules: &[Rule]) -> (HashMap<String, Placing>, u32) {
+        let mut last = self.last_instance;
+        let mut placings = HashMap::with_capacity(rules.len());
+        for rule in rules {
+            let kept = self.placings.get(&rule.id).filter(|old| old.rule.counts_like(rule));
+            let instance = kept.map_or_else(
+                || {
+                    last += 1;
+                    last
+                },
+                |old| old.instance,
+            );
+            placings.insert(rule.id.clone(), Placing { instance, rule: rule.clone() });
+        }
+        (placings, last)
+    }
+
+    /// Takes a new section and guard, or changes nothing.
+    ///
+    /// # Errors
+    /// A rule of the section has the name of one that was made through the API; the kernel refused.
+    pub fn replace(&mut self, config: RatelimitConfig, guard: Guard) -> Result<()> {
+        self.book().refuse_names_of_added(&config.rules)?;
+        self.apply(config, guard, self.added.clone())
+    }
+
+    /// Interfaces came, went or were renamed: looks at them anew.
+    pub fn links_changed(&mut self) -> Result<()> {
+        let mut changed = false;
+        for port in &mut self.ports {
+            let ifindex = attach::ifindex(&port.name);
+            changed |= port.ifindex != ifindex;
+            port.ifindex = ifindex;
+        }
+        if changed { self.apply(self.config.clone(), self.guard.clone(), self.added.clone()) } else { Ok(()) }
+    }
+
+    /// What does not work as configured, a sentence each.
+    pub fn degraded(&self) -> Vec<String> {
+        let hidden = |port: &Port| Some(format!("{}: {}", port.name, hidden_tags(&self.book(), &port.name)?));
+        self.ports.iter().filter_map(hidden).collect()
+    }
+
+    /// The program, for status.
+    pub fn program_status(&self) -> ProgramStatus {
+        ProgramStatus {
+            name: "xdp_ratelimit",
+            enabled: true,
+            facts: bpf::program_facts(self.kernel.program()).ok(),
+            failure: None,
+            maps: self.kernel.maps(),
+        }
+    }
+
+    /// Rules in force, those made through the API included.
+    pub fn rule_count(&self) -> usize {
+        self.book().in_order().len()
+    }
+
+    /// What the kernel counted, for Prometheus.
+    pub fn counters(&self) -> LimitCounters {
+        let counts = self.kernel.counts();
+        let passes = |rule: &Rule| rule.action == Action::Pass || self.config.mode == Mode::Alert;
+        let rules = self.placings.values().map(|placing| {
+            let rule = &placing.rule;
+            let count = self.count_of(&counts, &rule.id);
+            let over = if passes(rule) { "would_drop" } else { "drop" };
+            LimitRuleCounters {
+                rule: rule.id.clone(),
+                counts: vec![("pass", count.passed, count.passed_bytes), (over, count.dropped, count.dropped_bytes)],
+            }
+        });
+        let mut rules: Vec<_> = rules.collect();
+        rules.sort_by(|one, other| one.rule.cmp(&other.rule));
+        let in_use = counts.made.saturating_sub(counts.replaced).saturating_sub(counts.expired);
+        LimitCounters {
+            rules,
+            buckets: (in_use, self.kernel.capacity() as u64),
+            ended: vec![("replaced", counts.replaced), ("expired", counts.expired)],
+            exceptional: vec![("crowded", counts.crowded), ("contended", counts.contended)],
+            events_lost: vec![("ring_full", counts.ring_full)],
+        }
+    }
+
+    fn count_of(&self, counts: &Counts, id: &str) -> rl_rule_count {
+        self.slots.get(id).and_then(|slot| counts.rules.get(usize::from(slot)).copied()).unwrap_or_default()
+    }
+
+    /// The buckets with most packets over their limit, the worst first.
+    pub fn top(&self, limit: usize, offset: usize) -> Result<Vec<TopView>> {
+        let mut over: Vec<Bucket> = self.kernel.buckets().filter(|one| one.tale.dropped != 0).collect();
+        over.sort_by(|one, other| {
+            other.tale.dropped.cmp(&one.tale.dropped).then(one.bucket.key.cmp(&other.bucket.key))
+        });
+        let (now, rules, ticks) = (self.kernel.now()?, self.rules_by_instance(), bpf::jiffies_per_second()?);
+        let known =
+            over.iter().filter_map(|one| Some(top_view(rules.get(&instance_of(&one.bucket))?, one, now, ticks)));
+        Ok(known.skip(offset).take(limit).collect())
+    }
+
+    /// The buckets of an address, as source or as destination.
+    pub fn buckets_of(&self, address: IpAddr) -> Result<Vec<BucketView>> {
+        let (now, rules, ticks) = (self.kernel.now()?, self.rules_by_instance(), bpf::jiffies_per_second()?);
+        let found = self.kernel.buckets().filter_map(|one| {
+            let rule = rules.get(&instance_of(&one.bucket))?;
+            is_about(rule, &one.bucket, address).then(|| bucket_view(rule, &one, now, ticks))
+        });
+        Ok(found.collect())
+    }
+
+    fn rules_by_instance(&self) -> HashMap<u32, &Rule> {
+        self.placings.values().map(|placing| (placing.instance, &placing.rule)).collect()
+    }
+
+    fn alert_of(&self, over: &OverLimit) -> Alert {
+        let rule: Arc<str> =
+            self.names.get(usize::from(over.slot)).cloned().flatten().unwrap_or_else(|| "deleted".into());
+        let passes = self.config.mode == Mode::Alert
+            || self.placings.get(&*rule).is_some_and(|placing| placing.rule.action == Action::Pass);
+        let action = if passes { "would_drop" } else { "drop" };
+        let fate = if passes { "passed" } else { "dropped" };
+        let whose = if over.is_common { "together with others" } else { "from this source" };
+        let message = format!("{} packets over rate limit {rule} {whose}, {fate}", over.packets);
+        let timestamp_ns = unix_time_of(over.boot_ns);
+        let mut alert = Alert::new(Component::Ratelimit, Severity::Medium, rule, action, timestamp_ns, message);
+        let has_ports = over.src_port != 0 || over.dst_port != 0;
+        alert.src_ip = over.src;
+        alert.dst_ip = over.dst;
+        alert.src_port = has_ports.then_some(over.src_port);
+        alert.dst_port = has_ports.then_some(over.dst_port);
+        alert.protocol = Some(over.protocol);
+        alert.interface = self.ports.iter().find(|one| one.ifindex == Some(over.ifindex)).map(|one| one.name.clone());
+        alert.count = over.packets.into();
+        alert
+    }
+}
+
+impl RuleOwner for Ratelimit {
+    type Rule = Rule;
+    type Counts = Counts;
+    type View = RuleView;
+    type Snapshot = Snapshot;
+
+    fn book(&self) -> Book<'_, Rule> {
+        Book { file: &self.config.rules, added: &self.added }
+    }
+
+    fn store(&self) -> &Store<Rule> {
+        &self.store
+    }
+
+    fn rules_max(&self) -> usize {
+        self.config.rules_max()
+    }
+
+    fn check(&self, rule: &Rule) -> Result<(), ChangeError> {
+        let names: Vec<String> = self.ports.iter().map(|one| one.name.clone()).collect();
+        check_surroundings(rule, Surroundings { stateful: None, interfaces: Some(&names) })
+    }
+
+    fn replace_added(&mut self, added: Vec<Rule>) -> Result<()> {
+        self.apply(self.config.clone(), self.guard.clone(), added)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { config: self.config.clone(), guard: self.guard.clone(), added: self.added.clone() }
+    }
+
+    fn restore(&mut self, snapshot: Snapshot) -> Result<()> {
+        let Snapshot { config, guard, added } = snapshot;
+        self.apply(config, guard, added)
+    }
+
+    fn counts(&self) -> Result<Counts> {
+        Ok(self.kernel.counts())
+    }
+
+    fn view(&self, counts: &Counts, rule: &Rule, source: Source) -> RuleView {
+        RuleView::new(rule, source, self.count_of(counts, &rule.id))
+    }
+}
+
+impl Owned for Ratelimit {
+    type Event = OverLimit;
+
+    fn event(&mut self, over: OverLimit, _now: Instant) {
+        let begun = Instant::now();
+        self.alerts.send(self.alert_of(&over));
+        self.metrics.processing(Component::Ratelimit).observe(begun.elapsed().as_secs_f64());
+    }
+}

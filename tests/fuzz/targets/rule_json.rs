@@ -1,10 +1,19 @@
 //! A request body: a rule that is taken is shown so that it reads back equal.
 
-use ebpfsentinel::engines::firewall::config::{RuleBody, RuleText, read_rule_json, read_rules_json};
+use std::fmt::Debug;
+
+use ebpfsentinel::engines::{firewall, ratelimit};
+use ebpfsentinel::ruled::AnyRule;
+use ebpfsentinel::ruled::body::{RuleBody, read_rule_json, read_rules_json};
 use ebpfsentinel::written::ERRORS_MAX;
 
 pub fn run(body: &[u8]) {
-    let rules = match read_rules_json(body) {
+    read::<firewall::rule::Rule>(body);
+    read::<ratelimit::rule::Rule>(body);
+}
+
+fn read<R: AnyRule + Debug + PartialEq>(body: &[u8]) {
+    let rules: Vec<R> = match read_rules_json(body) {
         Ok(RuleBody::One(rule)) => vec![rule],
         Ok(RuleBody::Many(rules)) => rules,
         Err(errors) => {
@@ -13,7 +22,7 @@ pub fn run(body: &[u8]) {
         }
     };
     for rule in rules {
-        let shown = serde_json::to_vec(&RuleText::from(&rule)).expect("a rule is strings, numbers and lists");
+        let shown = serde_json::to_vec(&rule.text()).expect("a rule is strings, numbers and lists");
         assert_eq!(read_rule_json(&shown), Ok(rule));
     }
 }

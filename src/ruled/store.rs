@@ -2,30 +2,32 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::config::{RuleBody, RuleText, read_rules_json};
-use super::rule::Rule;
+use super::AnyRule;
+use super::body::{RuleBody, read_rules_json};
 
-/// The file of rules in the agent's state directory.
+/// The file of an engine's rules in the agent's state directory.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Store<R> {
     path: PathBuf,
+    rules: PhantomData<fn() -> R>,
 }
 
-impl Store {
-    /// The store in `state_dir`, which must exist.
-    pub fn new(state_dir: &Path) -> Store {
-        Store { path: state_dir.join("firewall-rules.json") }
+impl<R: AnyRule> Store<R> {
+    /// The store in `state_dir`, which must exist; the file is [`AnyRule::FILE`].
+    pub fn new(state_dir: &Path) -> Store<R> {
+        Store { path: state_dir.join(R::FILE), rules: PhantomData }
     }
 
     /// All rules that were saved, in the order in which they were made.
     ///
     /// # Errors
     /// A file that cannot be read or is not what [`Store::save`] wrote: nothing is guessed.
-    pub fn load(&self) -> Result<Vec<Rule>> {
+    pub fn load(&self) -> Result<Vec<R>> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -45,8 +47,8 @@ impl Store {
     }
 
     /// Saves all rules. After a crash at any moment the file holds either all of the old or all of the new ones.
-    pub fn save(&self, rules: &[Rule]) -> Result<()> {
-        let text: Vec<RuleText> = rules.iter().map(RuleText::from).collect();
+    pub fn save(&self, rules: &[R]) -> Result<()> {
+        let text: Vec<R::Text> = rules.iter().map(R::text).collect();
         let fresh = self.path.with_extension("json.new");
         let saved = (|| -> Result<()> {
             let mut file = File::create(&fresh)?;

@@ -41,7 +41,7 @@ impl Guard {
     }
 
     /// Writes the guard into a generation's policy.
-    pub(super) fn write(&self, policy: &mut fw_policy) {
+    pub fn write(&self, policy: &mut fw_policy) {
         policy.guard_filter = 0;
         policy.guard_ports = self.ports.len().min(Guard::PORTS_MAX) as u8;
         for (place, &port) in policy.guard_port.iter_mut().zip(&self.ports) {

@@ -1,0 +1,133 @@
+//! The kernel's buckets for people: whose they are, and how full. `include/buckets.h` says what the words mean.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::api::{BucketView, TopView};
+use super::rule::{Algorithm, Rule, Scope};
+use crate::abi::{rl_bucket, rl_limit};
+use crate::bpf::xdp_ratelimit::{Bucket, Moment};
+use crate::classify::matching::Protocol;
+
+/// Bits of a bucket's id below the instance of its rule: protocol and ports, where the scope looks at them.
+const INSTANCE_SHIFT: u32 = 40;
+/// Bits of a window's word that are its units.
+const WINDOW_UNITS: u32 = 40;
+
+/// Which rule's bucket it is.
+pub fn instance_of(bucket: &rl_bucket) -> u32 {
+    (bucket.id >> INSTANCE_SHIFT) as u32
+}
+
+/// One of the two addresses of a key, the first or the second.
+fn words(bucket: &rl_bucket, second: bool) -> u128 {
+    let at = if second { 2 } else { 0 };
+    u128::from(bucket.key[at]) << 64 | u128::from(bucket.key[at + 1])
+}
+
+/// Whether a bucket counts packets from or to an address.
+pub fn is_about(rule: &Rule, bucket: &rl_bucket, address: IpAddr) -> bool {
+    // IPv4 stands in keys as IPv6 that is mapped.
+    let wanted: u128 = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
+        IpAddr::V6(v6) => v6.into(),
+    };
+    let prefix = if address.is_ipv4() { 128 } else { rule.ipv6_prefix_len };
+    let mask = u128::MAX << (128 - u32::from(prefix));
+    match rule.scope {
+        Scope::PerIp => words(bucket, false) == wanted & mask,
+        Scope::PerDst => words(bucket, true) == wanted,
+        Scope::PerFlow => words(bucket, false) == wanted || words(bucket, true) == wanted,
+        Scope::Global => false,
+    }
+}
+
+/// Whose bucket it is, and what happened to packets over its limit.
+pub fn top_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) -> TopView {
+    let address = |second| Ipv6Addr::from(words(&of.bucket, second)).to_canonical();
+    let source = match (rule.scope, address(false)) {
+        (Scope::PerIp, IpAddr::V6(v6)) if rule.ipv6_prefix_len < 128 => {
+            IpNet::new(v6.into(), rule.ipv6_prefix_len).ok().map(|net| net.to_string())
+        }
+        (Scope::PerIp | Scope::PerFlow, address) => Some(address.to_string()),
+        _ => None,
+    };
+    let is_flow = rule.scope == Scope::PerFlow;
+    let (ports, protocol) = (of.bucket.id as u32, (of.bucket.id >> 32) as u8);
+    let port = |port: u32| (is_flow && ports != 0).then_some(port as u16);
+    let ticks_left = of.tale.blocked_until.wrapping_sub(now.tick as u32).cast_signed().max(0).cast_unsigned();
+    let is_blocked = of.bucket.seen >> 31 != 0;
+    TopView {
+        rule: rule.id.clone(),
+        source,
+        destination: matches!(rule.scope, Scope::PerFlow | Scope::PerDst).then(|| address(true)),
+        src_port: port(ports >> 16),
+        dst_port: port(ports & 0xffff),
+        protocol: is_flow.then(|| Protocol::Number(protocol).to_string()),
+        dropped: of.tale.dropped,
+        blocked_secs_left: if is_blocked { u64::from(ticks_left).div_ceil(ticks_per_second) as u32 } else { 0 },
+    }
+}
+
+/// The same, and how full it is.
+pub fn bucket_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) -> BucketView {
+    BucketView {
+        bucket: top_view(rule, of, now, ticks_per_second),
+        available: available(rule.algorithm, &rule.limit.arithmetic(ticks_per_second), &of.bucket, now),
+        algorithm: rule.algorithm.name(),
+        unit: rule.limit.unit.name(),
+        rate: rule.limit.rate,
+        burst: rule.algorithm.is_bucket().then_some(rule.limit.burst),
+    }
+}
+
+/// Units that would pass at a moment.
+fn available(algorithm: Algorithm, limit: &rl_limit, bucket: &rl_bucket, now: Moment) -> u64 {
+    if algorithm.is_bucket() {
+        let wait = bucket.word[0].wrapping_sub(now.ns << 16).cast_signed().max(0).cast_unsigned();
+        let room = limit.depth.saturating_sub(wait);
+        return ((u128::from(room) << limit.shift) / u128::from(limit.scale.max(1))) as u64;
+    }
+    let ticks = (now.tick as u32).wrapping_sub(bucket.start);
+    let (number, elapsed) = (u64::from(ticks / limit.window), u64::from(ticks % limit.window));
+    let units = |word: u64, number: u64| {
+        let is_its = word >> WINDOW_UNITS == number & ((1 << (64 - WINDOW_UNITS)) - 1);
+        if is_its { word & ((1 << WINDOW_UNITS) - 1) } else { 0 }
+    };
+    let window = u64::from(limit.window);
+    let used = match algorithm {
+        Algorithm::SlidingWindow => {
+            let (this, before) = (bucket.word[(number & 1) as usize], bucket.word[(!number & 1) as usize]);
+            let older = u128::from(units(before, number.wrapping_sub(1))) * u128::from(window - elapsed);
+            units(this, number) + older.div_ceil(u128::from(window)) as u64
+        }
+        _ => units(bucket.word[0], number),
+    };
+    limit.per_window.saturating_sub(used)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engines::ratelimit::limit::{Limit, Unit};
+
+    #[test]
+    fn what_is_available_is_what_is_left() {
+        let limit = Limit { rate: 10, burst: 20, unit: Unit::Packets }.arithmetic(100);
+        let now = Moment { ns: 5_000_000_000, tick: 500 };
+        let check = |algorithm, word: [u64; 2], start, left| {
+            let bucket = rl_bucket { word, start, ..rl_bucket::default() };
+            assert_eq!(available(algorithm, &limit, &bucket, now), left, "{algorithm:?} {word:?}");
+        };
+        let second = 1_000_000_000 << 16;
+        check(Algorithm::TokenBucket, [5 * second, 0], 0, 20);
+        check(Algorithm::TokenBucket, [second, 0], 0, 20);
+        check(Algorithm::TokenBucket, [6 * second, 0], 0, 10);
+        check(Algorithm::LeakyBucket, [9 * second, 0], 0, 0);
+        check(Algorithm::FixedWindow, [4 << 40 | 7, 0], 50, 3);
+        check(Algorithm::FixedWindow, [3 << 40 | 7, 0], 50, 10);
+        // Half a second into window 4: half of the 6 of window 3 still count.
+        check(Algorithm::SlidingWindow, [4 << 40 | 2, 3 << 40 | 6], 50, 5);
+    }
+}

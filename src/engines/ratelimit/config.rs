@@ -1,0 +1,555 @@
+//! Section `[ratelimit]` as written -> as used, and the one text form of a rate limit: in TOML, in JSON bodies and
+//! replies, and on the command line the keys and their values are the same. Those of its match are read in
+//! [`classify::text`].
+//!
+//! [`classify::text`]: crate::classify::text
+
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::limit::{Limit, LimitError, Unit};
+use super::rule::{Action, Algorithm, Rule, Scope};
+use crate::classify::compile::RULES_MAX;
+use crate::classify::matching::Match;
+use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::text::{MatchText, Surroundings, WrittenMatch, number_or_text_schema};
+use crate::ruled::AnyRule;
+use crate::ruled::body::read_all;
+use crate::written::{Field, Reader};
+
+/// A source is blocked for a day at most.
+const BLOCK_SECS_MAX: u32 = 86_400;
+
+/// Section `[ratelimit]`, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct RatelimitConfig {
+    /// Whether the rate limiter runs at all.
+    pub enabled: bool,
+    /// Whether verdicts are enforced.
+    pub mode: Mode,
+    /// Sources (or flows, or destinations) that are counted at the same time.
+    pub max_sources: u32,
+    /// Packets a second from a source address, for packets that no rule matches; 0: no limit.
+    pub default_rate: u64,
+    /// Packets of the same at once; 0 without a default_rate.
+    pub default_burst: u64,
+    /// Rules in the order in which they were written.
+    #[serde(serialize_with = "rules_as_text")]
+    #[schemars(with = "Vec<RuleText>")]
+    pub rules: Vec<Rule>,
+}
+
+fn rules_as_text<S: serde::Serializer>(rules: &[Rule], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(rules.iter().map(RuleText::from))
+}
+
+impl RatelimitConfig {
+    /// Reads the section. `interfaces` are those of the agent, or `None` if they could not be read.
+    pub fn read(mut r: Reader<'_>, interfaces: Option<&[String]>) -> RatelimitConfig {
+        let enabled = r.key("enabled").boolean();
+        let mode = r.key("mode").one_of(Mode::WORDS).unwrap_or(Mode::Alert);
+        let max_sources = r.key("max_sources").integer(1024..=4_194_304u32).unwrap_or(262_144);
+        let default_limit = read_default(&r.key("default_rate"), &r.key("default_burst"));
+        let list = r.key("rules");
+        let rules: Vec<Rule> = read_all(list.tables(), Surroundings { stateful: None, interfaces });
+        r.finish();
+        let (default_rate, default_burst) = default_limit.map_or((0, 0), |limit| (limit.rate, limit.burst));
+        // Without a limit it would cost each packet its way through the program, and memory, for nothing.
+        let enabled = enabled.unwrap_or(!rules.is_empty() || default_rate > 0);
+        let config = RatelimitConfig { enabled, mode, max_sources, default_rate, default_burst, rules };
+        if let Err(message) = check_counts(config.rules.iter().map(Rule::matches), config.rules_max()) {
+            list.error(message);
+        }
+        config
+    }
+
+    /// Most rules of a family: a table has room for [`RULES_MAX`], and the default limit is one of them.
+    pub fn rules_max(&self) -> usize {
+        if self.default_rate == 0 { RULES_MAX } else { RULES_MAX - 1 }
+    }
+
+    /// The limit for packets that no rule matches, if there is one, as a rule to be asked after all others. Its name is
+    /// one that no other rule can have.
+    pub fn default_rule(&self) -> Option<Rule> {
+        (self.default_rate > 0).then(|| Rule {
+            id: "(default)".to_owned(),
+            priority: u32::MAX,
+            enabled: true,
+            matches: Match::default(),
+            scope: Scope::PerIp,
+            ipv6_prefix_len: Rule::IPV6_PREFIX_LEN,
+            limit: Limit { rate: self.default_rate, burst: self.default_burst, unit: Unit::Packets },
+            algorithm: Algorithm::TokenBucket,
+            action: Action::Drop,
+            block_secs: 0,
+            description: String::new(),
+        })
+    }
+}
+
+/// The limit for packets that no rule matches; a rate of 0, like none, is no limit.
+fn read_default(rate: &Field<'_>, burst: &Field<'_>) -> Option<Limit> {
+    let written_rate = read_amount(rate);
+    let written_burst = read_amount(burst).filter(|&amount| amount > 0);
+    let Some(rate_number) = written_rate.filter(|&amount| amount > 0) else {
+        let is_rate_wrong = rate.is_present() && written_rate.is_none();
+        if written_burst.is_some() && !is_rate_wrong {
+            burst.error("needs default_rate: a burst has a meaning only with its rate");
+        }
+        return None;
+    };
+    read_limit(rate_number, written_burst, Unit::Packets, rate, burst)
+}
+
+/// A number of packets or bits, in whole or as a text with k, M or G.
+struct Amount(u64);
+
+impl FromStr for Amount {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Amount, String> {
+        let strange = || {
+            let shown = s.chars().take(60).collect::<String>();
+            format!("\"{}\" is not a number; write it whole, or with k, M or G, such as 1.5M", shown.escape_debug())
+        };
+        let (number, zeros) = match s.chars().last() {
+            Some('k') => (&s[..s.len() - 1], 3),
+            Some('M') => (&s[..s.len() - 1], 6),
+            Some('G') => (&s[..s.len() - 1], 9),
+            _ => (s, 0),
+        };
+        let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_number(whole) || !is_number(part) {
+            return Err(strange());
+        }
+        let part = part.trim_end_matches('0');
+        if part.len() > zeros {
+            return Err(format!("\"{}\" is not a whole number", s.chars().take(60).collect::<String>()));
+        }
+        let digits = format!("{whole}{part}{}", "0".repeat(zeros - part.len()));
+        digits.parse().map(Amount).map_err(|_| strange())
+    }
+}
+
+fn read_amount(field: &Field<'_>) -> Option<u64> {
+    field.parse_or_integer::<Amount>().map(|Amount(number)| number)
+}
+
+/// A limit that the kernel can count with; without a burst it is what comes in a second.
+fn read_limit(
+    rate: u64,
+    burst: Option<u64>,
+    unit: Unit,
+    rate_field: &Field<'_>,
+    burst_field: &Field<'_>,
+) -> Option<Limit> {
+    let limit = Limit { rate, burst: burst.unwrap_or(rate.max(unit.burst_min())), unit };
+    match limit.check() {
+        Ok(()) => return Some(limit),
+        Err(error @ LimitError::Rate { .. }) => rate_field.error(error.to_string()),
+        Err(error) => burst_field.error(error.to_string()),
+    }
+    None
+}
+
+/// What a rule says of its limit, as it was read.
+struct WrittenLimit<'r> {
+    rate: Field<'r>,
+    burst: Field<'r>,
+    rate_number: Option<u64>,
+    burst_number: Option<u64>,
+    unit: Unit,
+    algorithm: Algorithm,
+    /// A unit or algorithm that could not be read is an error already; what depends on it is not judged.
+    is_known: bool,
+}
+
+impl<'r> WrittenLimit<'r> {
+    fn read(r: &mut Reader<'r>) -> WrittenLimit<'r> {
+        let (rate, burst) = (r.key("rate").required(), r.key("burst"));
+        let (unit_field, algorithm_field) = (r.key("unit"), r.key("algorithm"));
+        let (unit, algorithm) = (unit_field.one_of(Unit::WORDS), algorithm_field.one_of(Algorithm::WORDS));
+        WrittenLimit {
+            rate_number: read_amount(&rate),
+            burst_number: read_amount(&burst),
+            is_known: unit_field.is_present() == unit.is_some() && algorithm_field.is_present() == algorithm.is_some(),
+            unit: unit.unwrap_or(Unit::Packets),
+            algorithm: algorithm.unwrap_or(Algorithm::TokenBucket),
+            rate,
+            burst,
+        }
+    }
+
+    /// The limit, if the kernel can count with it.
+    fn check(&self) -> Option<Limit> {
+        if !self.is_known {
+            return None;
+        }
+        if !self.algorithm.is_bucket() && self.burst.is_present() {
+            self.burst.error("a window has no burst; its limit is rate");
+            return None;
+        }
+        if self.burst.is_present() && self.burst_number.is_none() {
+            return None;
+        }
+        let limit = read_limit(self.rate_number?, self.burst_number, self.unit, &self.rate, &self.burst)?;
+        if !self.algorithm.is_bucket() && limit.rate < self.unit.burst_min() {
+            self.rate.error(format!(
+                "a window of {} {} is below {}, so a full packet would never pass",
+                limit.rate,
+                self.unit,
+                self.unit.burst_min()
+            ));
+            return None;
+        }
+        Some(limit)
+    }
+}
+
+/// The scope, and how many bits of an IPv6 address count.
+fn read_scope(r: &mut Reader<'_>) -> (Scope, u8) {
+    let (scope_field, prefix_field) = (r.key("scope"), r.key("ipv6_prefix_len"));
+    let scope = scope_field.one_of(Scope::WORDS);
+    let prefix = prefix_field.integer(1..=128u8);
+    if let (Some(scope), true) = (scope.filter(|&scope| scope != Scope::PerIp), prefix_field.is_present()) {
+        prefix_field.error(format!("goes with scope = \"per_ip\"; it is \"{}\"", scope.name()));
+    }
+    (scope.unwrap_or(Scope::PerIp), prefix.unwrap_or(Rule::IPV6_PREFIX_LEN))
+}
+
+/// The action, and for how many seconds it blocks.
+fn read_action(r: &mut Reader<'_>) -> (Action, u32) {
+    let (action_field, secs_field) = (r.key("action"), r.key("block_secs"));
+    let written = action_field.one_of(Action::WORDS);
+    let secs = secs_field.integer(1..=BLOCK_SECS_MAX);
+    let action = written.unwrap_or(Action::Drop);
+    if written.is_some() || !action_field.is_present() {
+        match (action, secs_field.is_present()) {
+            (Action::Block, false) => secs_field.error("missing; action = \"block\" needs the time, in seconds"),
+            (Action::Drop | Action::Pass, true) => {
+                secs_field.error(format!("goes with action = \"block\"; it is \"{}\"", action.name()));
+            }
+            _ => {}
+        }
+    }
+    (action, secs.unwrap_or(0))
+}
+
+impl AnyRule for Rule {
+    type Text = RuleText;
+
+    const FILE: &'static str = "ratelimit-rules.json";
+
+    fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
+        let id = read_id(&r.key("id").required());
+        let priority = r.key("priority").required().integer(1..=u32::MAX);
+        let written = WrittenMatch::read_stateless(&mut r);
+        r.refuse("state", "a rate limit knows no connection state; remove state");
+        let (scope, ipv6_prefix_len) = read_scope(&mut r);
+        let written_limit = WrittenLimit::read(&mut r);
+        let (action, block_secs) = read_action(&mut r);
+        let enabled = r.key("enabled").boolean().unwrap_or(true);
+        let description = read_description(&r.key("description"));
+        r.finish();
+
+        written.check();
+        let limit = written_limit.check();
+        let (id, priority, limit) = (id?, priority?, limit?);
+        written.check_surroundings(surroundings);
+        let (matches, algorithm) = (written.matches, written_limit.algorithm);
+        Some(Rule {
+            id,
+            priority,
+            enabled,
+            matches,
+            scope,
+            ipv6_prefix_len,
+            limit,
+            algorithm,
+            action,
+            block_secs,
+            description,
+        })
+    }
+
+    fn text(&self) -> RuleText {
+        RuleText::from(self)
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn priority(&self) -> u32 {
+        self.priority
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    fn matches(&self) -> &Match {
+        &self.matches
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn per_ip() -> &'static str {
+    Scope::PerIp.name()
+}
+
+const fn packets() -> &'static str {
+    Unit::Packets.name()
+}
+
+const fn token_bucket() -> &'static str {
+    Algorithm::TokenBucket.name()
+}
+
+const fn drop_it() -> &'static str {
+    Action::Drop.name()
+}
+
+/// A rate limit as it is shown, and as a body describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "RateLimitText", deny_unknown_fields, transform = without_state)]
+pub struct RuleText {
+    /// Unique name.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub id: String,
+    /// Lower numbers are asked first; equal ones keep their order.
+    #[schemars(range(min = 1))]
+    pub priority: u32,
+    /// Which packets it is about.
+    #[serde(flatten)]
+    pub matches: MatchText,
+    /// Whose packets share a bucket: per_ip (source_ip, src_ip, per-ip), per_flow, per_dst, global.
+    #[schemars(schema_with = "scope_schema", default = "per_ip")]
+    pub scope: &'static str,
+    /// Bits of an IPv6 source address that count, with scope per_ip; 64 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub ipv6_prefix_len: Option<u8>,
+    /// Units a second: a number, or a text with k, M or G such as 1.5M.
+    #[schemars(schema_with = "number_or_text_schema")]
+    pub rate: u64,
+    /// Units at once after a rest, written as the rate; what comes in a second when absent. Windows have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number_or_text_schema", default)]
+    pub burst: Option<u64>,
+    /// What is counted: packets, or bits of the frames.
+    #[schemars(schema_with = "unit_schema", default = "packets")]
+    pub unit: &'static str,
+    /// How it is counted.
+    #[schemars(schema_with = "algorithm_schema", default = "token_bucket")]
+    pub algorithm: &'static str,
+    /// Over the limit: drop (deny), pass (log: count and tell only), or block (drop all of it for block_secs).
+    #[schemars(schema_with = "action_schema", default = "drop_it")]
+    pub action: &'static str,
+    /// How long it is blocked; needs action block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = BLOCK_SECS_MAX))]
+    pub block_secs: Option<u32>,
+    /// A rule that is switched off is kept and never matches.
+    #[schemars(default = "yes")]
+    pub enabled: bool,
+    /// Free text for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256), default)]
+    pub description: String,
+}
+
+fn words_schema<T>(words: &[(&'static str, T)]) -> schemars::Schema {
+    schemars::json_schema!({ "type": "string", "enum": words.iter().map(|(word, _)| *word).collect::<Vec<_>>() })
+}
+
+fn scope_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words_schema(Scope::WORDS)
+}
+
+fn unit_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words_schema(Unit::WORDS)
+}
+
+fn algorithm_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words_schema(Algorithm::WORDS)
+}
+
+fn action_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    words_schema(Action::WORDS)
+}
+
+/// Takes the one key of a match away that a rate limit does not have.
+fn without_state(schema: &mut schemars::Schema) {
+    if let Some(properties) = schema.get_mut("properties").and_then(|properties| properties.as_object_mut()) {
+        properties.remove("state");
+    }
+}
+
+impl From<&Rule> for RuleText {
+    fn from(rule: &Rule) -> RuleText {
+        RuleText {
+            id: rule.id.clone(),
+            priority: rule.priority,
+            matches: MatchText::from(&rule.matches),
+            scope: rule.scope.name(),
+            ipv6_prefix_len: (rule.scope == Scope::PerIp).then_some(rule.ipv6_prefix_len),
+            rate: rule.limit.rate,
+            burst: rule.algorithm.is_bucket().then_some(rule.limit.burst),
+            unit: rule.limit.unit.name(),
+            algorithm: rule.algorithm.name(),
+            action: rule.action.name(),
+            block_secs: (rule.action == Action::Block).then_some(rule.block_secs),
+            enabled: rule.enabled,
+            description: rule.description.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::classify::matching::States;
+    use crate::classify::text::tests::any_match;
+    use crate::ruled::body::read_rule_json;
+    use crate::written::Document;
+
+    #[test]
+    fn a_rule_has_defaults() {
+        let read: Rule = read_rule_json(br#"{"id":"a","priority":1,"rate":"1.5k"}"#).unwrap();
+        assert_eq!(read.limit, Limit { rate: 1500, burst: 1500, unit: Unit::Packets });
+        assert_eq!((read.scope, read.ipv6_prefix_len), (Scope::PerIp, 64));
+        assert_eq!((read.algorithm, read.action, read.block_secs), (Algorithm::TokenBucket, Action::Drop, 0));
+        assert!(read.enabled);
+        let read: Rule = read_rule_json(br#"{"id":"a","priority":1,"rate":1000,"unit":"bits"}"#).unwrap();
+        assert_eq!(read.limit.burst, 12_144, "at least a full frame");
+    }
+
+    #[test]
+    fn amounts() {
+        let amount = |text: &str| text.parse().map(|Amount(number)| number);
+        assert_eq!(amount("7"), Ok(7));
+        assert_eq!(amount("10k"), Ok(10_000));
+        assert_eq!(amount("1.5M"), Ok(1_500_000));
+        assert_eq!(amount("0.123456789G"), Ok(123_456_789));
+        assert_eq!(amount("1.50"), Err("\"1.50\" is not a whole number".to_owned()));
+        assert_eq!(amount("2.0"), Ok(2));
+        assert_eq!(amount("1.2345k"), Err("\"1.2345k\" is not a whole number".to_owned()));
+        for strange in
+            ["", "k", ".5k", "5.k", "-1", "+1", "1 k", "1m", "1K", "1e3", "ä", "99999999999999999999", "1.2.3"]
+        {
+            assert!(amount(strange).unwrap_err().contains("is not a number"), "{strange}");
+        }
+    }
+
+    #[test]
+    fn words_with_the_same_meaning() {
+        let read = |keys: &str| {
+            read_rule_json::<Rule>(format!(r#"{{"id":"a","priority":1,"rate":5,{keys}}}"#).as_bytes()).unwrap()
+        };
+        for word in ["per_ip", "source_ip", "src_ip", "per-ip"] {
+            assert_eq!(read(&format!(r#""scope":"{word}""#)).scope, Scope::PerIp);
+        }
+        assert_eq!(read(r#""action":"deny""#).action, Action::Drop);
+        assert_eq!(read(r#""action":"log""#).action, Action::Pass);
+    }
+
+    #[test]
+    fn the_default_limit_is_the_last_rule() {
+        let read = |text: &str| {
+            let document = Document::toml("c.toml", text.as_bytes()).unwrap();
+            let read = document.read(|root| root.table().map(|r| RatelimitConfig::read(r, None)));
+            read.into_result().map(Option::unwrap)
+        };
+        let none = read("").unwrap();
+        assert_eq!((none.default_rule(), none.rules_max()), (None, RULES_MAX));
+        let config = read("default_rate = '1k'").unwrap();
+        let rule = config.default_rule().unwrap();
+        assert_eq!(rule.limit, Limit { rate: 1000, burst: 1000, unit: Unit::Packets });
+        assert_eq!(config.rules_max(), RULES_MAX - 1);
+        assert_eq!(read("default_rate = 10\ndefault_burst = 3").unwrap().default_burst, 3);
+        assert_eq!(read("default_rate = 0\ndefault_burst = 0").unwrap(), none);
+        assert!(read("default_rate = 'x'\ndefault_burst = 3").unwrap_err().len() == 1);
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_that_are_read() {
+        let schema = serde_json::to_value(schemars::schema_for!(RuleText)).unwrap();
+        let mut described = schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let read = Document::known_keys(|root| Rule::read(root.table()?, Surroundings::default()));
+        let mut read = read.into_iter().map(|key| key.path).collect::<Vec<_>>();
+        described.sort();
+        read.sort();
+        assert_eq!(described, read);
+        assert_eq!(schema["required"], serde_json::json!(["id", "priority", "rate"]));
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    fn any_limit() -> impl Strategy<Value = (Limit, Algorithm)> {
+        let algorithm = prop::sample::select(Algorithm::WORDS).prop_map(|(_, algorithm)| algorithm);
+        let unit = prop::sample::select(Unit::WORDS).prop_map(|(_, unit)| unit);
+        (unit, algorithm, any::<(u64, u64)>()).prop_map(|(unit, algorithm, (rate, burst))| {
+            let (lowest, highest) = unit.rates();
+            let lowest = if algorithm.is_bucket() { lowest } else { lowest.max(unit.burst_min()) };
+            let rate = lowest + rate % (highest - lowest + 1);
+            let bursts = rate * Limit::BURST_SECONDS_MAX - unit.burst_min() + 1;
+            let burst = if algorithm.is_bucket() { unit.burst_min() + burst % bursts } else { rate };
+            (Limit { rate, burst, unit }, algorithm)
+        })
+    }
+
+    prop_compose! {
+        /// Any rule that can be written.
+        fn rule()(
+            id in "[A-Za-z0-9_-]{1,64}",
+            priority in 1..=u32::MAX,
+            enabled in any::<bool>(),
+            scope in prop::sample::select(Scope::WORDS),
+            prefix in 1..=128u8,
+            (limit, algorithm) in any_limit(),
+            action in prop::sample::select(Action::WORDS),
+            secs in 1..=BLOCK_SECS_MAX,
+            matches in any_match(),
+            description in "\\PC{0,256}",
+        ) -> Rule {
+            let (scope, action) = (scope.1, action.1);
+            Rule {
+                id,
+                priority,
+                enabled,
+                matches: Match { states: States::ANY, ..matches },
+                scope,
+                ipv6_prefix_len: if scope == Scope::PerIp { prefix } else { Rule::IPV6_PREFIX_LEN },
+                limit,
+                algorithm,
+                action,
+                block_secs: if action == Action::Block { secs } else { 0 },
+                description,
+            }
+        }
+    }
+
+    proptest! {
+        /// What is shown can be typed back, as JSON and as TOML.
+        #[test]
+        fn a_shown_rule_reads_back_equal(rule in rule()) {
+            let shown = rule.text();
+            prop_assert_eq!(read_rule_json(&serde_json::to_vec(&shown).unwrap()), Ok(rule.clone()));
+            let toml = toml::to_string(&shown).unwrap();
+            let document = Document::toml("rule", toml.as_bytes()).unwrap();
+            let read = document.read(|root| Rule::read(root.table()?, Surroundings::default()));
+            prop_assert_eq!(read.warnings.len(), 0);
+            prop_assert_eq!(read.into_result(), Ok(Some(rule.clone())));
+            // The kernel can count with every one of them.
+            prop_assert_eq!(rule.in_kernel(1, 1000).instance, 1);
+        }
+    }
+}

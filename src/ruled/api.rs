@@ -1,0 +1,188 @@
+//! The operations on rules, written once for all engines; each engine describes them by its own specs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::body::{RuleBody, read_rule_json, read_rules_json};
+use super::{AnyRule, ChangeError, RuleOwner};
+use crate::api::{ApiError, Operation, Param, ParamKind, Reply, Request, Spec};
+use crate::confirm::{CONFIRM_SECS_MAX, Confirmations};
+use crate::supervise::{Gone, Handle};
+use crate::written::WrittenError;
+
+const RULES_SHOWN_MAX: u64 = 8192;
+
+/// `limit` of a list of rules: without it the answer has all of them.
+pub const RULES_LIMIT: Param = Param::optional(
+    "limit",
+    "Most rules in the answer; all when absent",
+    ParamKind::Integer { min: 1, max: RULES_SHOWN_MAX },
+);
+
+/// `confirm_secs` of a change of rules.
+pub const CONFIRM: Param = Param::optional(
+    "confirm_secs",
+    "Take the change back after so many seconds unless it is confirmed (POST /api/v1/config/confirm)",
+    ParamKind::Integer { min: 1, max: CONFIRM_SECS_MAX as u64 },
+);
+
+/// How an engine describes the operations on its rules.
+#[derive(Clone, Copy, Debug)]
+pub struct RuleSpecs {
+    /// Takes [`RULES_LIMIT`] and `offset`, replies with an array of [`RuleOwner::View`].
+    pub list: &'static Spec,
+    /// Has `{id}` in its path, replies with a [`RuleOwner::View`].
+    pub show: &'static Spec,
+    /// Takes [`CONFIRM`] and a body of one rule or several, replies with the same.
+    pub add: &'static Spec,
+    /// Has `{id}` in its path, takes [`CONFIRM`] and a body of one rule, replies with the same.
+    pub update: &'static Spec,
+    /// Has `{id}` in its path, takes [`CONFIRM`], replies with nothing.
+    pub delete: &'static Spec,
+}
+
+/// An engine, for the operations that are bound to its thread.
+pub struct Context<O> {
+    /// The engine.
+    pub owner: Handle<O>,
+    confirmations: Arc<Confirmations>,
+}
+
+/// The code of an operation on an engine.
+type Run<O> = fn(&Context<O>, &Request) -> Result<Reply, ApiError>;
+
+impl<O: RuleOwner> Context<O> {
+    /// The context of the engine's operations.
+    pub fn new(owner: &Handle<O>, confirmations: &Arc<Confirmations>) -> Context<O> {
+        Context { owner: owner.clone(), confirmations: confirmations.clone() }
+    }
+
+    /// An operation, bound to the engine.
+    pub fn bind(&self, spec: &'static Spec, run: Run<O>) -> Operation {
+        let context = Context::new(&self.owner, &self.confirmations);
+        Operation::new(spec, move |request: &Request| run(&context, request))
+    }
+
+    /// The operations on rules, bound to the engine.
+    pub fn operations(&self, specs: RuleSpecs) -> Vec<Operation> {
+        vec![
+            self.bind(specs.list, list),
+            self.bind(specs.show, show),
+            self.bind(specs.add, add),
+            self.bind(specs.update, update),
+            self.bind(specs.delete, delete),
+        ]
+    }
+
+    /// Asks the engine.
+    pub fn ask<A: Send + 'static>(
+        &self,
+        question: impl FnOnce(&O) -> anyhow::Result<A> + Send + 'static,
+    ) -> Result<A, ApiError> {
+        self.owner
+            .call(|owner| question(owner))
+            .map_err(gone)?
+            .map_err(|error| ApiError::internal(format!("{error:#}")))
+    }
+
+    /// Makes a change, and lets it wait for its confirmation when the request asks for that.
+    fn change(
+        &self,
+        request: &Request,
+        what: String,
+        change: impl FnOnce(&mut O, bool) -> Result<(), ChangeError> + Send + 'static,
+    ) -> Result<(), ApiError> {
+        let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
+        let confirmations = self.confirmations.clone();
+        let (keep, undo, told) = (self.owner.clone(), self.owner.clone(), what.clone());
+        // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
+        self.owner
+            .call(move |owner| {
+                confirmations.refuse_while_pending()?;
+                let before = owner.snapshot();
+                change(owner, confirm_secs.is_none()).map_err(refused)?;
+                if let Some(secs) = confirm_secs {
+                    confirmations.begin(
+                        what,
+                        Instant::now() + Duration::from_secs(secs.into()),
+                        move || keep.call(|owner| owner.save())?,
+                        move || undo.call(move |owner| owner.restore(before))?,
+                    );
+                }
+                Ok::<(), ApiError>(())
+            })
+            .map_err(gone)??;
+        log::info!(actor = request.actor.as_str(); "{told}");
+        Ok(())
+    }
+}
+
+/// The engine does not answer.
+pub fn gone(error: Gone) -> ApiError {
+    ApiError::unavailable(error.to_string())
+}
+
+/// The engine refused a change.
+pub fn refused(error: ChangeError) -> ApiError {
+    match error {
+        ChangeError::NotFound(id) => ApiError::rule_not_found(&id),
+        ChangeError::Taken(message) => ApiError::duplicate_rule(message),
+        ChangeError::Unfit(message) => ApiError::validation(message),
+        ChangeError::Failed(error) => ApiError::internal(format!("{error:#}")),
+    }
+}
+
+/// The body is not what it should be.
+pub fn invalid(errors: Vec<WrittenError>) -> ApiError {
+    ApiError::validation(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+fn list<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
+    let limit: usize = request.query_as("limit")?.unwrap_or(RULES_SHOWN_MAX as usize);
+    let offset: usize = request.query_as("offset")?.unwrap_or(0);
+    Ok(Reply::json(&context.ask(move |owner| owner.list(limit, offset))?))
+}
+
+fn show<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
+    let id = request.path("id")?.to_owned();
+    let found = context.ask({
+        let id = id.clone();
+        move |owner| owner.show(&id)
+    })?;
+    found.map(|view| Reply::json(&view)).ok_or_else(|| ApiError::rule_not_found(&id))
+}
+
+fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
+    match read_rules_json::<O::Rule>(&request.body).map_err(invalid)? {
+        RuleBody::One(rule) => {
+            let (text, what) = (rule.text(), format!("rule {} added", rule.id()));
+            context.change(request, what, |owner, save| owner.add(vec![rule], save))?;
+            Ok(Reply::created(&text))
+        }
+        RuleBody::Many(rules) => {
+            let text: Vec<_> = rules.iter().map(AnyRule::text).collect();
+            context.change(request, format!("{} rules added", rules.len()), |owner, save| owner.add(rules, save))?;
+            Ok(Reply::created(&text))
+        }
+    }
+}
+
+fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
+    let id = request.path("id")?;
+    let rule: O::Rule = read_rule_json(&request.body).map_err(invalid)?;
+    if rule.id() != id {
+        return Err(ApiError::validation(format!(
+            "the rule in the body is \"{}\", that of the path \"{id}\"",
+            rule.id()
+        )));
+    }
+    let text = rule.text();
+    context.change(request, format!("rule {id} updated"), |owner, save| owner.update(rule, save))?;
+    Ok(Reply::json(&text))
+}
+
+fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
+    let id = request.path("id")?.to_owned();
+    context.change(request, format!("rule {id} deleted"), move |owner, save| owner.delete(&id, save))?;
+    Ok(Reply::NoContent)
+}
