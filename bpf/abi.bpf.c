@@ -24,7 +24,7 @@ struct rl_rules abi_rl_rules;
 struct rl_set abi_rl_set;
 struct rl_tale abi_rl_tale;
 struct rl_common abi_rl_common;
-struct rl_clock abi_rl_clock;
+struct rl_host abi_rl_host;
 struct rl_cpu_counts abi_rl_cpu_counts;
 struct rl_event abi_rl_event;
 struct xdp_meta abi_xdp_meta;

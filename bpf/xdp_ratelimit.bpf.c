@@ -23,9 +23,9 @@ struct rl_rules rules[2] SEC(".bss.rules");
 /* A frame may stand in several buffers (jumbo frames): then its length takes a helper to find out. */
 const volatile __u8 multi_buffer;
 
-/* Nanoseconds of a tick. */
+/* Nanoseconds of a tick. Ticks and nanoseconds are one clock, told more or less exactly. */
 const volatile __u64 tick_ns = 1000000;
-struct rl_clock clock SEC(".bss.clock");
+struct rl_host host SEC(".bss.host");
 
 /* Ticks between two records of one bucket. */
 const volatile __u32 tell_interval = 1;
@@ -261,7 +261,7 @@ __noinline int limit_packet(struct xdp_md *ctx, struct work *work, __u32 bytes)
 	slot &= FW_SLOT_MASK;
 	rule = &r->rule[slot];
 	counts = counts_of(cpu);
-	time = (rule->fine ? bpf_ktime_get_ns() : tick * tick_ns + clock.tick_zero_ns) << 16;
+	time = (rule->fine ? bpf_ktime_get_ns() : tick * tick_ns + host.tick_zero_ns) << 16;
 	cost = rule->bits ? (__u64)bytes * 8 : 1;
 	find_charge(work, rule, slot, tick, time, counts, &charge);
 	over = is_blocked(&charge, tick);
@@ -340,7 +340,7 @@ enum {
 
 static int expire_set(__u32 i, void *context)
 {
-	__u64 place = (*(__u64 *)context + i) & (rl_sets - 1), tick = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
+	__u64 place = (*(__u64 *)context + i) & (rl_sets - 1), tick = bpf_jiffies64();
 	struct rl_set *set = set_at(place);
 
 #pragma clang loop unroll(disable)
@@ -350,8 +350,8 @@ static int expire_set(__u32 i, void *context)
 
 		if (!id || id == RL_CLAIMED || !is_silent(bucket, tale_at(place, i), tick))
 			continue;
-		if (__sync_val_compare_and_swap(&bucket->id, id, 0) == id && cpu < count_cpus)
-			__sync_fetch_and_add(&counts_of(cpu)->expired, 1);
+		if (__sync_val_compare_and_swap(&bucket->id, id, 0) == id)
+			__sync_fetch_and_add(&host.expired, 1);
 	}
 	return 0;
 }
@@ -378,7 +378,7 @@ int start_expiry(void *ctx)
 
 	if (!expiry)
 		return -1;
-	clock.tick_zero_ns = bpf_ktime_get_ns() - bpf_jiffies64() * tick_ns;
+	host.tick_zero_ns = bpf_ktime_get_ns() - bpf_jiffies64() * tick_ns;
 	if (bpf_timer_init(&expiry->timer, &rl_expiry, CLOCK_MONOTONIC))
 		return -2;
 	if (bpf_timer_set_callback(&expiry->timer, expire))

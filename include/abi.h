@@ -485,10 +485,11 @@ struct rl_common {
 	__u64 pad[6];
 };
 
-/* Ticks and nanoseconds are one clock, told more or less exactly. */
-struct rl_clock {
+/* What belongs to the whole host. */
+struct rl_host {
 	__u64 tick_zero_ns;	    /* CLOCK_MONOTONIC at tick 0, modulo 2^64; written once by start_expiry */
-	__u64 pad[7];
+	__u64 expired;		    /* buckets that the timer took away */
+	__u64 pad[6];
 };
 
 struct rl_rule_count {
@@ -501,12 +502,11 @@ struct rl_cpu_counts {
 	struct rl_rule_count rule[FW_SLOTS];
 	__u64 made;		    /* buckets */
 	__u64 replaced;		    /* of them, by taking one that was silent */
-	__u64 expired;		    /* buckets that the timer took away */
 	__u64 crowded;		    /* packets that found no room, and went by their rule's common bucket */
 	__u64 contended;	    /* packets that gave up on a bucket that other CPUs kept changing: over the limit */
 	__u64 events;
 	__u64 ring_full;	    /* events lost */
-	__u64 pad;
+	__u64 pad[2];
 };
 
 struct rl_event {

@@ -40,7 +40,7 @@ plain!(
     rl_bucket,
     rl_tale,
     rl_common,
-    rl_clock,
+    rl_host,
     rl_rule_count,
     rl_cpu_counts,
     rl_event,

@@ -3,11 +3,15 @@
 //! # A packet's way
 //! `bpf/xdp_firewall.bpf.c` judges it in the kernel: parse, classify, ask the connection's state where it matters, count,
 //! tell. The common packet (untagged, whole, without options) of a flow that these rules have judged before takes that
-//! answer from the flow cache (`include/flows.h`). What the kernel side tells goes one way, through bounded queues, and
-//! never waits; every loss is counted by place and reason:
+//! answer from the flow cache (`include/flows.h`). What it passes goes on to `bpf/xdp_ratelimit.bpf.c`, by a tail call, if
+//! the limiter runs: a rule by the same classifier with tables of its own, a bucket that all CPUs share
+//! (`include/bucket_table.h`), one step of an algorithm (`include/buckets.h`).
 //!
-//! ring buffer -> `poller` thread (bytes to [`event::Event`]) -> `firewall` thread ([`engines::firewall`]: event to
-//! [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
+//! What the kernel side tells goes one way, through bounded queues, and never waits; every loss is counted by place and
+//! reason:
+//!
+//! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
+//! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
 //!
 //! # A request's way
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
@@ -15,9 +19,10 @@
 //!
 //! # Invariants
 //! - State has one owner, a thread. Every kernel map has one writer: the kernel side or one thread of the agent. The flow
-//!   cache is the kernel's, a part for each CPU; the agent empties it only at a swap, while it is closed.
-//! - The firewall's tables exist twice. The idle generation is compiled while no packet reads it, then made live by one
-//!   store; a packet reads the live index once ([`bpf::xdp_firewall::XdpFirewall::swap`]).
+//!   cache is the kernel's, a part for each CPU; the agent empties it only at a swap, while it is closed. The limiter's
+//!   buckets are the kernel's, too, which also frees those that are silent.
+//! - The tables of each engine exist twice. The idle generation is compiled while no packet reads it, then made live by one
+//!   store; a packet reads the live index once ([`bpf::generations::Generations::swap`]).
 //! - Maps are filled before anything is attached.
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.

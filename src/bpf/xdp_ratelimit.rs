@@ -13,7 +13,7 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
 use super::{CPUS_MAX, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    fw_limits, fw_tables, fw_while, rl_algorithm, rl_bucket, rl_clock, rl_common, rl_cpu_counts, rl_limits,
+    fw_limits, fw_tables, fw_while, rl_algorithm, rl_bucket, rl_common, rl_cpu_counts, rl_host, rl_limits,
     rl_rule_count, rl_rules, rl_set, rl_tale,
 };
 
@@ -70,7 +70,7 @@ pub struct XdpRatelimit {
     tales: Mapped<rl_tale>,
     common: Mapped<rl_common>,
     counts: Mapped<rl_cpu_counts>,
-    clock: Mapped<rl_clock>,
+    host: Mapped<rl_host>,
     tick_ns: u64,
 }
 
@@ -136,7 +136,7 @@ impl XdpRatelimit {
                 maps.bss_common.value_size() as usize,
                 fw_limits::FW_SLOTS.0 as usize,
             )?,
-            clock: Mapped::within(maps.bss_clock.as_fd(), maps.bss_clock.value_size() as usize, 1)?,
+            host: Mapped::within(maps.bss_host.as_fd(), maps.bss_host.value_size() as usize, 1)?,
             tick_ns: 1_000_000_000 / second,
             counts: Mapped::within(maps.bss_counts.as_fd(), maps.bss_counts.value_size() as usize, possible)?,
             skel,
@@ -169,7 +169,8 @@ impl XdpRatelimit {
             rules: vec![rl_rule_count::default(); fw_limits::FW_SLOTS.0 as usize],
             made: 0,
             replaced: 0,
-            expired: 0,
+            // SAFETY: within the mapping, a whole word.
+            expired: unsafe { (&raw const (*self.host.at(0)).expired).read_volatile() },
             crowded: 0,
             contended: 0,
             events: 0,
@@ -186,7 +187,6 @@ impl XdpRatelimit {
             }
             sum.made += one.made;
             sum.replaced += one.replaced;
-            sum.expired += one.expired;
             sum.crowded += one.crowded;
             sum.contended += one.contended;
             sum.events += one.events;
@@ -217,7 +217,7 @@ impl XdpRatelimit {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).context("reading a clock")?;
         let ns = Duration::from(now).as_nanos() as u64;
         // SAFETY: within the mapping; written once, before load() returned.
-        let zero = unsafe { (&raw const (*self.clock.at(0)).tick_zero_ns).read_volatile() };
+        let zero = unsafe { (&raw const (*self.host.at(0)).tick_zero_ns).read_volatile() };
         Ok(Moment { ns, tick: ns.wrapping_sub(zero) / self.tick_ns })
     }
 
