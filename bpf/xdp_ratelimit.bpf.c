@@ -116,22 +116,25 @@ static __always_inline void key_of(__u64 key[2], const __u64 address[2], const s
 	key[1] &= low;
 }
 
-/* Says which bucket the packet belongs to. */
-static __always_inline void identify(struct rl_bucket *of, const struct rl_rule *rule, const struct packet *p)
+/* Says which bucket the packet belongs to, and whether its key has two addresses. */
+static __always_inline bool identify(struct rl_bucket *of, const struct rl_rule *rule, const struct packet *p)
 {
 	of->id = (__u64)rule->instance << RL_INSTANCE_SHIFT;
-	of->key[0] = of->key[1] = of->key[2] = of->key[3] = 0;
+	of->key[2] = of->key[3] = 0;
 	if (rule->scope == RL_PER_IP) {
 		key_of(&of->key[0], p->src, p, rule->prefix);
-	} else if (rule->scope == RL_PER_DST) {
-		key_of(&of->key[2], p->dst, p, 128);
-	} else if (rule->scope == RL_PER_FLOW) {
-		key_of(&of->key[0], p->src, p, 128);
-		key_of(&of->key[2], p->dst, p, 128);
-		of->id |= (__u64)p->protocol << 32;
-		if (p->has_ports)
-			of->id |= (__u64)p->src_port << 16 | p->dst_port;
+		return false;
 	}
+	if (rule->scope == RL_PER_DST) {
+		key_of(&of->key[0], p->dst, p, 128);
+		return false;
+	}
+	key_of(&of->key[0], p->src, p, 128);
+	key_of(&of->key[2], p->dst, p, 128);
+	of->id |= (__u64)p->protocol << 32;
+	if (p->has_ports)
+		of->id |= (__u64)p->src_port << 16 | p->dst_port;
+	return true;
 }
 
 /* The rule's common bucket. Its windows begin with its first packet, as those of all others do. */
@@ -152,15 +155,16 @@ static __always_inline void find_charge(struct work *work, const struct rl_rule 
 {
 	struct rl_bucket *of = &work->of;
 	__u64 hash;
+	bool wide;
 	int made;
 
 	if (rule->scope == RL_GLOBAL) {
 		common_of(slot, tick, charge);
 		return;
 	}
-	identify(of, rule, &work->packet);
-	hash = hash_of(of);
-	if (find_bucket(of, hash, charge)) {
+	wide = identify(of, rule, &work->packet);
+	hash = hash_of(of, wide);
+	if (find_bucket(of, wide, hash, charge)) {
 		touch_bucket(charge->bucket, tick);
 		return;
 	}
@@ -169,7 +173,7 @@ static __always_inline void find_charge(struct work *work, const struct rl_rule 
 	of->start = tick;
 	of->seen = while_of(tick) | (rule->hold & 31U) << RL_WHILE_BITS;
 	made = make_bucket(of, hash, tick);
-	if (made && find_bucket(of, hash, charge)) {
+	if (made && find_bucket(of, wide, hash, charge)) {
 		counts->made++;
 		counts->replaced += made == 2;
 		return;

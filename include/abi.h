@@ -460,7 +460,7 @@ enum rl_limits {
 /* A cache line. id of 0 is free. */
 struct rl_bucket {
 	__u64 id;		    /* instance of the rule, ports and protocol with RL_PER_FLOW */
-	__u64 key[4];		    /* source and destination as far as the scope looks at them, IPv4 as ::ffff:0:0/96 */
+	__u64 key[4];		    /* the address that the scope looks at, or source and destination; IPv4 as ::ffff:0:0/96 */
 	__u64 word[2];		    /* see include/buckets.h */
 	__u32 start;		    /* tick in which it was made */
 	__u32 seen;		    /* while in which it was used last, hold of its rule; top bit: blocked, see rl_tale */

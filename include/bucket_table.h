@@ -76,19 +76,24 @@ static __always_inline bool is_silent(const struct rl_bucket *bucket, const stru
 }
 
 /* The second product is for sources that count up: some secret numbers alone would put those into few sets. */
-static __always_inline __u64 hash_of(const struct rl_bucket *of)
+static __always_inline __u64 hash_of(const struct rl_bucket *of, bool wide)
 {
-	__u64 hash = of->id * rl_secret[0] + of->key[0] * rl_secret[1] + of->key[1] * rl_secret[2] +
-		     of->key[2] * rl_secret[3] + of->key[3] * rl_secret[4];
+	__u64 hash = of->id * rl_secret[0] + of->key[0] * rl_secret[1] + of->key[1] * rl_secret[2];
 
+	if (wide)
+		hash += of->key[2] * rl_secret[3] + of->key[3] * rl_secret[4];
 	hash ^= hash >> 32;
 	return hash * 0xd6e8feb86659fd93ULL;
 }
 
-static __always_inline __u64 other_bucket(const struct rl_bucket *one, const struct rl_bucket *other)
+/* A rule's buckets are all wide or all narrow: those of narrow ones have nothing in the second half of the key. */
+static __always_inline __u64 other_bucket(const struct rl_bucket *one, const struct rl_bucket *other, bool wide)
 {
-	return (one->id ^ other->id) | (one->key[0] ^ other->key[0]) | (one->key[1] ^ other->key[1]) |
-	       (one->key[2] ^ other->key[2]) | (one->key[3] ^ other->key[3]);
+	__u64 differs = (one->id ^ other->id) | (one->key[0] ^ other->key[0]) | (one->key[1] ^ other->key[1]);
+
+	if (wide)
+		differs |= (one->key[2] ^ other->key[2]) | (one->key[3] ^ other->key[3]);
+	return differs;
 }
 
 /* The i-th way that a bucket takes if it can. */
@@ -128,7 +133,8 @@ static __always_inline struct rl_tale *tale_at(__u64 place, __u64 way)
 }
 
 /* The bucket with the id and key of `of` in a set, or false. */
-static __always_inline bool find_in_set(const struct rl_bucket *of, __u64 place, __u64 hash, struct charge *charge)
+static __always_inline bool find_in_set(const struct rl_bucket *of, bool wide, __u64 place, __u64 hash,
+					struct charge *charge)
 {
 	struct rl_set *set = set_at(place);
 
@@ -137,7 +143,7 @@ static __always_inline bool find_in_set(const struct rl_bucket *of, __u64 place,
 		__u64 way = bucket_way(hash, i);
 		struct rl_bucket *bucket = &set->way[way];
 
-		if (other_bucket(bucket, of))
+		if (other_bucket(bucket, of, wide))
 			continue;
 		charge->bucket = bucket;
 		charge->tale = tale_at(place, way);
@@ -148,11 +154,11 @@ static __always_inline bool find_in_set(const struct rl_bucket *of, __u64 place,
 }
 
 /* In one of the two sets that it may stand in. */
-static __always_inline bool find_bucket(const struct rl_bucket *of, __u64 hash, struct charge *charge)
+static __always_inline bool find_bucket(const struct rl_bucket *of, bool wide, __u64 hash, struct charge *charge)
 {
 	__u64 place = set_of(hash);
 
-	return find_in_set(of, place, hash, charge) || find_in_set(of, other_set_of(hash), hash, charge);
+	return find_in_set(of, wide, place, hash, charge) || find_in_set(of, wide, other_set_of(hash), hash, charge);
 }
 
 /* Makes a bucket in a set, if its way is free, or with `silent` if what is there is silent. */

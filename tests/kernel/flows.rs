@@ -1,13 +1,13 @@
 //! The flow cache: what it answers is what the rules say, and counted like it, and no swap leaves anything behind.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ebpfsentinel::abi::fw_flow_limits;
 use ebpfsentinel::packet::build::Packet;
 
-use crate::harness::{DROP, Kernel, XDP_DROP, XDP_PASS};
+use crate::harness::{DROP, Kernel, XDP_DROP, XDP_PASS, arrive};
 use crate::support::random::Random;
 
 /// Entries of both families for a CPU, at most.
@@ -37,19 +37,6 @@ fn packet(ipv6: bool) -> Packet {
 fn counted(kernel: &Kernel, id: &str) -> (u64, u64) {
     let count = kernel.xdp.counts().rules[usize::from(kernel.slots.get(id).unwrap())];
     (count.packets, count.bytes)
-}
-
-/// Runs the program from a thread that does not own it.
-fn arrive(program: RawFd, frame: &[u8], repeat: u32) {
-    let mut options = libbpf_sys::bpf_test_run_opts {
-        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
-        data_in: frame.as_ptr().cast(),
-        data_size_in: frame.len() as u32,
-        repeat: repeat as i32,
-        ..Default::default()
-    };
-    // SAFETY: the options say how large they are; the kernel only reads the frame, which outlives the call.
-    assert_eq!(unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &mut options) }, 0);
 }
 
 /// Each field that tells flows apart, right after a packet of another flow went in.

@@ -1,6 +1,8 @@
 //! A frame in, a verdict out: a loaded xdp_firewall with rules and policy in their text form, and every counter read
 //! around every packet.
 
+use std::os::fd::RawFd;
+
 use ebpfsentinel::abi::{conn, conn_key, from_bytes, fw_answer, fw_answered, fw_limits, fw_reason, fw_verdict};
 use ebpfsentinel::bpf::xdp_firewall::{Switches, XdpFirewall};
 use ebpfsentinel::classify::guard::Guard;
@@ -189,4 +191,17 @@ impl Kernel {
         let read = |key: Vec<u8>| Some((from_bytes(&key)?, from_bytes(&value(&key)?)?));
         map.keys().filter_map(read).collect()
     }
+}
+
+/// Runs a program from a thread that does not own it.
+pub fn arrive(program: RawFd, frame: &[u8], repeat: u32) {
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: repeat as i32,
+        ..Default::default()
+    };
+    // SAFETY: the options say how large they are; the kernel only reads the frame, which outlives the call.
+    assert_eq!(unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &mut options) }, 0);
 }

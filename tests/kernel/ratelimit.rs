@@ -1,6 +1,6 @@
 //! The rate limiter: what passes is the rate, whoever counts it, and nobody pays for another one's packets.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::abi::{fw_answer, rl_action, rl_algorithm, rl_rule, rl_scope};
@@ -10,7 +10,7 @@ use ebpfsentinel::engines::ratelimit::limit::{Limit, Unit};
 use ebpfsentinel::packet::build::Packet;
 use libbpf_rs::{MapCore, MapFlags, Object, ObjectBuilder};
 
-use crate::harness::{XDP_DROP, XDP_PASS};
+use crate::harness::{XDP_DROP, XDP_PASS, arrive};
 
 const SLOT: u32 = 7;
 
@@ -320,19 +320,6 @@ impl Flood {
         let program = self.object.progs().find(|program| program.name() == "sources_to_limit").unwrap();
         arrive(program.as_fd().as_raw_fd(), &from("10.0.0.1"), count);
     }
-}
-
-/// Runs a program from a thread that does not own it.
-fn arrive(program: RawFd, frame: &[u8], repeat: u32) {
-    let mut options = libbpf_sys::bpf_test_run_opts {
-        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as u64,
-        data_in: frame.as_ptr().cast(),
-        data_size_in: frame.len() as u32,
-        repeat: repeat as i32,
-        ..Default::default()
-    };
-    // SAFETY: the options say how large they are; the kernel only reads the frame, which outlives the call.
-    assert_eq!(unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &mut options) }, 0);
 }
 
 /// Ten million invented sources neither evict nor slow down who was here before.

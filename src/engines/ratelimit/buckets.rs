@@ -37,7 +37,7 @@ pub fn is_about(rule: &Rule, bucket: &rl_bucket, address: IpAddr) -> bool {
     let mask = u128::MAX << (128 - u32::from(prefix));
     match rule.scope {
         Scope::PerIp => words(bucket, false) == wanted & mask,
-        Scope::PerDst => words(bucket, true) == wanted,
+        Scope::PerDst => words(bucket, false) == wanted,
         Scope::PerFlow => words(bucket, false) == wanted || words(bucket, true) == wanted,
         Scope::Global => false,
     }
@@ -61,7 +61,11 @@ pub fn top_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) ->
     TopView {
         rule: rule.id.clone(),
         source,
-        destination: matches!(rule.scope, Scope::PerFlow | Scope::PerDst).then(|| address(true)),
+        destination: match rule.scope {
+            Scope::PerFlow => Some(address(true)),
+            Scope::PerDst => Some(address(false)),
+            Scope::PerIp | Scope::Global => None,
+        },
         src_port: port(ports >> 16),
         dst_port: port(ports & 0xffff),
         protocol: is_flow.then(|| Protocol::Number(protocol).to_string()),
