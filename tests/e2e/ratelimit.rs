@@ -224,7 +224,7 @@ fn limits_are_reloaded() {
     agent.stop();
 }
 
-/// With on_exit = "keep" limits hold and buckets expire while there is no agent, and the next one takes over.
+/// With on_exit = "keep" limits hold while there is no agent, and the next one takes over.
 #[test]
 fn limits_hold_without_the_agent() {
     let lab = Lab::new();
