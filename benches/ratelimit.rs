@@ -20,7 +20,7 @@ pub mod support;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Result, ensure};
-use ebpfsentinel::abi::{rl_algorithm, rl_rule};
+use ebpfsentinel::abi::{rl_algorithm, rl_bucket, rl_rule, rl_tale};
 use ebpfsentinel::bpf::jiffies_per_second;
 use ebpfsentinel::bpf::xdp_ratelimit::{Switches, XdpRatelimit};
 use ebpfsentinel::engines::ratelimit::limit::{Limit, Unit};
@@ -71,7 +71,8 @@ fn main() -> Result<()> {
     if let Some(ratio) = token("1000000") {
         figures.set("lru_percpu_over_ours.1000000", ratio);
     }
-    figures.set("bytes_per_source", 80.0);
+    let bytes = size_of::<rl_bucket>() + size_of::<rl_tale>();
+    figures.set("bytes_per_source", bytes as f64);
     figures.set("void_rounds", bench.void_rounds as f64);
     figures.set("noisy_measurements", bench.noisy as f64);
     print(&figures);

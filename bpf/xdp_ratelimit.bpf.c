@@ -274,7 +274,8 @@ __noinline int limit_packet(struct xdp_md *ctx, struct work *work, __u32 bytes)
 
 		over = taken != TAKEN;
 		counts->contended += taken == CONTENDED;
-		if (over && rule->action == RL_BLOCK)
+		/* Not the bucket of those who found no room: one of them would shut out all others. */
+		if (over && rule->action == RL_BLOCK && (!charge.is_common || rule->scope == RL_GLOBAL))
 			block(&charge, rule, tick);
 	}
 	if (!over || (t->policy.dhcp && is_dhcp_answer(&work->packet)) || is_guard_packet(&t->policy, &work->packet)) {

@@ -433,7 +433,7 @@ enum rl_action {
 struct rl_rule {
 	struct rl_limit limit;
 	__u64 block_ticks;
-	__u32 instance;		    /* the rule's own number, from 1: buckets of a deleted rule are nobody's */
+	__u32 instance;		    /* the rule's own number, 1 to 2^24 - 1: buckets of a deleted rule are nobody's */
 	__u8 algorithm;
 	__u8 scope;
 	__u8 action;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The buckets of a host, by rule and source: one table that all CPUs share, so that a limit is the host's and not that
- * many times a CPU's. A bucket is a cache line of one of two four-way sets; its words change by compare-and-swap, which costs no
- * more than taking a spin lock and cannot be held by anybody.
+ * many times a CPU's. A bucket is a cache line of one of two four-way sets; its words change by compare-and-swap, which
+ * costs no more than taking a spin lock and cannot be held by anybody.
  *
  * Room is never taken from a source that is at work. A newcomer gets a free bucket, or one that was silent for so long
  * that nothing is lost with it: longer than its rule's burst takes, and if its source has been here for a while, a minute.

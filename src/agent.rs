@@ -586,7 +586,7 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
 
 /// The rate limiter as the firewall runs it.
 fn behind(limiter: &Ratelimit) -> Result<Behind> {
-    Ok(Behind { program: limiter.program()?, pins: limiter.pins()? })
+    Ok(Behind { name: ratelimit::PROGRAM, program: limiter.program()?, pins: limiter.pins()? })
 }
 
 /// Where the kernel's records are.

@@ -196,6 +196,7 @@ fn alert_tells_and_drops_nothing() {
         lab.metric("ebpfsentinel_ratelimit_rule_packets_total{rule=\"few\",verdict=\"would_drop\"}") == 8.0
     });
     assert!(lab.metric("ebpfsentinel_ratelimit_buckets") >= 1.0);
+    assert_eq!(lab.metric("ebpfsentinel_ebpf_program_status{program=\"xdp_ratelimit\"}"), 1.0);
     agent.stop();
 }
 

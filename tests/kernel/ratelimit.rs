@@ -262,6 +262,27 @@ fn who_is_blocked_stays_out() {
     }
 }
 
+/// Who found no room goes by the common bucket, and that one is never blocked: one of them would shut out all others.
+#[test]
+fn newcomers_do_not_block_each_other() {
+    let limit = Limit { rate: 1000, burst: 5, unit: Unit::Packets };
+    let rule = Rule { limit, action: rl_action::RL_BLOCK, block_secs: 60, ..Rule::default() };
+    let limiter = Limiter::with_room(rule, 8);
+    for host in 1..=60 {
+        limiter.passes(&from(&format!("10.0.0.{host}")));
+    }
+    assert_eq!(limiter.xdp.buckets().count(), 8, "there is no room left");
+    let newcomer = from("10.0.1.1");
+    assert!(limiter.passing(&newcomer, 5000) < 5000, "they are limited together");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(limiter.passes(&from("10.0.1.2")));
+    // A rule for all together is blocked as a whole.
+    let all = Limiter::new(Rule { scope: rl_scope::RL_GLOBAL, ..rule });
+    all.passing(&newcomer, 5000);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!all.passes(&from("10.0.1.2")));
+}
+
 #[test]
 fn action_pass_counts_and_drops_nothing() {
     let limit = Limit { rate: 1, burst: 5, unit: Unit::Packets };

@@ -76,6 +76,8 @@ pub struct Start {
 
 /// A program that runs for every packet that xdp_firewall passes.
 pub struct Behind {
+    /// Its name.
+    pub name: &'static str,
     /// The program.
     pub program: OwnedFd,
     /// Maps that it needs when the agent is gone, by the names of their pins.
@@ -156,6 +158,8 @@ pub struct Firewall {
     nothing_kept: bool,
     /// Pins of what runs behind xdp_firewall.
     kept: Vec<PathBuf>,
+    /// Name of what runs behind xdp_firewall.
+    behind: Option<&'static str>,
     config: FirewallConfig,
     guard: Guard,
     added: Vec<Rule>,
@@ -236,6 +240,7 @@ impl Firewall {
             keep,
             nothing_kept,
             kept: Vec::new(),
+            behind: None,
             config: config.clone(),
             guard: guard.clone(),
             added: Vec::new(),
@@ -252,6 +257,7 @@ impl Firewall {
         firewall.apply(config, guard, added)?;
         if let Some(behind) = &behind {
             firewall.kernel.set_next(NEXT_RATELIMIT, behind.program.as_fd())?;
+            firewall.behind = Some(behind.name);
         }
         firewall.attach_all(true)?;
         firewall.keep_behind(behind)?;
@@ -381,7 +387,10 @@ impl Firewall {
                 self.guarded[at].reason = None;
             }
         }
-        self.metrics.set_program_active("xdp_firewall", self.guarded.iter().any(|one| one.xdp.is_some()));
+        let runs = self.guarded.iter().any(|one| one.xdp.is_some());
+        for program in std::iter::once("xdp_firewall").chain(self.behind) {
+            self.metrics.set_program_active(program, runs);
+        }
         self.metrics.set_program_active("tc_egress", self.guarded.iter().any(|one| one.egress.is_some()));
         Ok(())
     }

@@ -12,6 +12,8 @@ use crate::classify::matching::Protocol;
 
 /// Bits of a bucket's id below the instance of its rule: protocol and ports, where the scope looks at them.
 const INSTANCE_SHIFT: u32 = 40;
+/// Highest instance of a rule: a bucket's id has 24 bits for it.
+pub const INSTANCE_MAX: u32 = (1 << (64 - INSTANCE_SHIFT)) - 1;
 /// Bits of a window's word that are its units.
 const WINDOW_UNITS: u32 = 40;
 

@@ -42,6 +42,8 @@ use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
 use crate::supervise::Owned;
 
+/// The program's name.
+pub const PROGRAM: &str = "xdp_ratelimit";
 /// The pin of the map with the timer: without it the kernel's expiry of buckets ends with the agent.
 const EXPIRY_PIN: &str = "rl_expiry";
 
@@ -174,6 +176,7 @@ impl Ratelimit {
     }
 
     /// Gives each rule its instance: a rule that counts as before keeps its buckets, whatever else of it has changed.
+    /// Numbers come round after 16 million changes, when buckets of the first ones have long expired.
     fn place(&self, rules: &[Rule]) -> (HashMap<String, Placing>, u32) {
         let mut last = self.last_instance;
         let mut placings = HashMap::with_capacity(rules.len());
@@ -181,7 +184,7 @@ impl Ratelimit {
             let kept = self.placings.get(&rule.id).filter(|old| old.rule.counts_like(rule));
             let instance = kept.map_or_else(
                 || {
-                    last += 1;
+                    last = last % buckets::INSTANCE_MAX + 1;
                     last
                 },
                 |old| old.instance,
@@ -220,7 +223,7 @@ impl Ratelimit {
     /// The program, for status.
     pub fn program_status(&self) -> ProgramStatus {
         ProgramStatus {
-            name: "xdp_ratelimit",
+            name: PROGRAM,
             enabled: true,
             facts: bpf::program_facts(self.kernel.program()).ok(),
             failure: None,
