@@ -51,5 +51,6 @@ enum rl_algorithm abi_rl_algorithm;
 enum rl_scope abi_rl_scope;
 enum rl_action abi_rl_action;
 enum rl_limits abi_rl_limits;
+enum xdp_chain abi_xdp_chain;
 enum xdp_meta_limits abi_xdp_meta_limits;
 enum fw_exception abi_fw_exception;

@@ -15,6 +15,7 @@
 #include "events.h"
 #include "flows.h"
 #include "policy.h"
+#include "chain.h"
 #include "xdp_meta.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -27,15 +28,6 @@ const volatile __u64 explain_secret[2];
 
 /* A frame may stand in several buffers (jumbo frames): then its length takes a helper to find out. */
 const volatile __u8 multi_buffer;
-
-/* What runs after a pass; empty slots fall through. */
-enum { NEXT_RATELIMIT = 0 };
-struct {
-	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 4);
-	__type(key, __u32);
-	__type(value, __u32);
-} xdp_next SEC(".maps");
 
 /* Beside enum xdp_action: the packet was a question, which no further program is to see; not judged. */
 enum { EXPLAINED = 16, LEFT_OVER = 64 };
@@ -516,6 +508,6 @@ int xdp_firewall(struct xdp_md *ctx)
 	if (action & EXPLAINED)
 		return action & ~EXPLAINED;
 	if (action == XDP_PASS)
-		bpf_tail_call(ctx, &xdp_next, NEXT_RATELIMIT);
+		chain_to(ctx, CHAIN_RATELIMIT);
 	return action;
 }

@@ -529,6 +529,14 @@ struct rl_event {
 	__u8 pad[3];
 };
 
+/* ---- the chain of XDP programs ---- */
+
+/* Slots of the map xdp_next (include/chain.h). An empty one is passed over. */
+enum xdp_chain {
+	CHAIN_RATELIMIT = 0,	    /* for what xdp_firewall passes */
+	CHAIN_SLOTS = 4,
+};
+
 /* ---- XDP -> TC ---- */
 
 enum xdp_meta_limits { XDP_META_MAGIC = 0x45425331 };

@@ -18,6 +18,7 @@ use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
+use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
@@ -130,11 +131,13 @@ pub fn run(options: Options) -> Result<()> {
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
+    let chain = Chain::new()?;
     let limiter = if config.ratelimit.enabled {
         let start = ratelimit::Start {
             config: config.ratelimit.clone(),
             interfaces: config.agent.interfaces.clone(),
             guard: guard.clone(),
+            chain: &chain,
             store: Store::new(&config.agent.state_dir),
             alerts: alerts.clone(),
             metrics: metrics.clone(),
@@ -154,7 +157,8 @@ pub fn run(options: Options) -> Result<()> {
         guard,
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
-        behind: limiter.as_ref().map(behind).transpose()?,
+        chain: &chain,
+        behind: limiter.as_ref().map(behind).transpose()?.into_iter().collect(),
         store: Store::new(&config.agent.state_dir),
         alerts,
         metrics: metrics.clone(),
@@ -586,7 +590,7 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
 
 /// The rate limiter as the firewall runs it.
 fn behind(limiter: &Ratelimit) -> Result<Behind> {
-    Ok(Behind { name: ratelimit::PROGRAM, program: limiter.program()?, pins: limiter.pins()? })
+    Ok(Behind { name: ratelimit::PROGRAM, pins: limiter.pins()? })
 }
 
 /// Where the kernel's records are.

@@ -1,6 +1,6 @@
 //! The classifier's tables in the kernel: two generations, of which packets read one while the agent writes the other.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
@@ -107,12 +107,4 @@ fn rows_map(rows: &impl WriteRows) -> Result<MapHandle> {
         rows.write_rows(Mapped::<fw_row>::new(&map, entries)?.values());
     }
     Ok(map)
-}
-
-/// Puts a program into a slot of a map of programs: whoever tail-calls that slot runs it from now on.
-pub fn set_program(programs: &impl MapCore, slot: u32, program: BorrowedFd<'_>) -> Result<()> {
-    let fd = program.as_raw_fd() as u32;
-    programs
-        .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)
-        .context("putting a program behind another one")
 }

@@ -4,6 +4,7 @@
 //! Everything here is mechanism. What goes into a map is decided by the engine that owns the program.
 
 pub mod attach;
+pub mod chain;
 pub mod counts;
 pub mod generations;
 pub mod map;

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapHandle};
 
+use super::chain::Chain;
 use super::counts::Counts;
-use super::generations::{Generations, WriteRows, set_program};
+use super::generations::{Generations, WriteRows};
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{CPUS_MAX, check, cpu_ids, jiffies_per_second, random};
@@ -70,6 +71,8 @@ pub struct Switches<'a> {
     pub timeouts: ConnTimeouts,
     /// Connections of an earlier agent to go on with.
     pub connections: Option<&'a MapHandle>,
+    /// The programs behind it; without, there are none.
+    pub chain: Option<&'a Chain>,
 }
 
 impl Default for Switches<'_> {
@@ -80,6 +83,7 @@ impl Default for Switches<'_> {
             max_connections: 131_072,
             timeouts: ConnTimeouts::default(),
             connections: None,
+            chain: None,
         }
     }
 }
@@ -149,6 +153,9 @@ impl XdpFirewall {
         constants.fragment_timeout = FRAGMENT_SECS * second;
         constants.tell_interval = second as u32;
         constants.explain_secret = secret;
+        if let Some(chain) = switches.chain {
+            chain.give(&mut open.maps.xdp_next)?;
+        }
         match switches.connections {
             Some(kept) => open.maps.connections.reuse_fd(kept.as_fd()).context("taking over the connections")?,
             None => {
@@ -283,16 +290,6 @@ impl XdpFirewall {
     /// Connections in the table now. Walks it, so it is for a person who asks, not for every scrape of a large table.
     pub fn connection_count(&self) -> u64 {
         self.skel.maps.connections.keys().count() as u64
-    }
-
-    /// Puts a program behind the firewall: it runs for every packet that passes.
-    pub fn set_next(&self, slot: u32, program: BorrowedFd<'_>) -> Result<()> {
-        set_program(&self.skel.maps.xdp_next, slot, program)
-    }
-
-    /// A handle of the map of the programs behind it.
-    pub fn next(&self) -> Result<MapHandle> {
-        map::handle(&self.skel.maps.xdp_next)
     }
 
     /// Its maps, as status shows them; the rows of the live generation as one of them.

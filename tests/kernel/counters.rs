@@ -1,6 +1,7 @@
 //! Counters, alert mode, the lock-out guard, metadata, and the program behind the firewall.
 
-use ebpfsentinel::abi::{fw_limits, fw_reason, fw_verdict, xdp_meta_limits};
+use ebpfsentinel::abi::{fw_limits, fw_reason, fw_verdict, xdp_chain, xdp_meta_limits};
+use ebpfsentinel::bpf::chain::Chain;
 use ebpfsentinel::bpf::xdp_firewall::Switches;
 use ebpfsentinel::classify::guard::Guard;
 use ebpfsentinel::packet::build::Packet;
@@ -165,9 +166,11 @@ fn metadata_says_what_was_found() {
 
 #[test]
 fn the_next_program_runs_after_a_pass_only() {
-    let first = Kernel::new(&format!("{PASS}{RULES}"));
+    let chain = Chain::new().unwrap();
+    let switches = Switches { chain: Some(&chain), ..Switches::default() };
+    let first = Kernel::with(&format!("{PASS}{RULES}"), &switches, &Guard::default());
     let next = Kernel::new(DROP);
-    first.xdp.set_next(0, next.xdp.program()).unwrap();
+    chain.set(xdp_chain::CHAIN_RATELIMIT, next.xdp.program()).unwrap();
     let seen = || next.counts().slots.iter().map(|(packets, _)| packets).sum::<u64>();
     let run = |frame: &[u8]| first.xdp.test_run(frame, 0, 1).unwrap().action;
     let arp = Packet::new().arp_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).build();

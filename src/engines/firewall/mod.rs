@@ -10,7 +10,6 @@ pub mod explain;
 pub mod maps;
 pub mod rule;
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -26,6 +25,7 @@ use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
+use crate::bpf::chain::Chain;
 use crate::bpf::counts::RuleCount;
 use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
@@ -47,11 +47,9 @@ use crate::supervise::Owned;
 const CONNECTIONS_PIN: &str = "connections";
 /// The pin of what runs behind xdp_firewall: the kernel empties that map when nobody holds it.
 const NEXT_PIN: &str = "xdp_next";
-/// The slot of the rate limiter in that map.
-const NEXT_RATELIMIT: u32 = 0;
 
 /// How the firewall starts.
-pub struct Start {
+pub struct Start<'a> {
     /// Its section.
     pub config: FirewallConfig,
     /// Names of the interfaces to guard.
@@ -64,8 +62,10 @@ pub struct Start {
     pub pins: PathBuf,
     /// Whether this agent is one.
     pub keep: bool,
-    /// What runs behind xdp_firewall.
-    pub behind: Option<Behind>,
+    /// The programs behind xdp_firewall.
+    pub chain: &'a Chain,
+    /// What is in that chain.
+    pub behind: Vec<Behind>,
     /// Where rules made through the API are kept.
     pub store: Store<Rule>,
     /// Where alerts go.
@@ -74,12 +74,10 @@ pub struct Start {
     pub metrics: Arc<Metrics>,
 }
 
-/// A program that runs for every packet that xdp_firewall passes.
+/// A program of the chain behind xdp_firewall.
 pub struct Behind {
     /// Its name.
     pub name: &'static str,
-    /// The program.
-    pub program: OwnedFd,
     /// Maps that it needs when the agent is gone, by the names of their pins.
     pub pins: Vec<(&'static str, MapHandle)>,
 }
@@ -158,8 +156,8 @@ pub struct Firewall {
     nothing_kept: bool,
     /// Pins of what runs behind xdp_firewall.
     kept: Vec<PathBuf>,
-    /// Name of what runs behind xdp_firewall.
-    behind: Option<&'static str>,
+    /// Names of what runs behind xdp_firewall.
+    behind: Vec<&'static str>,
     config: FirewallConfig,
     guard: Guard,
     added: Vec<Rule>,
@@ -177,7 +175,7 @@ impl Firewall {
     /// # Errors
     /// Everything that keeps the firewall from enforcing, except interfaces that do not exist yet: those are attached
     /// when they appear.
-    pub fn start(start: Start) -> Result<Firewall> {
+    pub fn start(start: Start<'_>) -> Result<Firewall> {
         let pins = start.pins.clone();
         let nothing_kept = !pins.exists();
         let started = Firewall::start_on_pins(start, nothing_kept);
@@ -188,8 +186,8 @@ impl Firewall {
         started
     }
 
-    fn start_on_pins(start: Start, nothing_kept: bool) -> Result<Firewall> {
-        let Start { config, interfaces, xdp_mode, guard, pins, keep, behind, store, alerts, metrics } = start;
+    fn start_on_pins(start: Start<'_>, nothing_kept: bool) -> Result<Firewall> {
+        let Start { config, interfaces, xdp_mode, guard, pins, keep, chain, behind, store, alerts, metrics } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
@@ -215,6 +213,7 @@ impl Firewall {
             max_connections: config.max_connections,
             timeouts,
             connections: kept.as_ref(),
+            chain: Some(chain),
         })?;
         let (egress, egress_failure) = if config.stateful {
             let loaded = TcEgress::load(&kernel.connections()?, &kernel.misc_counts_map()?, &timeouts);
@@ -240,7 +239,7 @@ impl Firewall {
             keep,
             nothing_kept,
             kept: Vec::new(),
-            behind: None,
+            behind: behind.iter().map(|one| one.name).collect(),
             config: config.clone(),
             guard: guard.clone(),
             added: Vec::new(),
@@ -255,12 +254,8 @@ impl Firewall {
             interface.ifindex = attach::ifindex(&interface.name);
         }
         firewall.apply(config, guard, added)?;
-        if let Some(behind) = &behind {
-            firewall.kernel.set_next(NEXT_RATELIMIT, behind.program.as_fd())?;
-            firewall.behind = Some(behind.name);
-        }
         firewall.attach_all(true)?;
-        firewall.keep_behind(behind)?;
+        firewall.keep_behind(chain, behind)?;
         firewall.release_pins()?;
         Ok(firewall)
     }
@@ -273,11 +268,12 @@ impl Firewall {
 
     /// Pins what runs behind xdp_firewall, if the agent is to be outlived by it. The pins of an earlier agent are replaced:
     /// all interfaces run this agent's programs now, so nothing needs those any more.
-    fn keep_behind(&mut self, behind: Option<Behind>) -> Result<()> {
-        let Some(behind) = behind.filter(|_| self.keep) else { return Ok(()) };
-        let mut pins = behind.pins;
-        pins.push((NEXT_PIN, self.kernel.next()?));
-        for (name, map) in pins {
+    fn keep_behind(&mut self, chain: &Chain, behind: Vec<Behind>) -> Result<()> {
+        if !self.keep || behind.is_empty() {
+            return Ok(());
+        }
+        let chain = (NEXT_PIN, chain.map()?);
+        for (name, map) in behind.into_iter().flat_map(|one| one.pins).chain([chain]) {
             let path = self.pins.join(name);
             bpf::xdp_firewall::pin_map(&map, &path)?;
             self.kept.push(path);
@@ -388,7 +384,7 @@ impl Firewall {
             }
         }
         let runs = self.guarded.iter().any(|one| one.xdp.is_some());
-        for program in std::iter::once("xdp_firewall").chain(self.behind) {
+        for program in std::iter::once("xdp_firewall").chain(self.behind.iter().copied()) {
             self.metrics.set_program_active(program, runs);
         }
         self.metrics.set_program_active("tc_egress", self.guarded.iter().any(|one| one.egress.is_some()));

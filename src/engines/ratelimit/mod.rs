@@ -13,7 +13,6 @@ pub mod rule;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,9 +24,10 @@ use self::buckets::{bucket_view, instance_of, is_about, top_view};
 use self::config::RatelimitConfig;
 use self::maps::{Generation, Placed};
 use self::rule::{Action, Rule};
-use crate::abi::{fw_limits, rl_rule_count};
+use crate::abi::{fw_limits, rl_rule_count, xdp_chain};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach;
+use crate::bpf::chain::Chain;
 use crate::bpf::xdp_ratelimit::{Bucket, Counts, Switches, XdpRatelimit};
 use crate::bpf::{self, ProgramStatus, offload};
 use crate::classify::guard::Guard;
@@ -48,13 +48,15 @@ pub const PROGRAM: &str = "xdp_ratelimit";
 const EXPIRY_PIN: &str = "rl_expiry";
 
 /// How the limiter starts.
-pub struct Start {
+pub struct Start<'a> {
     /// Its section.
     pub config: RatelimitConfig,
     /// Names of the interfaces that the agent guards.
     pub interfaces: Vec<String>,
     /// The lock-out guard.
     pub guard: Guard,
+    /// The programs behind the firewall, of which it becomes one.
+    pub chain: &'a Chain,
     /// Where rules made through the API are kept.
     pub store: Store<Rule>,
     /// Where alerts go.
@@ -96,10 +98,10 @@ pub struct Ratelimit {
 }
 
 impl Ratelimit {
-    /// Loads the program and puts the rules in force. Nothing runs it yet: that is the firewall's, see
-    /// [`Ratelimit::program`].
-    pub fn start(start: Start) -> Result<Ratelimit> {
-        let Start { config, interfaces, guard, store, alerts, metrics } = start;
+    /// Loads the program, puts the rules in force, and the program into the chain, which nothing runs before the firewall
+    /// is attached.
+    pub fn start(start: Start<'_>) -> Result<Ratelimit> {
+        let Start { config, interfaces, guard, chain, store, alerts, metrics } = start;
         let added = store.load()?;
         Book { file: &config.rules, added: &added }.warn_of_hidden();
         let multi_buffer =
@@ -122,12 +124,8 @@ impl Ratelimit {
             metrics,
         };
         limiter.apply(config, guard, added)?;
+        chain.set(xdp_chain::CHAIN_RATELIMIT, limiter.kernel.program())?;
         Ok(limiter)
-    }
-
-    /// The program, for the firewall to run behind its own.
-    pub fn program(&self) -> Result<OwnedFd> {
-        attach::duplicate(&self.kernel.program())
     }
 
     /// The maps that it needs when the agent is gone, by the names of their pins.
