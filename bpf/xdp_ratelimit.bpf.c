@@ -11,6 +11,8 @@
 #include "classify.h"
 #include "policy.h"
 #include "bucket_table.h"
+#include "chain.h"
+#include "syn.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -38,6 +40,9 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1024 * 1024);
 } rl_events SEC(".maps");
+
+/* Beside enum xdp_action: the SYN is to be answered with a cookie. */
+enum { ANSWER = 16 };
 
 /* What a packet is worked on, by CPU; see xdp_firewall. */
 struct work {
@@ -243,6 +248,71 @@ static __always_inline void tell(struct xdp_md *ctx, const struct packet *p, con
 	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }
 
+/* Counts a SYN in its window; all of that window so far. CPUs at its seam may lose a few. */
+static __always_inline __u64 count_syn(__u64 *word, __u64 number)
+{
+	__u64 old = *(volatile __u64 *)word, first = number << WINDOW_UNITS | 1;
+
+	if (!is_of_window(old, number) && __sync_val_compare_and_swap(word, old, first) == old)
+		return 1;
+	return window_units(__sync_fetch_and_add(word, 1), number) + 1;
+}
+
+/* A SYN whose rule is about cookies: ANSWER if they are in use, else it goes on. */
+static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, const struct rl_rule *rule, __u32 slot,
+				    __u64 tick, __u32 bytes, struct fw_policy *policy, struct rl_cpu_counts *counts)
+{
+	struct syn_order *order = order_at_hand();
+	struct charge charge;
+	__u64 number, open, old;
+	bool answers;
+
+	common_of(slot, tick, &charge);
+	number = window_at(ticks_since(charge.bucket->start, tick), 0, &rule->limit).number;
+	open = old = *(volatile __u64 *)&charge.bucket->word[1];
+	answers = syn_gate(count_syn(&charge.bucket->word[0], number), number, rule->threshold, &open);
+	if (open != old)
+		*(volatile __u64 *)&charge.bucket->word[1] = open;
+	if (!answers || !host.cookies_usable || !order || is_guard_packet(policy, p)) {
+		counts->rule[slot].passed++;
+		counts->rule[slot].passed_bytes += bytes;
+		return XDP_PASS;
+	}
+	counts->rule[slot].dropped++;
+	counts->rule[slot].dropped_bytes += bytes;
+	tell(ctx, p, rule, &charge, slot, bytes, policy->generation, tick, counts);
+	if (rule->action == RL_PASS || !policy->enforce)
+		return XDP_PASS;
+	if ((__s32)((__u32)tick + rule->limit.window - host.cookies_until) > 0)
+		host.cookies_until = tick + 2 * rule->limit.window;
+	order->per_source = rule->limit.per_window;
+	order->prefix = rule->prefix;
+	order->active = 1;
+	return ANSWER;
+}
+
+/*
+ * Whether xdp_syncookie is to see a packet that passes: acknowledgements while cookies are in use, and the ends of
+ * connections always, whose addresses and ports may come again.
+ */
+static __always_inline bool is_for_cookies(const struct packet *p)
+{
+	__u32 index = *(volatile __u32 *)&control.active & 1;
+	struct syn_order *order;
+	bool active;
+
+	if (!rules[index].cookies || p->protocol != IPPROTO_TCP || !p->has_ports || p->tcp_flags & (TCP_SYN | TCP_RST))
+		return false;
+	active = (__s32)(host.cookies_until - (__u32)bpf_jiffies64()) > 0;
+	if (!active && !(p->tcp_flags & TCP_FIN))
+		return false;
+	order = order_at_hand();
+	if (!order)
+		return false;
+	order->active = active;
+	return true;
+}
+
 /* The way of every packet, once it was read into work. A function of its own, verified once. */
 __noinline int limit_packet(struct xdp_md *ctx, struct work *work, __u32 bytes)
 {
@@ -265,6 +335,8 @@ __noinline int limit_packet(struct xdp_md *ctx, struct work *work, __u32 bytes)
 	slot &= FW_SLOT_MASK;
 	rule = &r->rule[slot];
 	counts = counts_of(cpu);
+	if (rule->algorithm == RL_SYN_COOKIE)
+		return meet_syn(ctx, &work->packet, rule, slot, tick, bytes, &t->policy, counts);
 	time = (rule->fine ? bpf_ktime_get_ns() : tick * tick_ns + host.tick_zero_ns) << 16;
 	cost = rule->bits ? (__u64)bytes * 8 : 1;
 	find_charge(work, rule, slot, tick, time, counts, &charge);
@@ -316,12 +388,18 @@ int xdp_ratelimit(struct xdp_md *ctx)
 {
 	__u32 zero = 0, bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	struct work *work = bpf_map_lookup_elem(&rl_work, &zero);
+	int action;
 
 	if (!work)
 		return XDP_ABORTED; /* it is an array's first entry */
 	if (!read_common_packet(ctx, &work->packet) && !read_packet(ctx, &work->packet))
 		return XDP_PASS;
-	return limit_packet(ctx, work, bytes);
+	action = limit_packet(ctx, work, bytes);
+	if (action == ANSWER || (action == XDP_PASS && is_for_cookies(&work->packet))) {
+		chain_to(ctx, CHAIN_SYNCOOKIE);
+		return XDP_PASS;
+	}
+	return action;
 }
 
 /* What the timer walks on each call. */

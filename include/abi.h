@@ -403,6 +403,7 @@ enum rl_algorithm {
 	RL_LEAKY_BUCKET = 1,
 	RL_FIXED_WINDOW = 2,
 	RL_SLIDING_WINDOW = 3,
+	RL_SYN_COOKIE = 4,	    /* of SYNs, above a threshold: see bpf/xdp_syncookie.bpf.c */
 };
 
 /* A limit as the arithmetic takes it: so many units (packets or bits) a second, and a burst. */
@@ -434,6 +435,7 @@ struct rl_rule {
 	struct rl_limit limit;
 	__u64 block_ticks;
 	__u32 instance;		    /* the rule's own number, 1 to 2^24 - 1: buckets of a deleted rule are nobody's */
+	__u32 threshold;	    /* RL_SYN_COOKIE: SYNs in a window of a second that go on; the limit is that of a source */
 	__u8 algorithm;
 	__u8 scope;
 	__u8 action;
@@ -441,14 +443,15 @@ struct rl_rule {
 	__u8 fine;		    /* time in nanoseconds; else in ticks, which is enough for bursts of ten ticks or more */
 	__u8 prefix;		    /* of an IPv6 address: how many bits of it count */
 	__u8 hold;		    /* a bucket may be forgotten when it was silent for 2^hold whiles */
-	__u8 pad[13];
+	__u8 pad[9];
 };
 
 /* Beside the tables of a generation. */
 struct rl_rules {
 	__u32 any[2];		    /* IPv4, IPv6: enum fw_answer of every packet, when the rules look at no field */
 	__u32 ask[2];		    /* else 1 here */
-	__u32 pad[12];
+	__u32 cookies;		    /* 1: some rule answers SYNs with cookies */
+	__u32 pad[11];
 	struct rl_rule rule[FW_SLOTS];
 };
 
@@ -489,7 +492,9 @@ struct rl_common {
 struct rl_host {
 	__u64 tick_zero_ns;	    /* CLOCK_MONOTONIC at tick 0, modulo 2^64; written once by start_expiry */
 	__u64 expired;		    /* buckets that the timer took away */
-	__u64 pad[6];
+	__u32 cookies_usable;	    /* 1: this host's stack takes cookies, and xdp_syncookie runs; written by the agent */
+	__u32 cookies_until;	    /* tick up to which a rule answers with cookies */
+	__u64 pad[5];
 };
 
 struct rl_rule_count {
@@ -529,11 +534,86 @@ struct rl_event {
 	__u8 pad[3];
 };
 
+/* ---- SYN cookies: asked for by xdp_ratelimit, made and checked by xdp_syncookie ---- */
+
+/* From xdp_ratelimit to xdp_syncookie, for the packet at hand. */
+struct syn_order {
+	__u16 per_source;	    /* answers to a source in a second */
+	__u8 prefix;		    /* of an IPv6 source: how many bits of it count */
+	__u8 active;		    /* cookies are in use: acknowledgements without a connection have to carry one */
+	__u32 pad;
+};
+
+/* What this host's TCP makes of a connection, in its own settings; written by the agent. */
+struct syn_host {
+	__u64 tick_zero_ns;	    /* CLOCK_MONOTONIC at tick 0, modulo 2^64 */
+	__u32 timestamps;	    /* 1: net.ipv4.tcp_timestamps is 2, without an offset that nobody else knows */
+	__u32 window_scaling;	    /* net.ipv4.tcp_window_scaling */
+	__u32 sack;		    /* net.ipv4.tcp_sack */
+	__u32 receive_max;	    /* bytes: the greater one of net.ipv4.tcp_rmem[2] and net.core.rmem_max */
+	__u32 window_signed;	    /* net.ipv4.tcp_workaround_signed_windows */
+	__u32 pad[9];
+};
+
+/* An interface on which SYNs may be answered, by its index. */
+struct syn_iface {
+	__u8 mac[6];
+	__u16 pad;
+};
+
+enum syn_service_state {
+	SYN_NOBODY = 0,		    /* nobody listens there on this host */
+	SYN_LISTENER = 1,
+	SYN_CONNECTION = 2,	    /* the packet at hand belongs to a connection that exists, or has just ended */
+	SYN_REFUSED = 3,	    /* there is a listener that takes no more connections */
+};
+
+/* Where SYNs go to: what was found out about an address and port within the last second. By CPU. */
+struct syn_service {
+	__u64 dst[2];		    /* as in struct packet */
+	__u32 ifindex;
+	__u16 port;
+	__u8 family;
+	__u8 state;		    /* enum syn_service_state */
+	__u8 mac[6];
+	__u16 mss;		    /* largest segment that this host takes, from the MTU */
+	__u16 window;		    /* first receive window, bytes */
+	__u8 wscale;
+	__u8 pad;
+	__u32 until;		    /* tick; 0: nothing was found out yet */
+	__u64 pad2[3];
+};
+
+/* What became of a SYN, or of an acknowledgement while cookies are in use. */
+enum syn_result {
+	SYN_ANSWERED = 0,	    /* SYN: by a SYN-ACK with a cookie */
+	SYN_LIMITED = 1,	    /* SYN: its source had enough answers in this second; dropped */
+	SYN_FULL = 2,		    /* SYN: the listener takes no more connections; dropped */
+	SYN_NO_LISTENER = 3,	    /* SYN: nobody of this host listens; passed */
+	SYN_NOT_MINE = 4,	    /* SYN: not to this interface's MAC address, or not to be answered here; passed */
+	SYN_KNOWN = 5,		    /* SYN: of a connection that exists or has just ended, which TCP has to see; passed */
+	SYN_ACCEPTED = 6,	    /* acknowledgement: carries a cookie of this host; passed */
+	SYN_FORGED = 7,		    /* acknowledgement: neither a cookie nor a connection; dropped */
+	SYN_RESULTS = 8,
+};
+
+struct syn_counts {
+	__u64 result[SYN_RESULTS];
+};
+
+enum syn_limits {
+	SYN_SERVICES = 256,	    /* remembered, by CPU */
+	SYN_SOURCES = 262144,	    /* cells of what sources were answered */
+	SYN_FLOWS = 262144,	    /* cells of flows; see xdp_syncookie */
+	SYN_EPOCH_SECS = 8,	    /* unit of their time */
+};
+
 /* ---- the chain of XDP programs ---- */
 
 /* Slots of the map xdp_next (include/chain.h). An empty one is passed over. */
 enum xdp_chain {
 	CHAIN_RATELIMIT = 0,	    /* for what xdp_firewall passes */
+	CHAIN_SYNCOOKIE = 1,	    /* for SYNs and acknowledgements that xdp_ratelimit asks about */
 	CHAIN_SLOTS = 4,
 };
 
@@ -602,6 +682,9 @@ _Static_assert(sizeof(struct rl_rule) == 64, "a cache line");
 _Static_assert(sizeof(struct rl_bucket) == 64, "a cache line");
 _Static_assert(sizeof(struct rl_tale) == 16, "no hidden padding");
 _Static_assert(sizeof(struct rl_event) == 72, "no hidden padding");
+_Static_assert(sizeof(struct syn_order) == 8, "no hidden padding");
+_Static_assert(sizeof(struct syn_host) == 64, "no hidden padding");
+_Static_assert(sizeof(struct syn_service) == 64, "a cache line");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");

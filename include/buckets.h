@@ -38,6 +38,8 @@
  * begin with the bucket, in its tick `start`: a second that is not aligned to any clock's seconds sees the rate too. A
  * word is the low 24 bits of its window's number, then 40 bits of units, which a rate below 2^40 never fills; a new
  * one is 0. The numbers go round after 194 days. Nothing is rounded.
+ *
+ * SYN cookies limit nobody here: they count SYNs by the same windows, and the count opens and shuts a gate.
  */
 #pragma once
 #include "kernel.h"
@@ -148,4 +150,18 @@ static __always_inline __u64 sliding_window(__u64 word, __u64 before, struct win
 
 	return older + units * limit->window <= limit->per_window * limit->window ?
 		       at.number << WINDOW_UNITS | units : word;
+}
+
+/*
+ * Whether SYNs are answered with cookies, by those of a window so far, this one included: beyond the threshold, and from
+ * then on until a whole window has seen no more than half of it. `open` is the window with which that ends, or was
+ * shut; never a later one than two from now. A threshold of 0 is always exceeded.
+ */
+static __always_inline bool syn_gate(__u64 units, __u64 number, __u32 threshold, __u64 *open)
+{
+	bool is_open = number < *open && *open - number <= 2;
+
+	if (units > (is_open ? threshold / 2 : threshold))
+		*open = number + 2;
+	return is_open || units > threshold;
 }

@@ -44,6 +44,10 @@ plain!(
     rl_rule_count,
     rl_cpu_counts,
     rl_event,
+    syn_order,
+    syn_host,
+    syn_iface,
+    syn_counts,
     xdp_meta,
     fw_question,
     fw_answered

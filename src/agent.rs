@@ -158,7 +158,7 @@ pub fn run(options: Options) -> Result<()> {
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
         chain: &chain,
-        behind: limiter.as_ref().map(behind).transpose()?.into_iter().collect(),
+        behind: limiter.as_ref().map(behind).transpose()?.unwrap_or_default(),
         store: Store::new(&config.agent.state_dir),
         alerts,
         metrics: metrics.clone(),
@@ -263,6 +263,11 @@ impl Agent {
                         }
                         let in_force = self.lock().clone();
                         self.config = in_force;
+                    }
+                    if let Some(Err(gone)) =
+                        self.engines.ratelimit.as_ref().map(|limiter| limiter.call(Ratelimit::look_at_host))
+                    {
+                        log::error!("looking at this host's TCP: {gone}");
                     }
                     main_loop.set_timer(Timer::Second, Instant::now() + Duration::from_secs(1));
                 }
@@ -426,7 +431,7 @@ impl Engines {
     fn facts(&self) -> Result<Facts, String> {
         let mut facts = self.firewall.call(|firewall| firewall.facts()).map_err(|gone| gone.to_string())?;
         if let Some(limiter) = &self.ratelimit {
-            facts.programs.push(limiter.call(|limiter| limiter.program_status()).map_err(|gone| gone.to_string())?);
+            facts.programs.extend(limiter.call(|limiter| limiter.program_status()).map_err(|gone| gone.to_string())?);
         }
         Ok(facts)
     }
@@ -588,9 +593,12 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
     }
 }
 
-/// The rate limiter as the firewall runs it.
-fn behind(limiter: &Ratelimit) -> Result<Behind> {
-    Ok(Behind { name: ratelimit::PROGRAM, pins: limiter.pins()? })
+/// The programs of the rate limiter as the firewall runs them.
+fn behind(limiter: &Ratelimit) -> Result<Vec<Behind>> {
+    let mut behind: Vec<Behind> =
+        limiter.programs().into_iter().map(|name| Behind { name, pins: Vec::new() }).collect();
+    behind[0].pins = limiter.pins()?;
+    Ok(behind)
 }
 
 /// Where the kernel's records are.

@@ -443,7 +443,7 @@ enum RatelimitSub {
 add_args! {
     LimitAddArgs: "Add or replace a rate limit, by its fields or as JSON (an array adds several at once)."
     {
-        /// units a second, as 5000, 5k or 1.5M
+        /// units a second, as 5000, 5k or 1.5M; with syn_cookie SYNs of a source that are answered in a second, else 256
         #[argh(option)]
         rate: Option<String>,
 
@@ -455,9 +455,13 @@ add_args! {
         #[argh(option)]
         unit: Option<String>,
 
-        /// token_bucket (default), leaky_bucket, fixed_window or sliding_window
+        /// token_bucket (default), leaky_bucket, fixed_window, sliding_window or syn_cookie
         #[argh(option)]
         algorithm: Option<String>,
+
+        /// SYNs a second that go on before syn_cookie answers; else 1000
+        #[argh(option, arg_name = "number")]
+        threshold_pps: Option<u32>,
 
         /// whose packets are counted together: per_ip (default), per_flow, per_dst or global
         #[argh(option)]
@@ -851,12 +855,13 @@ fn limit_body(command: &str, mut args: LimitAddArgs) -> Result<Value, String> {
         ("burst", args.burst.map(number_or_text)),
         ("unit", args.unit.map(Value::from)),
         ("algorithm", args.algorithm.map(Value::from)),
+        ("threshold_pps", args.threshold_pps.map(Value::from)),
         ("scope", args.scope.map(Value::from)),
         ("ipv6_prefix_len", args.ipv6_prefix_len.map(Value::from)),
         ("action", args.action.map(Value::from)),
         ("block_secs", args.block_secs.map(Value::from)),
     ]);
-    body_of(command, args.json, fields, &["id", "priority", "rate"])
+    body_of(command, args.json, fields, &["id", "priority"])
 }
 
 /// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
@@ -1048,7 +1053,7 @@ const LIMIT_COLUMNS: &[Column] = &[
     ("PRIORITY", &["priority"]),
     ("RATE", &["rate", "unit"]),
     ("BURST", &["burst"]),
-    ("ALGORITHM", &["algorithm"]),
+    ("ALGORITHM", &["algorithm", "threshold_pps"]),
     ("SCOPE", &["scope", "ipv6_prefix_len"]),
     ("ACTION", &["action", "block_secs"]),
     ("PROTOCOL", &["protocol"]),
@@ -1304,7 +1309,7 @@ mod tests {
             "firewall update --json []",
             "firewall update --json {}",
             "ratelimit",
-            "ratelimit add --id a --priority 1",
+            "ratelimit add --id a --rate 5",
             "ratelimit add --id a --priority 1 --rate 5 --state new",
             "ratelimit update --json {}",
             "ratelimit top --limit x",

@@ -65,6 +65,9 @@ metrics! {
         silent and replaced by a new source's";
     LIMIT_PATHS = Counter "ratelimit_exceptional_packets" ["reason"] "Packets that went by their rule's common bucket \
         as there was no room for another one (crowded), or gave up on a bucket that other CPUs kept changing (contended)";
+    COOKIES = Counter "ratelimit_syn_cookies" ["result"] "SYNs beyond the threshold of a rule with syn_cookie: answered, \
+        limited (dropped, their source had its answers), full (dropped, the listener takes no more), and passed as they \
+        were (no_listener, not_mine, known); acknowledgements meanwhile that were accepted, or forged and dropped";
     CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
     EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
@@ -147,6 +150,8 @@ pub struct LimitCounters {
     pub ended: Vec<(&'static str, u64)>,
     /// Packets that did not go by a bucket of their own, by reason.
     pub exceptional: Vec<(&'static str, u64)>,
+    /// What became of SYNs and acknowledgements where cookies are in use.
+    pub cookies: Vec<(&'static str, u64)>,
     /// Why records did not reach the ring buffer, and how many.
     pub events_lost: Vec<(&'static str, u64)>,
 }
@@ -366,7 +371,8 @@ impl Output<'_> {
         self.gauge(&BUCKETS, limits.buckets.0 as f64)?;
         self.gauge(&BUCKETS_MAX, limits.buckets.1 as f64)?;
         self.counters(&BUCKETS_ENDED, limits.ended.iter().map(|(reason, n)| ([*reason], *n)))?;
-        self.counters(&LIMIT_PATHS, limits.exceptional.iter().map(|(reason, n)| ([*reason], *n)))
+        self.counters(&LIMIT_PATHS, limits.exceptional.iter().map(|(reason, n)| ([*reason], *n)))?;
+        self.counters(&COOKIES, limits.cookies.iter().map(|(result, n)| ([*result], *n)))
     }
 
     fn gauge(&mut self, metric: &Declared, value: f64) -> fmt::Result {
@@ -457,6 +463,7 @@ mod tests {
                 buckets: (4, 1024),
                 ended: vec![("expired", 5)],
                 exceptional: vec![("crowded", 7)],
+                cookies: vec![("answered", 2)],
                 events_lost: vec![("ring_full", 1)],
             }),
         }
@@ -494,6 +501,7 @@ mod tests {
             "ebpfsentinel_ratelimit_buckets_max 1024.0",
             "ebpfsentinel_ratelimit_buckets_ended_total{reason=\"expired\"} 5",
             "ebpfsentinel_ratelimit_exceptional_packets_total{reason=\"crowded\"} 7",
+            "ebpfsentinel_ratelimit_syn_cookies_total{result=\"answered\"} 2",
             "ebpfsentinel_events_lost_total{place=\"kernel_ratelimit\",reason=\"ring_full\"} 1",
             "ebpfsentinel_events_lost_total{place=\"engine\",reason=\"queue_full\"} 4",
             "ebpfsentinel_events_lost_total{place=\"kernel\",reason=\"ring_full\"} 9",

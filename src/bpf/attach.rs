@@ -131,7 +131,32 @@ pub fn xdp(program: BorrowedFd<'_>, ifindex: u32, name: &str, mode: XdpMode) -> 
         }
     }
     let error = refusal.unwrap_or_else(|| std::io::Error::from_raw_os_error(libc::EINVAL));
-    Err(error).with_context(|| format!("attaching xdp_firewall to {name}"))
+    Err(error).with_context(|| format!("attaching an XDP program to {name}"))
+}
+
+/// Attaches a program that passes everything, in native mode. A veth takes the frames that its peer's XDP sends or
+/// redirects to it only where XDP runs too.
+pub fn xdp_pass(ifindex: u32, name: &str) -> Result<Attached> {
+    // mov32 r0, XDP_PASS; exit
+    let code = [
+        libbpf_sys::bpf_insn { code: 0xb4, imm: 2, ..Default::default() },
+        libbpf_sys::bpf_insn { code: 0x95, ..Default::default() },
+    ];
+    // SAFETY: names end with a zero, the code has as many instructions as are told, and there are no options.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_XDP,
+            c"xdp_pass".as_ptr(),
+            c"GPL".as_ptr(),
+            code.as_ptr(),
+            code.len() as _,
+            std::ptr::null_mut(),
+        )
+    };
+    let fd = check(fd).context("loading a program that passes everything")?;
+    // SAFETY: a fresh descriptor that nobody else owns.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    xdp(program.as_fd(), ifindex, name, XdpMode::Native)
 }
 
 /// Attaches a TC program to what leaves an interface.

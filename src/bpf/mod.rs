@@ -13,6 +13,7 @@ pub mod ringbuf;
 pub mod tc_egress;
 pub mod xdp_firewall;
 pub mod xdp_ratelimit;
+pub mod xdp_syncookie;
 
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub(crate) mod skeletons {
     }
     pub mod xdp_ratelimit {
         include!(concat!(env!("OUT_DIR"), "/xdp_ratelimit.skel.rs"));
+    }
+    pub mod xdp_syncookie {
+        include!(concat!(env!("OUT_DIR"), "/xdp_syncookie.skel.rs"));
     }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
@@ -124,14 +128,17 @@ fn check(rc: i32) -> std::io::Result<i32> {
 /// Whether XDP programs may take frames that stand in several buffers (5.18). Asked of the kernel itself: distributions
 /// bring features to older version numbers.
 pub fn has_multi_buffer() -> bool {
+    has_xdp_helper(libbpf_sys::BPF_FUNC_xdp_get_buff_len)
+}
+
+/// Whether XDP programs may make SYN cookies without a listener at hand (6.0).
+pub fn has_raw_cookies() -> bool {
+    has_xdp_helper(libbpf_sys::BPF_FUNC_tcp_raw_gen_syncookie_ipv4)
+}
+
+fn has_xdp_helper(helper: libbpf_sys::bpf_func_id) -> bool {
     // SAFETY: takes two numbers and no options.
-    let has = unsafe {
-        libbpf_sys::libbpf_probe_bpf_helper(
-            libbpf_sys::BPF_PROG_TYPE_XDP,
-            libbpf_sys::BPF_FUNC_xdp_get_buff_len,
-            std::ptr::null(),
-        )
-    };
+    let has = unsafe { libbpf_sys::libbpf_probe_bpf_helper(libbpf_sys::BPF_PROG_TYPE_XDP, helper, std::ptr::null()) };
     has == 1
 }
 
@@ -143,6 +150,7 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     [
         (has_multi_buffer(), "multi-buffer XDP", "interfaces with an MTU above 3000 are filtered in generic mode"),
+        (has_raw_cookies(), "raw SYN cookies", "a SYN that is answered is looked up among the sockets first"),
         (version >= (6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
     ]
     .into_iter()

@@ -115,6 +115,21 @@ pub fn mtu(interface: &str) -> Result<u32> {
     Ok(unsafe { ifreq.ifr_ifru.ifru_mtu } as u32)
 }
 
+/// MAC address of an Ethernet interface; `None` if it is none. In the namespace of the calling thread.
+///
+/// # Errors
+/// The interface does not exist.
+pub fn mac(interface: &str) -> Result<Option<[u8; 6]>> {
+    let mut ifreq = ifreq_of(interface)?;
+    // SAFETY: SIOCGIFHWADDR writes an address into the request.
+    unsafe { ask(libc::SIOCGIFHWADDR as _, &mut ifreq) }
+        .with_context(|| format!("asking for the MAC of {interface}"))?;
+    // SAFETY: it did; every bit pattern is an address.
+    let address = unsafe { ifreq.ifr_ifru.ifru_hwaddr };
+    let bytes = std::array::from_fn(|at| address.sa_data[at].cast_unsigned() as u8);
+    Ok((address.sa_family == libc::ARPHRD_ETHER).then_some(bytes))
+}
+
 fn ifreq_of(interface: &str) -> Result<libc::ifreq> {
     // SAFETY: ifreq is plain data for which all zeros is a value.
     let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };

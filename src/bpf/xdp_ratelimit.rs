@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapHandle, ProgramInput};
 
+use super::chain::Chain;
 use super::generations::{Generations, WriteRows};
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
@@ -23,12 +24,14 @@ const KNOWN_AFTER: Duration = Duration::from_secs(2);
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// What is fixed when the program is loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct Switches {
+#[derive(Clone, Copy)]
+pub struct Switches<'a> {
     /// Frames may stand in several buffers (MTU above a page; 5.18+).
     pub multi_buffer: bool,
     /// Room for buckets, at least; rounded up to a power of two.
     pub buckets: u32,
+    /// The programs behind it; without, there are none.
+    pub chain: Option<&'a Chain>,
 }
 
 /// What all CPUs counted.
@@ -88,7 +91,7 @@ impl XdpRatelimit {
     ///
     /// # Errors
     /// What the kernel lacks or the verifier says.
-    pub fn load(switches: Switches) -> Result<XdpRatelimit> {
+    pub fn load(switches: Switches<'_>) -> Result<XdpRatelimit> {
         // The skeleton borrows its storage for as long as it lives, which is as long as the agent.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = XdpRatelimitSkelBuilder::default().open(storage).context("opening xdp_ratelimit")?;
@@ -121,6 +124,9 @@ impl XdpRatelimit {
         maps.bss_counts
             .set_value_size((possible * size_of::<rl_cpu_counts>()) as u32)
             .context("giving each CPU its counters")?;
+        if let Some(chain) = switches.chain {
+            chain.give(&mut open.maps.xdp_next)?;
+        }
         if switches.multi_buffer {
             open.progs.xdp_ratelimit.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
         }
@@ -212,13 +218,28 @@ impl XdpRatelimit {
         self.tales.len()
     }
 
+    /// The map by which it tells xdp_syncookie about a packet.
+    pub(super) fn orders(&self) -> &impl AsFd {
+        &self.skel.maps.syn_order
+    }
+
+    /// Whether SYNs may be answered with cookies: this host's stack takes them, and xdp_syncookie runs.
+    pub fn set_cookies_usable(&mut self, usable: bool) {
+        // SAFETY: within the mapping, a whole word, which only this thread writes.
+        unsafe { (&raw mut (*self.host.at(0)).cookies_usable).write_volatile(usable.into()) }
+    }
+
+    /// CLOCK_MONOTONIC at tick 0, modulo 2^64.
+    pub(super) fn tick_zero_ns(&self) -> u64 {
+        // SAFETY: within the mapping; written once, before load() returned.
+        unsafe { (&raw const (*self.host.at(0)).tick_zero_ns).read_volatile() }
+    }
+
     /// Now, as the buckets tell it.
     pub fn now(&self) -> Result<Moment> {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).context("reading a clock")?;
         let ns = Duration::from(now).as_nanos() as u64;
-        // SAFETY: within the mapping; written once, before load() returned.
-        let zero = unsafe { (&raw const (*self.host.at(0)).tick_zero_ns).read_volatile() };
-        Ok(Moment { ns, tick: ns.wrapping_sub(zero) / self.tick_ns })
+        Ok(Moment { ns, tick: ns.wrapping_sub(self.tick_zero_ns()) / self.tick_ns })
     }
 
     /// Sets counters and the common bucket of a slot to nothing, for a new rule that no packet knows yet.

@@ -122,6 +122,11 @@ pub struct TcpFlags {
     pub mask: u8,
 }
 
+impl TcpFlags {
+    /// A packet that opens a connection and does nothing else: SYN of S, A, R and F.
+    pub const SYN: TcpFlags = TcpFlags { set: 0x02, mask: 0x17 };
+}
+
 const FLAG_LETTERS: &[u8; 8] = b"FSRPAUEW";
 
 impl FromStr for TcpFlags {

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::keys::{read_icmp_type, read_interfaces, read_network, read_states};
-use super::matching::{Match, Protocol, State, States, proto};
+use super::matching::{Match, Protocol, State, States, TcpFlags, proto};
 use crate::written::{Field, Reader, did_you_mean};
 
 /// What rules are checked against beyond themselves.
@@ -29,6 +29,7 @@ pub struct WrittenMatch<'r> {
     pub matches: Match,
     /// A protocol that could not be read is an error already; what depends on it is not judged.
     is_protocol_known: bool,
+    protocol: Field<'r>,
     src_ip: Field<'r>,
     dst_ip: Field<'r>,
     src_port: Field<'r>,
@@ -79,6 +80,7 @@ impl<'r> WrittenMatch<'r> {
         WrittenMatch {
             matches,
             is_protocol_known: known_protocol.is_some() || !protocol_field.is_present(),
+            protocol: protocol_field,
             src_ip,
             dst_ip,
             src_port,
@@ -101,6 +103,18 @@ impl<'r> WrittenMatch<'r> {
             self.icmp_code.error("needs icmp_type: a code has a meaning only with its type");
         }
         self.check_icmp_family();
+    }
+
+    /// Makes the match be about the SYNs among its packets, as `who` needs it; notes what speaks against that.
+    pub fn take_syns_only(&mut self, who: &str) {
+        if self.is_protocol_known && self.matches.protocol != Protocol::Number(proto::TCP) {
+            let protocol = self.matches.protocol;
+            self.protocol.error(format!("{who} needs protocol = \"tcp\"; it is \"{protocol}\""));
+        }
+        if self.tcp_flags.is_present() {
+            self.tcp_flags.error(format!("{who} looks at SYNs by itself; remove tcp_flags"));
+        }
+        self.matches.tcp_flags = Some(TcpFlags::SYN);
     }
 
     /// Notes what the match asks for and its surroundings do not give.
@@ -264,7 +278,7 @@ impl From<&Match> for MatchText {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use super::super::matching::{PortRange, TcpFlags};
+    use super::super::matching::PortRange;
     use super::*;
     use crate::written::Document;
 

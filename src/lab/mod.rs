@@ -25,6 +25,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 
+use crate::bpf::attach::{self, Attached};
 use crate::bpf::offload;
 
 pub use frames::{Frame, FrameSocket};
@@ -144,6 +145,11 @@ impl Namespace {
     /// Sets a value below /proc/sys/net, such as `ipv4/conf/all/rp_filter`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.run(|| sysctl(key, value))?
+    }
+
+    /// Lets an interface take the frames that the XDP of its peer sends back, until the result is dropped.
+    pub fn take_xdp_frames(&self, name: &str) -> Result<Attached> {
+        self.run(|| attach::xdp_pass(attach::ifindex(name).with_context(|| format!("there is no {name}"))?, name))?
     }
 
     /// Whether a device in the namespace has this interface; its index and hardware address.

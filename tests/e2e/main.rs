@@ -11,3 +11,4 @@ mod ratelimit;
 mod reload;
 mod support;
 mod swap;
+mod syn_cookies;

@@ -202,6 +202,11 @@ impl Lab {
         self.host.run(|| client.send(method, target, body)).unwrap().ok()
     }
 
+    /// Whether the agent answers at all.
+    pub fn answers(&self) -> bool {
+        self.try_send(Method::Get, "/healthz", None).is_some()
+    }
+
     /// One request, whatever comes of it.
     pub fn send(&self, method: Method, target: &str, body: Option<Value>) -> Answer {
         let answer = self.try_send(method, target, body.as_ref());

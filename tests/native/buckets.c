@@ -27,3 +27,8 @@ __u64 native_sliding_window(__u64 *words, __u64 now, __u64 start, __u64 cost, co
 	words[slot] = next;
 	return passed;
 }
+
+__u64 native_syn_gate(__u64 units, __u64 number, __u32 threshold, __u64 *open)
+{
+	return syn_gate(units, number, threshold, open);
+}

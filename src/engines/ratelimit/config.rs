@@ -83,6 +83,7 @@ impl RatelimitConfig {
             limit: Limit { rate: self.default_rate, burst: self.default_burst, unit: Unit::Packets },
             algorithm: Algorithm::TokenBucket,
             action: Action::Drop,
+            threshold_pps: 0,
             block_secs: 0,
             description: String::new(),
         })
@@ -159,6 +160,9 @@ fn read_limit(
 struct WrittenLimit<'r> {
     rate: Field<'r>,
     burst: Field<'r>,
+    unit_field: Field<'r>,
+    threshold: Field<'r>,
+    threshold_pps: Option<u32>,
     rate_number: Option<u64>,
     burst_number: Option<u64>,
     unit: Unit,
@@ -169,7 +173,7 @@ struct WrittenLimit<'r> {
 
 impl<'r> WrittenLimit<'r> {
     fn read(r: &mut Reader<'r>) -> WrittenLimit<'r> {
-        let (rate, burst) = (r.key("rate").required(), r.key("burst"));
+        let (rate, burst, threshold) = (r.key("rate"), r.key("burst"), r.key("threshold_pps"));
         let (unit_field, algorithm_field) = (r.key("unit"), r.key("algorithm"));
         let (unit, algorithm) = (unit_field.one_of(Unit::WORDS), algorithm_field.one_of(Algorithm::WORDS));
         WrittenLimit {
@@ -178,14 +182,28 @@ impl<'r> WrittenLimit<'r> {
             is_known: unit_field.is_present() == unit.is_some() && algorithm_field.is_present() == algorithm.is_some(),
             unit: unit.unwrap_or(Unit::Packets),
             algorithm: algorithm.unwrap_or(Algorithm::TokenBucket),
+            threshold_pps: threshold.integer(0..=1_000_000_000),
             rate,
             burst,
+            unit_field,
+            threshold,
         }
     }
 
     /// The limit, if the kernel can count with it.
     fn check(&self) -> Option<Limit> {
         if !self.is_known {
+            return None;
+        }
+        if self.algorithm == Algorithm::SynCookie {
+            return self.check_cookies();
+        }
+        if self.threshold.is_present() {
+            self.threshold.error(format!("goes with algorithm = \"syn_cookie\"; it is \"{}\"", self.algorithm.name()));
+            return None;
+        }
+        if !self.rate.is_present() {
+            self.rate.error("missing; this key is required");
             return None;
         }
         if !self.algorithm.is_bucket() && self.burst.is_present() {
@@ -209,25 +227,61 @@ impl<'r> WrittenLimit<'r> {
     }
 }
 
+impl WrittenLimit<'_> {
+    /// The limit of the answers to a source.
+    fn check_cookies(&self) -> Option<Limit> {
+        if self.burst.is_present() {
+            self.burst.error("SYN cookies have no burst; the limit of answers to a source is rate");
+        }
+        if self.unit == Unit::Bits {
+            self.unit_field.error("SYN cookies count packets");
+        }
+        let rate = if self.rate.is_present() { self.rate_number? } else { Rule::COOKIE_RATE };
+        if !(1..=Rule::COOKIE_RATE_MAX).contains(&rate) {
+            self.rate.error(format!(
+                "{rate} answers to a source in a second are not between 1 and {}",
+                Rule::COOKIE_RATE_MAX
+            ));
+            return None;
+        }
+        Some(Limit { rate, burst: rate, unit: Unit::Packets })
+    }
+
+    /// SYNs a second that go on.
+    fn threshold(&self) -> u32 {
+        match self.algorithm {
+            Algorithm::SynCookie => self.threshold_pps.unwrap_or(Rule::THRESHOLD_PPS),
+            _ => 0,
+        }
+    }
+}
+
 /// The scope, and how many bits of an IPv6 address count.
-fn read_scope(r: &mut Reader<'_>) -> (Scope, u8) {
+fn read_scope(r: &mut Reader<'_>, algorithm: Algorithm) -> (Scope, u8) {
     let (scope_field, prefix_field) = (r.key("scope"), r.key("ipv6_prefix_len"));
     let scope = scope_field.one_of(Scope::WORDS);
     let prefix = prefix_field.integer(1..=128u8);
-    if let (Some(scope), true) = (scope.filter(|&scope| scope != Scope::PerIp), prefix_field.is_present()) {
+    if let (Some(scope), Algorithm::SynCookie) = (scope.filter(|&scope| scope != Scope::PerIp), algorithm) {
+        let scope = scope.name();
+        scope_field.error(format!("SYN cookies limit the answers to a source: scope = \"per_ip\"; it is \"{scope}\""));
+    } else if let (Some(scope), true) = (scope.filter(|&scope| scope != Scope::PerIp), prefix_field.is_present()) {
         prefix_field.error(format!("goes with scope = \"per_ip\"; it is \"{}\"", scope.name()));
     }
     (scope.unwrap_or(Scope::PerIp), prefix.unwrap_or(Rule::IPV6_PREFIX_LEN))
 }
 
 /// The action, and for how many seconds it blocks.
-fn read_action(r: &mut Reader<'_>) -> (Action, u32) {
+fn read_action(r: &mut Reader<'_>, algorithm: Algorithm) -> (Action, u32) {
     let (action_field, secs_field) = (r.key("action"), r.key("block_secs"));
     let written = action_field.one_of(Action::WORDS);
     let secs = secs_field.integer(1..=BLOCK_SECS_MAX);
     let action = written.unwrap_or(Action::Drop);
     if written.is_some() || !action_field.is_present() {
         match (action, secs_field.is_present()) {
+            (Action::Block, _) if algorithm == Algorithm::SynCookie => {
+                action_field
+                    .error("SYN cookies answer sources that may be invented; block would shut out whose they are");
+            }
             (Action::Block, false) => secs_field.error("missing; action = \"block\" needs the time, in seconds"),
             (Action::Drop | Action::Pass, true) => {
                 secs_field.error(format!("goes with action = \"block\"; it is \"{}\"", action.name()));
@@ -246,16 +300,19 @@ impl AnyRule for Rule {
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
         let priority = r.key("priority").required().integer(1..=u32::MAX);
-        let written = WrittenMatch::read_stateless(&mut r);
+        let mut written = WrittenMatch::read_stateless(&mut r);
         r.refuse("state", "a rate limit knows no connection state; remove state");
-        let (scope, ipv6_prefix_len) = read_scope(&mut r);
         let written_limit = WrittenLimit::read(&mut r);
-        let (action, block_secs) = read_action(&mut r);
+        let (scope, ipv6_prefix_len) = read_scope(&mut r, written_limit.algorithm);
+        let (action, block_secs) = read_action(&mut r, written_limit.algorithm);
         let enabled = r.key("enabled").boolean().unwrap_or(true);
         let description = read_description(&r.key("description"));
         r.finish();
 
         written.check();
+        if written_limit.algorithm == Algorithm::SynCookie {
+            written.take_syns_only("algorithm = \"syn_cookie\"");
+        }
         let limit = written_limit.check();
         let (id, priority, limit) = (id?, priority?, limit?);
         written.check_surroundings(surroundings);
@@ -270,6 +327,7 @@ impl AnyRule for Rule {
             limit,
             algorithm,
             action,
+            threshold_pps: written_limit.threshold(),
             block_secs,
             description,
         })
@@ -336,8 +394,9 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 128))]
     pub ipv6_prefix_len: Option<u8>,
-    /// Units a second: a number, or a text with k, M or G such as 1.5M.
-    #[schemars(schema_with = "number_or_text_schema")]
+    /// Units a second: a number, or a text with k, M or G such as 1.5M. Required, but with syn_cookie: there it is how
+    /// many SYNs of a source are answered in a second, 256 when absent.
+    #[schemars(schema_with = "number_or_text_schema", default)]
     pub rate: u64,
     /// Units at once after a rest, written as the rate; what comes in a second when absent. Windows have none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -349,6 +408,10 @@ pub struct RuleText {
     /// How it is counted.
     #[schemars(schema_with = "algorithm_schema", default = "token_bucket")]
     pub algorithm: &'static str,
+    /// SYNs a second that go on; beyond that they are answered with cookies. With algorithm syn_cookie; 1000 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_000_000_000))]
+    pub threshold_pps: Option<u32>,
     /// Over the limit: drop (deny), pass (log: count and tell only), or block (drop all of it for block_secs).
     #[schemars(schema_with = "action_schema", default = "drop_it")]
     pub action: &'static str,
@@ -397,13 +460,18 @@ impl From<&Rule> for RuleText {
         RuleText {
             id: rule.id.clone(),
             priority: rule.priority,
-            matches: MatchText::from(&rule.matches),
+            matches: match rule.algorithm {
+                // Those that it looks at are its own.
+                Algorithm::SynCookie => MatchText { tcp_flags: None, ..MatchText::from(&rule.matches) },
+                _ => MatchText::from(&rule.matches),
+            },
             scope: rule.scope.name(),
             ipv6_prefix_len: (rule.scope == Scope::PerIp).then_some(rule.ipv6_prefix_len),
             rate: rule.limit.rate,
             burst: rule.algorithm.is_bucket().then_some(rule.limit.burst),
             unit: rule.limit.unit.name(),
             algorithm: rule.algorithm.name(),
+            threshold_pps: rule.is_about_cookies().then_some(rule.threshold_pps),
             action: rule.action.name(),
             block_secs: (rule.action == Action::Block).then_some(rule.block_secs),
             enabled: rule.enabled,
@@ -417,7 +485,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::classify::matching::States;
+    use crate::classify::matching::{Protocol, States, TcpFlags};
     use crate::classify::text::tests::any_match;
     use crate::ruled::body::read_rule_json;
     use crate::written::Document;
@@ -431,6 +499,15 @@ mod tests {
         assert!(read.enabled);
         let read: Rule = read_rule_json(br#"{"id":"a","priority":1,"rate":1000,"unit":"bits"}"#).unwrap();
         assert_eq!(read.limit.burst, 12_144, "at least a full frame");
+    }
+
+    #[test]
+    fn cookies_have_defaults() {
+        let read: Rule =
+            read_rule_json(br#"{"id":"a","priority":1,"protocol":"tcp","algorithm":"syn_cookie"}"#).unwrap();
+        assert_eq!((read.limit.rate, read.threshold_pps, read.scope), (256, 1000, Scope::PerIp));
+        assert_eq!(read.matches.tcp_flags, Some(TcpFlags::SYN));
+        assert_eq!(read.text().matches.tcp_flags, None);
     }
 
     #[test]
@@ -489,7 +566,7 @@ mod tests {
         described.sort();
         read.sort();
         assert_eq!(described, read);
-        assert_eq!(schema["required"], serde_json::json!(["id", "priority", "rate"]));
+        assert_eq!(schema["required"], serde_json::json!(["id", "priority"]));
         assert_eq!(schema["additionalProperties"], false);
     }
 
@@ -497,6 +574,10 @@ mod tests {
         let algorithm = prop::sample::select(Algorithm::WORDS).prop_map(|(_, algorithm)| algorithm);
         let unit = prop::sample::select(Unit::WORDS).prop_map(|(_, unit)| unit);
         (unit, algorithm, any::<(u64, u64)>()).prop_map(|(unit, algorithm, (rate, burst))| {
+            if algorithm == Algorithm::SynCookie {
+                let rate = 1 + rate % Rule::COOKIE_RATE_MAX;
+                return (Limit { rate, burst: rate, unit: Unit::Packets }, algorithm);
+            }
             let (lowest, highest) = unit.rates();
             let lowest = if algorithm.is_bucket() { lowest } else { lowest.max(unit.burst_min()) };
             let rate = lowest + rate % (highest - lowest + 1);
@@ -518,9 +599,28 @@ mod tests {
             action in prop::sample::select(Action::WORDS),
             secs in 1..=BLOCK_SECS_MAX,
             matches in any_match(),
+            threshold in 0..=1_000_000_000u32,
             description in "\\PC{0,256}",
         ) -> Rule {
             let (scope, action) = (scope.1, action.1);
+            if algorithm == Algorithm::SynCookie {
+                let tcp = Match { protocol: Protocol::Number(6), tcp_flags: Some(TcpFlags::SYN), ..Match::default() };
+                let (src_ip, dst_ip, vlan_id) = (matches.src_ip, matches.dst_ip, matches.vlan_id);
+                return Rule {
+                    id,
+                    priority,
+                    enabled,
+                    matches: Match { src_ip, dst_ip, vlan_id, interfaces: matches.interfaces, ..tcp },
+                    scope: Scope::PerIp,
+                    ipv6_prefix_len: prefix,
+                    limit,
+                    algorithm,
+                    threshold_pps: threshold,
+                    action: if action == Action::Block { Action::Drop } else { action },
+                    block_secs: 0,
+                    description,
+                };
+            }
             Rule {
                 id,
                 priority,
@@ -530,6 +630,7 @@ mod tests {
                 ipv6_prefix_len: if scope == Scope::PerIp { prefix } else { Rule::IPV6_PREFIX_LEN },
                 limit,
                 algorithm,
+                threshold_pps: 0,
                 action,
                 block_secs: if action == Action::Block { secs } else { 0 },
                 description,

@@ -43,6 +43,7 @@ impl Generation<'_> {
         for one in self.rules {
             rules.rule[usize::from(one.slot)] = one.rule.in_kernel(one.instance, ticks);
         }
+        rules.cookies = self.rules.iter().any(|one| one.rule.enabled && one.rule.is_about_cookies()).into();
         for (at, ipv4) in [true, false].into_iter().enumerate() {
             let constant = self.constant(ipv4);
             rules.ask[at] = constant.is_none().into();

@@ -1,4 +1,4 @@
-//! Limits rates, in the kernel. Owns xdp_ratelimit and all of its maps.
+//! Limits rates, in the kernel. Owns xdp_ratelimit and xdp_syncookie and all of their maps.
 //!
 //! Section `[ratelimit]`; routes under `/api/v1/ratelimit`. This thread compiles rules into the idle generation, swaps, and
 //! turns the kernel's records into alerts. The program runs behind xdp_firewall, for what that one passes; buckets are
@@ -7,6 +7,7 @@
 pub mod api;
 pub mod buckets;
 pub mod config;
+pub mod cookies;
 pub mod limit;
 pub mod maps;
 pub mod rule;
@@ -22,6 +23,7 @@ use libbpf_rs::MapHandle;
 use self::api::{BucketView, RuleView, TopView};
 use self::buckets::{bucket_view, instance_of, is_about, top_view};
 use self::config::RatelimitConfig;
+use self::cookies::HostTcp;
 use self::maps::{Generation, Placed};
 use self::rule::{Action, Rule};
 use crate::abi::{fw_limits, rl_rule_count, xdp_chain};
@@ -29,6 +31,7 @@ use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach;
 use crate::bpf::chain::Chain;
 use crate::bpf::xdp_ratelimit::{Bucket, Counts, Switches, XdpRatelimit};
+use crate::bpf::xdp_syncookie::{self, XdpSyncookie};
 use crate::bpf::{self, ProgramStatus, offload};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Port;
@@ -42,8 +45,10 @@ use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
 use crate::supervise::Owned;
 
-/// The program's name.
+/// The programs' names.
 pub const PROGRAM: &str = "xdp_ratelimit";
+/// See [`PROGRAM`].
+pub const COOKIE_PROGRAM: &str = "xdp_syncookie";
 /// The pin of the map with the timer: without it the kernel's expiry of buckets ends with the agent.
 const EXPIRY_PIN: &str = "rl_expiry";
 
@@ -83,6 +88,9 @@ struct Placing {
 /// The engine.
 pub struct Ratelimit {
     kernel: XdpRatelimit,
+    /// Or why it was not loaded.
+    cookies: Result<XdpSyncookie, String>,
+    host: Option<HostTcp>,
     ports: Vec<Port>,
     config: RatelimitConfig,
     guard: Guard,
@@ -106,10 +114,15 @@ impl Ratelimit {
         Book { file: &config.rules, added: &added }.warn_of_hidden();
         let multi_buffer =
             bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name));
-        let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources })?;
+        let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources, chain: Some(chain) })?;
+        let switches = xdp_syncookie::Switches { multi_buffer, chain: Some(chain) };
+        // A kernel that cannot have it limits all the same, and readiness says what is missing if a rule needs it.
+        let cookies = XdpSyncookie::load(&switches, &kernel).map_err(|error| format!("{error:#}"));
         let ports = interfaces.into_iter().map(|name| Port { ifindex: attach::ifindex(&name), name }).collect();
         let mut limiter = Ratelimit {
             kernel,
+            cookies,
+            host: None,
             ports,
             config: config.clone(),
             guard: guard.clone(),
@@ -125,6 +138,9 @@ impl Ratelimit {
         };
         limiter.apply(config, guard, added)?;
         chain.set(xdp_chain::CHAIN_RATELIMIT, limiter.kernel.program())?;
+        if let Ok(cookies) = &limiter.cookies {
+            chain.set(xdp_chain::CHAIN_SYNCOOKIE, cookies.program())?;
+        }
         Ok(limiter)
     }
 
@@ -170,7 +186,56 @@ impl Ratelimit {
         self.generation = number;
         (self.slots, self.placings, self.last_instance) = (slots, placings, last_instance);
         (self.config, self.guard, self.added) = (config, guard, added);
+        self.renew_cookies()
+    }
+
+    /// The rule that answers SYNs first, if one does so and not only tells.
+    fn cookie_rule(&self) -> Option<&Rule> {
+        let book = self.book();
+        let enforced = self.config.mode == Mode::Block;
+        cookies::first_rule(book.in_order().into_iter().filter(|rule| enforced && rule.action == Action::Drop))
+    }
+
+    /// Looks anew at what SYN cookies need of the interfaces.
+    fn renew_cookies(&mut self) -> Result<()> {
+        if let Ok(program) = &mut self.cookies {
+            cookies::set_interfaces(program, &self.ports)?;
+        }
+        self.look_at_host();
         Ok(())
+    }
+
+    /// Looks at the settings of this host's TCP, which an administrator may change at any time, if a rule needs them.
+    /// Once a second is enough.
+    pub fn look_at_host(&mut self) {
+        let Some(rule) = self.cookie_rule().map(|rule| rule.id.clone()) else {
+            self.host = None;
+            return;
+        };
+        let Ok(program) = &mut self.cookies else { return };
+        let host = HostTcp::read();
+        if self.host == Some(host) {
+            return;
+        }
+        for message in [host.refusal(), host.shortcoming()].into_iter().flatten() {
+            log::warn!("rule {rule}: {message}");
+        }
+        program.set_host(host.in_kernel());
+        self.kernel.set_cookies_usable(host.takes_cookies());
+        self.host = Some(host);
+    }
+
+    /// Why SYNs are not answered as a rule says, a sentence each.
+    fn cookie_failures(&self) -> Vec<String> {
+        let Some(rule) = self.cookie_rule() else { return Vec::new() };
+        if let Err(failure) = &self.cookies {
+            return vec![format!("rule {}: {COOKIE_PROGRAM} is not loaded, so SYNs go on: {failure}", rule.id)];
+        }
+        let refusal = HostTcp::read().refusal().map(|message| format!("rule {}: {message}", rule.id));
+        let interfaces = self.ports.iter().filter_map(|port| {
+            cookies::interface_refusal(&port.name).map(|message| format!("{}: {message}", port.name))
+        });
+        refusal.into_iter().chain(interfaces).collect()
     }
 
     /// Gives each rule its instance: a rule that counts as before keeps its buckets, whatever else of it has changed.
@@ -209,24 +274,42 @@ impl Ratelimit {
             changed |= port.ifindex != ifindex;
             port.ifindex = ifindex;
         }
-        if changed { self.apply(self.config.clone(), self.guard.clone(), self.added.clone()) } else { Ok(()) }
+        if changed {
+            return self.apply(self.config.clone(), self.guard.clone(), self.added.clone());
+        }
+        // An interface may have another MAC address now.
+        self.renew_cookies()
     }
 
     /// What does not work as configured, a sentence each.
     pub fn degraded(&self) -> Vec<String> {
         let hidden = |port: &Port| Some(format!("{}: {}", port.name, hidden_tags(&self.book(), &port.name)?));
-        self.ports.iter().filter_map(hidden).collect()
+        self.ports.iter().filter_map(hidden).chain(self.cookie_failures()).collect()
     }
 
-    /// The program, for status.
-    pub fn program_status(&self) -> ProgramStatus {
-        ProgramStatus {
+    /// Names of the programs that run.
+    pub fn programs(&self) -> Vec<&'static str> {
+        if self.cookies.is_ok() { vec![PROGRAM, COOKIE_PROGRAM] } else { vec![PROGRAM] }
+    }
+
+    /// The programs, for status.
+    pub fn program_status(&self) -> [ProgramStatus; 2] {
+        let limiter = ProgramStatus {
             name: PROGRAM,
             enabled: true,
             facts: bpf::program_facts(self.kernel.program()).ok(),
             failure: None,
             maps: self.kernel.maps(),
-        }
+        };
+        let cookies = self.cookies.as_ref();
+        let answers = ProgramStatus {
+            name: COOKIE_PROGRAM,
+            enabled: self.cookie_rule().is_some(),
+            facts: cookies.ok().and_then(|one| bpf::program_facts(one.program()).ok()),
+            failure: cookies.err().cloned(),
+            maps: cookies.map(XdpSyncookie::maps).unwrap_or_default(),
+        };
+        [limiter, answers]
     }
 
     /// Rules in force, those made through the API included.
@@ -255,6 +338,12 @@ impl Ratelimit {
             buckets: (in_use, self.kernel.capacity() as u64),
             ended: vec![("replaced", counts.replaced), ("expired", counts.expired)],
             exceptional: vec![("crowded", counts.crowded), ("contended", counts.contended)],
+            cookies: self
+                .cookies
+                .as_ref()
+                .ok()
+                .and_then(|program| program.counts().inspect_err(|error| log::warn!("{error:#}")).ok())
+                .map_or_else(Vec::new, |counts| cookies::by_name(&counts)),
             events_lost: vec![("ring_full", counts.ring_full)],
         }
     }
@@ -292,12 +381,19 @@ impl Ratelimit {
     fn alert_of(&self, over: &OverLimit) -> Alert {
         let rule: Arc<str> =
             self.names.get(usize::from(over.slot)).cloned().flatten().unwrap_or_else(|| "deleted".into());
-        let passes = self.config.mode == Mode::Alert
-            || self.placings.get(&*rule).is_some_and(|placing| placing.rule.action == Action::Pass);
-        let action = if passes { "would_drop" } else { "drop" };
-        let fate = if passes { "passed" } else { "dropped" };
+        let known = self.placings.get(&*rule).map(|placing| &placing.rule);
+        let passes = self.config.mode == Mode::Alert || known.is_some_and(|known| known.action == Action::Pass);
         let whose = if over.is_common { "together with others" } else { "from this source" };
-        let message = format!("{} packets over rate limit {rule} {whose}, {fate}", over.packets);
+        let (action, message) = match (known.is_some_and(Rule::is_about_cookies), passes) {
+            (true, true) => {
+                ("would_challenge", format!("{} SYNs beyond the threshold of {rule}, passed", over.packets))
+            }
+            (true, false) => {
+                ("challenge", format!("{} SYNs beyond the threshold of {rule}, answered with cookies", over.packets))
+            }
+            (false, true) => ("would_drop", format!("{} packets over rate limit {rule} {whose}, passed", over.packets)),
+            (false, false) => ("drop", format!("{} packets over rate limit {rule} {whose}, dropped", over.packets)),
+        };
         let timestamp_ns = unix_time_of(over.boot_ns);
         let mut alert = Alert::new(Component::Ratelimit, Severity::Medium, rule, action, timestamp_ns, message);
         let has_ports = over.src_port != 0 || over.dst_port != 0;

@@ -60,6 +60,9 @@ pub enum Algorithm {
     FixedWindow,
     /// The rate in the last second, the second before estimated.
     SlidingWindow,
+    /// SYNs are answered with cookies while more than a threshold come in a second; the limit is that of the answers
+    /// to a source.
+    SynCookie,
 }
 
 impl Algorithm {
@@ -69,6 +72,7 @@ impl Algorithm {
         ("leaky_bucket", Algorithm::LeakyBucket),
         ("fixed_window", Algorithm::FixedWindow),
         ("sliding_window", Algorithm::SlidingWindow),
+        ("syn_cookie", Algorithm::SynCookie),
     ];
 
     /// The word that the API shows.
@@ -78,6 +82,7 @@ impl Algorithm {
             Algorithm::LeakyBucket => "leaky_bucket",
             Algorithm::FixedWindow => "fixed_window",
             Algorithm::SlidingWindow => "sliding_window",
+            Algorithm::SynCookie => "syn_cookie",
         }
     }
 
@@ -93,6 +98,7 @@ impl Algorithm {
             Algorithm::LeakyBucket => rl_algorithm::RL_LEAKY_BUCKET,
             Algorithm::FixedWindow => rl_algorithm::RL_FIXED_WINDOW,
             Algorithm::SlidingWindow => rl_algorithm::RL_SLIDING_WINDOW,
+            Algorithm::SynCookie => rl_algorithm::RL_SYN_COOKIE,
         }
     }
 }
@@ -157,6 +163,8 @@ pub struct Rule {
     pub algorithm: Algorithm,
     /// What happens to packets over the limit.
     pub action: Action,
+    /// SYNs a second that go on, with [`Algorithm::SynCookie`], else 0.
+    pub threshold_pps: u32,
     /// How long a bucket is blocked, in seconds, 1 to 86400 with [`Action::Block`], else 0.
     pub block_secs: u32,
     /// Free text for people, at most 256 characters.
@@ -167,12 +175,25 @@ impl Rule {
     /// `ipv6_prefix_len` when it is not written: what a subscriber has at least.
     pub const IPV6_PREFIX_LEN: u8 = 64;
 
+    /// `threshold_pps` when it is not written: what a listener with a backlog of 1024 takes.
+    pub const THRESHOLD_PPS: u32 = 1000;
+    /// `rate` of SYN cookies when it is not written: connections that many people behind one address open.
+    pub const COOKIE_RATE: u64 = 256;
+    /// Answers to a source in a second are counted in 16 bits.
+    pub const COOKIE_RATE_MAX: u64 = 65_535;
+
+    /// Whether it answers SYNs.
+    pub fn is_about_cookies(&self) -> bool {
+        self.algorithm == Algorithm::SynCookie
+    }
+
     /// The rule as a packet that matches it sees it. `instance` is the rule's own number, from 1.
     pub fn in_kernel(&self, instance: u32, ticks_per_second: u64) -> rl_rule {
         rl_rule {
             limit: self.limit.arithmetic(ticks_per_second),
             block_ticks: u64::from(self.block_secs) * ticks_per_second,
             instance,
+            threshold: self.threshold_pps,
             algorithm: self.algorithm.in_kernel().0 as u8,
             scope: self.scope.in_kernel().0 as u8,
             action: self.action.in_kernel().0 as u8,
@@ -228,6 +249,7 @@ mod tests {
             limit: Limit { rate, burst, unit: Unit::Packets },
             algorithm,
             action: Action::Drop,
+            threshold_pps: 0,
             block_secs: 0,
             description: String::new(),
         }

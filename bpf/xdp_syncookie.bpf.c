@@ -1,0 +1,684 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * SYN cookies before the stack: answers the SYNs that xdp_ratelimit hands over, with cookies that this host's own TCP
+ * accepts, so that the connection comes to be when the client acknowledges, without a proxy and without memory for who
+ * never does. While cookies are in use, acknowledgements without a connection must carry one.
+ *
+ * The answer is what the host itself would send: MSS from the MTU and the listener, and where time stamps have no secret
+ * offset, window scale, SACK and time stamp, which is where the kernel finds the first two again. It is never longer than
+ * what it answers. Checksums of what comes in are not looked at: between local interfaces they are not there yet, and
+ * who forges an address can also count.
+ *
+ * The stack accepts a cookie only for a listener that is short of room. bpf_tcp_gen_syncookie() notes that as if it was,
+ * when net.ipv4.tcp_syncookies is 2; once a second is enough. So every CPU asks once a second who listens where.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include "abi.h"
+#include "parse.h"
+#include "common_packet.h"
+#include "chain.h"
+#include "syn.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* A frame may stand in several buffers (jumbo frames). */
+const volatile __u8 multi_buffer;
+
+/* The kernel makes cookies without a listener (6.0+). */
+const volatile __u8 has_raw_helpers;
+
+/* Ticks of a second, and nanoseconds of a tick. */
+const volatile __u32 second = 1000;
+const volatile __u64 tick_ns = 1000000;
+
+/* Odd numbers drawn at each load. */
+const volatile __u64 secret[4];
+
+/* Written by the agent. */
+struct syn_host host SEC(".bss.host");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FW_IFACES);
+	__type(key, __u32);
+	__type(value, struct syn_iface);
+} syn_ifaces SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SYN_SERVICES);
+	__type(key, __u32);
+	__type(value, struct syn_service);
+} syn_services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syn_counts);
+} syn_counts SEC(".maps");
+
+/*
+ * Answers by source, a cell each: the second in the upper half, then how many. Sources that share a cell share its
+ * answers: with as many as there are cells, each a SYN a second, one in the cell. CPUs that meet there may answer a few more.
+ */
+__u32 sources[SYN_SOURCES] SEC(".bss.sources");
+
+/*
+ * Flows, a cell each with the time of the last one: those that were open a moment ago, and those that have ended and may
+ * be in TIME_WAIT. A flow that shares a cell is looked up, or let through to a stack that knows it is nobody's.
+ */
+__u8 open_flows[SYN_FLOWS] SEC(".bss.open"), ended_flows[SYN_FLOWS] SEC(".bss.ended");
+
+/* Numbers of seconds by SYN_EPOCH_SECS come round after this; 0 is never. */
+enum { EPOCHS = 255, OPEN_EPOCHS = 1, ENDED_EPOCHS = 8 /* 64 s, for TCP's TIME_WAIT of 60 */ };
+
+/* A SYN, or an acknowledgement. */
+struct segment {
+	struct iphdr ipv4;	/* as much of it as cookies are made from */
+	struct ipv6hdr ipv6;
+	struct tcphdr tcp;
+	__u8 mss_option[4];	/* right behind the header */
+	__u32 options[16];	/* as they stand on the wire, and behind them zeros: the end of options */
+	__u32 timestamp;	/* as it stands on the wire */
+	__u16 mss;		/* 0: not said */
+	__u8 wscale;
+	__u8 has_wscale, has_timestamp, has_sack;
+	__u8 timestamp_at;	/* in options; at most 32, as the other value is behind it */
+};
+
+struct work {
+	struct packet packet;
+	struct segment segment;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct work);
+} syn_work SEC(".maps");
+
+/* What is read of the kernel's sockets; the kernel says where it stands (CO-RE). */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct sock {
+	int sk_rcvbuf;
+	__u8 sk_userlocks : 4;
+};
+struct inet_sock {
+	struct sock sk;
+};
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+struct tcp_options_received {
+	__u16 user_mss;
+};
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	struct tcp_options_received rx_opt;
+	__u32 window_clamp;
+	__u8 scaling_ratio;	/* 6.6 */
+};
+#pragma clang attribute pop
+
+static __always_inline void count_result(enum syn_result result)
+{
+	__u32 zero = 0;
+	struct syn_counts *counts = bpf_map_lookup_elem(&syn_counts, &zero);
+
+	if (counts)
+		counts->result[result]++;
+}
+
+static __always_inline __u64 mixed(__u64 hash)
+{
+	hash ^= hash >> 32;
+	hash *= 0xd6e8feb86659fd93ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline __u32 flow_cell(const struct packet *p)
+{
+	__u64 hash = (p->src[0] ^ p->dst[1]) * secret[0] + p->src[1] * secret[1] + p->dst[0] * secret[2];
+
+	return mixed(hash + ((__u32)p->src_port << 16 | p->dst_port) * secret[3]) & (SYN_FLOWS - 1);
+}
+
+static __always_inline __u8 epoch_of(__u64 tick)
+{
+	return 1 + tick / (SYN_EPOCH_SECS * second) % EPOCHS;
+}
+
+static __always_inline bool is_within(__u8 cell, __u8 now, __u32 epochs)
+{
+	return cell && (__u32)(now + EPOCHS - cell) % EPOCHS <= epochs;
+}
+
+/* Whether a source may have another answer in this second. */
+static __always_inline bool may_answer(const struct packet *p, const struct syn_order *order, __u64 tick)
+{
+	__u64 high = p->src[0], low = p->src[1];
+	__u32 now = tick / second, *cell, old;
+
+	if (p->family == 6) {
+		if (order->prefix < 64)
+			high &= ~0ULL << ((64 - order->prefix) & 63);
+		low &= order->prefix > 64 ? ~0ULL << ((128 - order->prefix) & 63) : 0;
+	}
+	cell = &sources[mixed(high * secret[0] + low * secret[1]) & (SYN_SOURCES - 1)];
+	old = *(volatile __u32 *)cell;
+	if ((old >> 16) != (now & 0xffff))
+		old = now << 16;
+	if ((old & 0xffff) >= order->per_source)
+		return false;
+	*(volatile __u32 *)cell = old + 1;
+	return true;
+}
+
+/* The packet. False when it is nothing to be answered. A function of its own, verified once. */
+__noinline int read_packet(struct xdp_md *ctx, struct work *work)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct packet p = { .nothing = host.pad[0] };
+	int why = parse_frame(data, data_end, &p);
+
+	if (!work)
+		return false;
+	work->packet = p;
+	return !why && !p.fragment && p.protocol == IPPROTO_TCP;
+}
+
+/*
+ * The options that matter. They stand in memory, and all that is found out goes there, so that the verifier sees each
+ * step once and not once for each way to it.
+ */
+static __always_inline bool read_options(struct segment *s, __u32 end, __u32 nothing)
+{
+	enum { OPTIONS_MAX = 40, MASK = 63 };
+	const __u8 *options = (const __u8 *)s->options;
+	__u32 at = 0;
+
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < OPTIONS_MAX; i++) {
+		__u32 kind, length;
+
+		at = (at + nothing) & MASK;
+		if (at >= end)
+			return true;
+		kind = options[at];
+		length = options[(at + 1) & MASK];
+		if (kind == 0)
+			return true;
+		if (kind == 1) {
+			at++;
+			continue;
+		}
+		if (length < 2 || at + length > end)
+			return false;
+		if (kind == 2 && length == 4) {
+			s->mss = options[(at + 2) & MASK] << 8 | options[(at + 3) & MASK];
+		} else if (kind == 3 && length == 3) {
+			s->wscale = options[(at + 2) & MASK];
+			s->has_wscale = 1;
+		} else if (kind == 4 && length == 2) {
+			s->has_sack = 1;
+		} else if (kind == 8 && length == 10) {
+			s->timestamp_at = at + 2;
+			s->has_timestamp = 1;
+		}
+		at += length;
+	}
+	return true;
+}
+
+/*
+ * The TCP header and the options that matter, into work->segment, as a segment with no option but the MSS. False when the
+ * options are not what a host writes. A function of its own, verified once.
+ */
+__noinline int read_segment(struct xdp_md *ctx, struct work *work)
+{
+	enum { OFFSET_MASK = 0x7fff, WORDS_MAX = 10, WSCALE_MAX = 14 /* RFC 7323 section 2.3 */ };
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct segment *s;
+	struct tcphdr *tcp;
+	__u32 *word, end;
+
+	if (!work)
+		return false;
+	s = &work->segment;
+	__builtin_memset(s, 0, sizeof(*s));
+	tcp = data + (work->packet.l4_offset & OFFSET_MASK);
+	if ((void *)(tcp + 1) > data_end)
+		return false;
+	s->tcp = *tcp;
+	end = tcp->doff * 4 - sizeof(*tcp);
+	word = (void *)(tcp + 1);
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < WORDS_MAX; i++, word++) {
+		if (4 * i >= end)
+			break;
+		if ((void *)(word + 1) > data_end)
+			return false;
+		s->options[i & 15] = *word;
+	}
+	if (!read_options(s, end, host.pad[0]))
+		return false;
+	if (s->wscale > WSCALE_MAX)
+		s->wscale = WSCALE_MAX;
+	__builtin_memcpy(&s->timestamp, (__u8 *)s->options + (s->timestamp_at & 63), sizeof(s->timestamp));
+	s->tcp.doff = s->mss ? 6 : 5;
+	s->mss_option[0] = 2;
+	s->mss_option[1] = 4;
+	s->mss_option[2] = s->mss >> 8;
+	s->mss_option[3] = s->mss;
+	if (work->packet.family == 4) {
+		s->ipv4.version = 4;
+		s->ipv4.ihl = 5;
+		s->ipv4.protocol = IPPROTO_TCP;
+		s->ipv4.saddr = bpf_htonl(work->packet.src[1]);
+		s->ipv4.daddr = bpf_htonl(work->packet.dst[1]);
+	} else {
+		__u64 *address = (void *)s->ipv6.saddr;
+
+		s->ipv6.version = 6;
+		s->ipv6.nexthdr = IPPROTO_TCP;
+		address[0] = bpf_cpu_to_be64(work->packet.src[0]);
+		address[1] = bpf_cpu_to_be64(work->packet.src[1]);
+		address[2] = bpf_cpu_to_be64(work->packet.dst[0]);
+		address[3] = bpf_cpu_to_be64(work->packet.dst[1]);
+	}
+	return true;
+}
+
+/* The socket that the stack would give the packet to: of the connection, or of who listens. To be released. */
+static __always_inline struct bpf_sock *find_socket(struct xdp_md *ctx, const struct work *work)
+{
+	const struct segment *s = &work->segment;
+	struct bpf_sock_tuple tuple = {};
+
+	if (work->packet.family == 4) {
+		tuple.ipv4.saddr = s->ipv4.saddr;
+		tuple.ipv4.daddr = s->ipv4.daddr;
+		tuple.ipv4.sport = s->tcp.source;
+		tuple.ipv4.dport = s->tcp.dest;
+		return bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	__builtin_memcpy(tuple.ipv6.saddr, s->ipv6.saddr, sizeof(tuple.ipv6.saddr) * 2);
+	tuple.ipv6.sport = s->tcp.source;
+	tuple.ipv6.dport = s->tcp.dest;
+	return bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
+/* A cookie of a listener, which notes that it gave one; negative when it takes no more connections. */
+static __always_inline __s64 cookie_of(struct bpf_sock *listener, struct work *work)
+{
+	struct segment *s = &work->segment;
+	__u32 length = s->mss ? sizeof(s->tcp) + sizeof(s->mss_option) : sizeof(s->tcp);
+
+	if (work->packet.family == 4)
+		return bpf_tcp_gen_syncookie(listener, &s->ipv4, sizeof(s->ipv4), &s->tcp, length);
+	return bpf_tcp_gen_syncookie(listener, &s->ipv6, sizeof(s->ipv6), &s->tcp, length);
+}
+
+/* floor(log2(value)), of at least 1. */
+static __always_inline __u32 log2_of(__u32 value)
+{
+	__u32 log = 0;
+
+#pragma clang loop unroll(full)
+	for (__u32 step = 16; step; step >>= 1) {
+		__u32 high = (value >> log) >> step != 0;
+
+		log += high * step;
+	}
+	return log;
+}
+
+/*
+ * Window and scale as the stack will choose them when it sees the cookie: tcp_select_initial_window(). A window that is
+ * announced here and not granted there would let the client send what is thrown away.
+ */
+static __always_inline void size_window(struct bpf_sock *listener, struct syn_service *service)
+{
+	enum { RCVBUF_LOCK = 2, WINDOW_MAX = 0xffff };
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(listener);
+	__u32 space, clamp, scaled, buffer;
+
+	service->window = WINDOW_MAX / 4;
+	service->wscale = 0;
+	if (!tcp)
+		return;
+	buffer = tcp->inet_conn.icsk_inet.sk.sk_rcvbuf;
+	if (bpf_core_field_exists(tcp->scaling_ratio))
+		space = (__u64)buffer * tcp->scaling_ratio >> 8;
+	else
+		space = buffer / 2; /* tcp_adv_win_scale is 1 */
+	clamp = tcp->window_clamp;
+	if (BPF_CORE_READ_BITFIELD(&tcp->inet_conn.icsk_inet.sk, sk_userlocks) & RCVBUF_LOCK && (!clamp || clamp > space))
+		clamp = space;
+	if (tcp->rx_opt.user_mss && tcp->rx_opt.user_mss < service->mss)
+		service->mss = tcp->rx_opt.user_mss;
+	scaled = host.receive_max > space ? host.receive_max : space;
+	if (clamp && clamp < scaled)
+		scaled = clamp;
+	if (clamp && clamp < space)
+		space = clamp;
+	if (host.window_signed && space > WINDOW_MAX / 2)
+		space = WINDOW_MAX / 2;
+	service->window = space < WINDOW_MAX ? space : WINDOW_MAX;
+	scaled = log2_of(scaled | 1);
+	service->wscale = scaled < 15 ? 0 : scaled > 29 ? 14 : scaled - 15;
+}
+
+/* Finds out who listens where a SYN goes to. A function of its own, verified once; the result is in service->state. */
+__noinline int look_at_service(struct xdp_md *ctx, struct work *work, struct syn_service *service)
+{
+	__u32 ifindex = ctx->ingress_ifindex, mtu = 0, tick = bpf_jiffies64(), headers;
+	struct syn_iface *iface = bpf_map_lookup_elem(&syn_ifaces, &ifindex);
+	struct bpf_sock *socket;
+
+	if (!work || !service)
+		return 0;
+	service->dst[0] = work->packet.dst[0];
+	service->dst[1] = work->packet.dst[1];
+	service->port = work->packet.dst_port;
+	service->family = work->packet.family;
+	service->ifindex = ifindex;
+	service->state = SYN_NOBODY;
+	service->until = (tick + second) | 1;
+	if (iface)
+		__builtin_memcpy(service->mac, iface->mac, sizeof(service->mac));
+	else
+		__builtin_memset(service->mac, 0, sizeof(service->mac));
+	/* Only asked for the number. That this packet is too long for it, or not, is of no interest. */
+	bpf_check_mtu(ctx, 0, &mtu, 0, 0);
+	headers = service->family == 4 ? 40 : 60;
+	service->mss = mtu < headers + 88 ? 88 : mtu - headers > 0xffff ? 0xffff : mtu - headers;
+	socket = find_socket(ctx, work);
+	if (!socket)
+		return 0;
+	if (socket->state != BPF_TCP_LISTEN) {
+		service->state = SYN_CONNECTION;
+		service->until = 0; /* of this packet only */
+	} else if (cookie_of(socket, work) < 0) {
+		service->state = SYN_REFUSED;
+		service->until = (tick + second / 16) | 1;
+	} else {
+		service->state = SYN_LISTENER;
+		size_window(socket, service);
+	}
+	bpf_sk_release(socket);
+	return 0;
+}
+
+static __always_inline struct syn_service *service_at(const struct packet *p)
+{
+	__u64 hash = p->dst[0] * secret[0] + p->dst[1] * secret[1] + p->dst_port * secret[2];
+	__u32 index = mixed(hash) & (SYN_SERVICES - 1);
+
+	return bpf_map_lookup_elem(&syn_services, &index);
+}
+
+static __always_inline bool is_about(const struct syn_service *service, const struct packet *p, __u32 ifindex)
+{
+	return service->dst[0] == p->dst[0] && service->dst[1] == p->dst[1] && service->port == p->dst_port &&
+	       service->family == p->family && service->ifindex == ifindex;
+}
+
+/* A cookie for the segment in work; negative when there is none. */
+static __always_inline __s64 make_cookie(struct xdp_md *ctx, struct work *work)
+{
+	struct segment *s = &work->segment;
+	struct bpf_sock *listener;
+	__s64 cookie = -1;
+
+	if (has_raw_helpers) {
+		__u32 length = s->mss ? sizeof(s->tcp) + sizeof(s->mss_option) : sizeof(s->tcp);
+
+		if (work->packet.family == 4)
+			return bpf_tcp_raw_gen_syncookie_ipv4(&s->ipv4, &s->tcp, length);
+		return bpf_tcp_raw_gen_syncookie_ipv6(&s->ipv6, &s->tcp, length);
+	}
+	listener = find_socket(ctx, work);
+	if (!listener)
+		return -1;
+	if (listener->state == BPF_TCP_LISTEN)
+		cookie = cookie_of(listener, work);
+	bpf_sk_release(listener);
+	return cookie;
+}
+
+/*
+ * Time stamp of an answer: the kernel's own clock in milliseconds, with window scale and SACK in its lowest bits, where
+ * cookie_timestamp_decode() finds them. Never ahead of that clock.
+ */
+static __always_inline __u32 timestamp_of(const struct segment *s, bool has_wscale, bool has_sack, __u64 tick)
+{
+	enum { NO_WSCALE = 15, SACK = 16, BITS = 6 };
+	__u32 now = (host.tick_zero_ns + tick * tick_ns) / 1000000;
+	__u32 options = (has_wscale ? s->wscale : NO_WSCALE) | (has_sack ? SACK : 0);
+	__u32 stamp = (now >> BITS << BITS) | options;
+
+	return stamp > now ? stamp - (1 << BITS) : stamp;
+}
+
+static __always_inline __u16 folded(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Words of a TCP header of an answer, with all options. */
+enum { SYN_ACK_WORDS = 10, SYN_ACK_MSS_WORDS = 6, SYN_ACK_BARE_WORDS = 5 };
+
+/*
+ * Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. A function of
+ * its own, verified once.
+ */
+__noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct syn_service *service, __u32 cookie)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	__u32 words[SYN_ACK_WORDS], count = SYN_ACK_BARE_WORDS, l3, length, *ip, *tcp;
+	__u32 stamp, bytes = data_end - data;
+	struct ethhdr *ethernet = data;
+	const struct segment *s;
+	bool has_wscale, has_sack;
+	__u64 sum;
+	__u8 mac[6];
+
+	if (!work || !service)
+		return false;
+	s = &work->segment;
+	l3 = work->packet.l3_offset & 31;
+	ip = data + l3;
+	if ((void *)(ethernet + 1) > data_end)
+		return false;
+	length = work->packet.family == 4 ? sizeof(s->ipv4) : sizeof(s->ipv6);
+	tcp = (void *)ip + length;
+	has_wscale = s->has_wscale && host.window_scaling;
+	has_sack = s->has_sack && host.sack;
+	if (s->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
+		count = SYN_ACK_WORDS;
+	else if ((void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
+		count = SYN_ACK_MSS_WORDS;
+	else if ((void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
+		return false;
+
+	words[0] = (__u32)s->tcp.source << 16 | s->tcp.dest; /* the other way round: as they stand on the wire */
+	words[1] = bpf_htonl(cookie);
+	words[2] = bpf_htonl(bpf_ntohl(s->tcp.seq) + 1);
+	words[3] = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 | service->window);
+	words[4] = 0;
+	words[5] = bpf_htonl(0x02040000 | service->mss);
+	stamp = timestamp_of(s, has_wscale, has_sack, bpf_jiffies64());
+	words[6] = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
+	words[7] = bpf_htonl(stamp);
+	words[8] = s->timestamp;
+	words[9] = bpf_htonl(has_wscale ? 0x01030300 | service->wscale : 0x01010101);
+
+	sum = (__u64)bpf_htonl(count * 4) + bpf_htonl(IPPROTO_TCP);
+	sum += (__u64)words[0] + words[1] + words[2] + words[3];
+	if (count >= SYN_ACK_MSS_WORDS)
+		sum += words[5];
+	if (count == SYN_ACK_WORDS)
+		sum += (__u64)words[6] + words[7] + words[8] + words[9];
+	if (work->packet.family == 4) {
+		__u32 first = bpf_htonl(0x45000000 | (sizeof(s->ipv4) + count * 4));
+		__u32 flags = bpf_htonl(0x4000), hops = bpf_htonl(64 << 24 | IPPROTO_TCP << 16);
+		__u64 addresses = (__u64)s->ipv4.saddr + s->ipv4.daddr;
+
+		if ((void *)(ip + 5) > data_end)
+			return false;
+		ip[0] = first;
+		ip[1] = flags;
+		ip[2] = hops | (__u32)folded(addresses + first + flags + hops) << 16;
+		ip[3] = s->ipv4.daddr;
+		ip[4] = s->ipv4.saddr;
+		words[4] = folded(sum + addresses);
+	} else {
+		if ((void *)(ip + 10) > data_end)
+			return false;
+		ip[0] = bpf_htonl(0x60000000);
+		ip[1] = bpf_htonl(count * 4 << 16 | IPPROTO_TCP << 8 | 64);
+#pragma clang loop unroll(full)
+		for (__u32 i = 0; i < 4; i++) {
+			ip[2 + i] = s->ipv6.daddr[i];
+			ip[6 + i] = s->ipv6.saddr[i];
+			sum += (__u64)s->ipv6.saddr[i] + s->ipv6.daddr[i];
+		}
+		words[4] = folded(sum);
+	}
+	/* The check is the first half of its word on the wire, which is the low one here. */
+	if ((void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
+		return false;
+	__builtin_memcpy(tcp, words, 4 * SYN_ACK_BARE_WORDS);
+	if (count >= SYN_ACK_MSS_WORDS && (void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
+		tcp[5] = words[5];
+	if (count == SYN_ACK_WORDS && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
+		__builtin_memcpy(tcp + 6, words + 6, 16);
+	__builtin_memcpy(mac, ethernet->h_dest, sizeof(mac));
+	__builtin_memcpy(ethernet->h_dest, ethernet->h_source, sizeof(mac));
+	__builtin_memcpy(ethernet->h_source, mac, sizeof(mac));
+	length += l3 + count * 4;
+	/* Where that fails, the rest is padding that was the client's own. */
+	if (length < bytes)
+		bpf_xdp_adjust_tail(ctx, (int)(length - bytes));
+	return true;
+}
+
+/* A SYN that is to be answered. */
+static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, const struct syn_order *order)
+{
+	__u64 tick = bpf_jiffies64();
+	struct syn_service *service = service_at(&work->packet);
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	__s64 cookie;
+
+	if (!service || !read_segment(ctx, work))
+		return XDP_PASS;
+	if (!is_about(service, &work->packet, ctx->ingress_ifindex) || (__s32)(service->until - (__u32)tick) <= 0 ||
+	    is_within(ended_flows[flow_cell(&work->packet)], epoch_of(tick), ENDED_EPOCHS))
+		look_at_service(ctx, work, service);
+	if (service->state != SYN_LISTENER) {
+		count_result(service->state == SYN_NOBODY     ? SYN_NO_LISTENER :
+			     service->state == SYN_CONNECTION ? SYN_KNOWN :
+								SYN_FULL);
+		return service->state == SYN_REFUSED ? XDP_DROP : XDP_PASS;
+	}
+	if (data + sizeof(struct ethhdr) > data_end || __builtin_memcmp(data, service->mac, 4) ||
+	    __builtin_memcmp(data + 4, service->mac + 4, 2)) {
+		count_result(SYN_NOT_MINE);
+		return XDP_PASS;
+	}
+	if (!may_answer(&work->packet, order, tick)) {
+		count_result(SYN_LIMITED);
+		return XDP_DROP;
+	}
+	cookie = make_cookie(ctx, work);
+	if (cookie < 0) {
+		count_result(SYN_FULL);
+		return XDP_DROP;
+	}
+	if (!write_answer(ctx, work, service, cookie))
+		return XDP_PASS;
+	count_result(SYN_ANSWERED);
+	return XDP_TX;
+}
+
+/* Whether an acknowledgement carries a cookie of this host. */
+static __always_inline bool has_cookie(struct work *work, struct bpf_sock *listener)
+{
+	struct segment *s = &work->segment;
+
+	if (!has_raw_helpers) {
+		if (work->packet.family == 4)
+			return !bpf_tcp_check_syncookie(listener, &s->ipv4, sizeof(s->ipv4), &s->tcp, sizeof(s->tcp));
+		return !bpf_tcp_check_syncookie(listener, &s->ipv6, sizeof(s->ipv6), &s->tcp, sizeof(s->tcp));
+	}
+	if (work->packet.family == 4)
+		return !bpf_tcp_raw_check_syncookie_ipv4(&s->ipv4, &s->tcp);
+	return !bpf_tcp_raw_check_syncookie_ipv6(&s->ipv6, &s->tcp);
+}
+
+/* An acknowledgement while cookies are in use, or the end of a connection. */
+static __always_inline int check_ack(struct xdp_md *ctx, struct work *work, const struct syn_order *order)
+{
+	__u64 tick = bpf_jiffies64();
+	struct packet *p = &work->packet;
+	__u8 now = epoch_of(tick), *cell = &open_flows[flow_cell(p)];
+	struct syn_service *service;
+	struct bpf_sock *socket;
+	bool is_connection, is_good;
+
+	if (p->tcp_flags & TCP_FIN)
+		ended_flows[flow_cell(p)] = now;
+	if (!order->active)
+		return XDP_PASS;
+	if (is_within(*cell, now, OPEN_EPOCHS)) {
+		if (*cell != now)
+			*cell = now;
+		return XDP_PASS;
+	}
+	service = service_at(p);
+	if (!service || !is_about(service, p, ctx->ingress_ifindex) || service->state != SYN_LISTENER ||
+	    !read_segment(ctx, work))
+		return XDP_PASS; /* nobody was answered there */
+	socket = find_socket(ctx, work);
+	if (!socket)
+		return XDP_PASS;
+	is_connection = socket->state != BPF_TCP_LISTEN;
+	is_good = is_connection || has_cookie(work, socket);
+	bpf_sk_release(socket);
+	if (!is_good) {
+		count_result(SYN_FORGED);
+		return XDP_DROP;
+	}
+	/* What follows may come before the stack has seen this one. */
+	*cell = now;
+	if (!is_connection)
+		count_result(SYN_ACCEPTED);
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int xdp_syncookie(struct xdp_md *ctx)
+{
+	__u32 zero = 0;
+	struct work *work = bpf_map_lookup_elem(&syn_work, &zero);
+	struct syn_order *order = order_at_hand();
+
+	if (!work || !order)
+		return XDP_ABORTED; /* they are arrays' first entries */
+	if (multi_buffer && bpf_xdp_get_buff_len(ctx) != ctx->data_end - ctx->data)
+		return XDP_PASS; /* no SYN and no bare acknowledgement */
+	if (!read_packet(ctx, work))
+		return XDP_PASS;
+	return is_syn(work->packet.tcp_flags) ? answer_syn(ctx, work, order) : check_ack(ctx, work, order);
+}
