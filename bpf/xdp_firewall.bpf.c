@@ -29,6 +29,9 @@ const volatile __u64 explain_secret[2];
 /* A frame may stand in several buffers (jumbo frames): then its length takes a helper to find out. */
 const volatile __u8 multi_buffer;
 
+/* The kernel checks cookies without a listener (6.0+). */
+const volatile __u8 has_raw_helpers;
+
 /* Beside enum xdp_action: the packet was a question, which no further program is to see; not judged. */
 enum { EXPLAINED = 16, LEFT_OVER = 64 };
 
@@ -66,11 +69,52 @@ static __always_inline __u32 classify_packet(struct fw_tables *t, struct fw_fami
 }
 
 /*
+ * Whether an acknowledgement carries a SYN cookie of this host: it opens the connection, in the place of the SYN that was
+ * answered before it came to the stack, and left nothing in the table. A function of its own, verified once.
+ */
+__noinline int carries_cookie(struct xdp_md *ctx, const struct work *work)
+{
+	enum { OFFSET_MASK = 0x7fff };
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct tcphdr tcp, *there;
+
+	if (!has_raw_helpers || !work)
+		return false;
+	there = data + (work->packet.l4_offset & OFFSET_MASK);
+	if ((void *)(there + 1) > data_end)
+		return false;
+	tcp = *there;
+	if (work->packet.family == 4) {
+		struct iphdr ip = { .version = 4, .ihl = 5 };
+
+		ip.saddr = bpf_htonl(work->packet.src[1]);
+		ip.daddr = bpf_htonl(work->packet.dst[1]);
+		return !bpf_tcp_raw_check_syncookie_ipv4(&ip, &tcp);
+	} else {
+		struct ipv6hdr ip = { .version = 6 };
+		__u64 *address = (void *)ip.saddr;
+
+		address[0] = bpf_cpu_to_be64(work->packet.src[0]);
+		address[1] = bpf_cpu_to_be64(work->packet.src[1]);
+		address[2] = bpf_cpu_to_be64(work->packet.dst[0]);
+		address[3] = bpf_cpu_to_be64(work->packet.dst[1]);
+		return !bpf_tcp_raw_check_syncookie_ipv6(&ip, &tcp);
+	}
+}
+
+/* Whether a packet may belong to a connection whose SYN was answered with a cookie, and its state is not known. */
+static __always_inline bool may_carry_cookie(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_ACK;
+}
+
+/*
  * The state of the packet's connection. key is left for conn_confirm(); the result has bits of enum conn_known.
  */
-static __always_inline int find_state(struct xdp_md *ctx, const struct packet *p, __u32 generation,
+static __always_inline int find_state(struct xdp_md *ctx, const struct work *work, __u32 generation,
 				      struct conn_key *key, __u8 *state)
 {
+	const struct packet *p = &work->packet;
 	bool error = is_icmp_error(p);
 	int known = 0;
 
@@ -81,7 +125,7 @@ static __always_inline int find_state(struct xdp_md *ctx, const struct packet *p
 		known = conn_find(key, generation);
 	}
 	if (!known)
-		*state = can_open(p) ? FW_NEW : FW_INVALID;
+		*state = can_open(p) || (may_carry_cookie(p) && carries_cookie(ctx, work)) ? FW_NEW : FW_INVALID;
 	else if (error)
 		*state = FW_RELATED;
 	else if (known & CONN_HERE) /* an answer opens nothing, whatever the rules are now */
@@ -104,7 +148,7 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 		j->answer = classify_packet(t, f, index, p, iface, &work->classes);
 	if (j->answer & FW_STATEFUL ||
 	    (j->answer & FW_NO_MATCH && t->policy.drop_unmatched && t->policy.stateful)) {
-		known = find_state(ctx, p, t->policy.generation, &work->key, &j->state);
+		known = find_state(ctx, work, t->policy.generation, &work->key, &j->state);
 		if (j->answer & FW_STATEFUL)
 			j->answer = classify(f, &work->classes, index, 1 + j->state);
 	}

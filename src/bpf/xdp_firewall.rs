@@ -148,6 +148,7 @@ impl XdpFirewall {
         let second = jiffies_per_second()?;
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_firewall has no constants")?;
         constants.multi_buffer = switches.multi_buffer.into();
+        constants.has_raw_helpers = super::has_raw_cookies().into();
         constants.write_meta = switches.write_meta.into();
         constants.conn_timeout = switches.timeouts.jiffies()?;
         constants.fragment_timeout = FRAGMENT_SECS * second;

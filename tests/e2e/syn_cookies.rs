@@ -5,15 +5,20 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ebpfsentinel::packet::build::Packet;
 use serde_json::json;
 
-use super::support::{HOST, HOST_V6, Lab, config, wait_until};
+use super::support::{HOST, HOST_V6, Lab, WORLD, config, rule, wait_until};
 
 const PORT: u16 = 80;
 
 fn cookies(rest: &str) -> String {
+    cookies_behind(&config("", "mode = \"block\"", &[]), rest)
+}
+
+fn cookies_behind(firewall: &str, rest: &str) -> String {
     let rule = "[[ratelimit.rules]]\nid = \"syn\"\npriority = 10\nprotocol = \"tcp\"\nalgorithm = \"syn_cookie\"\n";
-    format!("{}\n[ratelimit]\nmode = \"block\"\n{rule}{rest}\n", config("", "mode = \"block\"", &[]))
+    format!("{firewall}\n[ratelimit]\nmode = \"block\"\n{rule}{rest}\n")
 }
 
 /// A laboratory whose host takes cookies; `timestamps` is its net.ipv4.tcp_timestamps.
@@ -92,6 +97,27 @@ fn clients_do_not_notice() {
         server.join().unwrap().unwrap();
         assert_eq!((result(&lab, "answered"), result(&lab, "accepted")), (12, 12));
     }
+}
+
+/// A firewall that lets nobody in but by state: the acknowledgement of a cookie is the first that it sees of a connection.
+#[test]
+fn a_stateful_firewall_knows_a_cookie() {
+    let lab = lab("2");
+    let _taken = lab.world.take_xdp_frames("eth0").unwrap();
+    let rules = [
+        rule("new", 1, "allow", "protocol = \"tcp\"\ndst_port = 80\nstate = [\"new\"]"),
+        rule("open", 2, "allow", "state = [\"established\"]"),
+    ];
+    let firewall = config("", "mode = \"block\"\ndefault_policy = \"drop\"", &rules);
+    let _agent = lab.start(&cookies_behind(&firewall, "threshold_pps = 0"));
+    let server = echo(&lab, 2);
+    for to in [HOST, HOST_V6, HOST, HOST_V6] {
+        ask(&lab, to, 100_000);
+    }
+    server.join().unwrap().unwrap();
+    assert_eq!(result(&lab, "accepted"), 4);
+    let scan = Packet::new().between(WORLD, HOST).tcp(4000, PORT).flags(0x10).numbers(7, 8);
+    assert!(!lab.passes(scan), "an acknowledgement of nothing is invalid");
 }
 
 #[test]
