@@ -337,17 +337,20 @@ static __always_inline __u32 log2_of(__u32 value)
 	return log;
 }
 
+/* Of a TCP header, without scale. */
+enum { WINDOW_MAX = 0xffff };
+
 /*
  * Window and scale as the stack will choose them when it sees the cookie: tcp_select_initial_window(). A window that is
  * announced here and not granted there would let the client send what is thrown away.
  */
 static __always_inline void size_window(struct bpf_sock *listener, struct syn_service *service)
 {
-	enum { RCVBUF_LOCK = 2, WINDOW_MAX = 0xffff };
+	enum { RCVBUF_LOCK = 2 };
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(listener);
 	__u32 space, clamp, scaled, buffer;
 
-	service->window = WINDOW_MAX / 4;
+	service->space = WINDOW_MAX / 4;
 	service->wscale = 0;
 	if (!tcp)
 		return;
@@ -366,9 +369,7 @@ static __always_inline void size_window(struct bpf_sock *listener, struct syn_se
 		scaled = clamp;
 	if (clamp && clamp < space)
 		space = clamp;
-	if (host.window_signed && space > WINDOW_MAX / 2)
-		space = WINDOW_MAX / 2;
-	service->window = space < WINDOW_MAX ? space : WINDOW_MAX;
+	service->space = space;
 	scaled = log2_of(scaled | 1);
 	service->wscale = scaled < 15 ? 0 : scaled > 29 ? 14 : scaled - 15;
 }
@@ -475,8 +476,20 @@ static __always_inline __u16 folded(__u64 sum)
 	return ~sum;
 }
 
+/* The first window to be announced: whole segments, as many as there is space for. */
+static __always_inline __u32 window_of(const struct syn_service *service, bool has_timestamp)
+{
+	enum { TIMESTAMP_BYTES = 12 };
+	__u32 segment = service->mss - (has_timestamp ? TIMESTAMP_BYTES : 0), space = service->space;
+	__u32 most = host.window_signed ? WINDOW_MAX / 2 : WINDOW_MAX;
+
+	if (space > segment)
+		space -= space % segment;
+	return space < most ? space : most;
+}
+
 /* Words of a TCP header of an answer, with all options. */
-enum { SYN_ACK_WORDS = 10, SYN_ACK_MSS_WORDS = 6, SYN_ACK_BARE_WORDS = 5 };
+enum { SYN_ACK_WORDS = 10, SYN_ACK_STAMP_WORDS = 9, SYN_ACK_MSS_WORDS = 6, SYN_ACK_BARE_WORDS = 5 };
 
 /*
  * Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. A function of
@@ -502,10 +515,10 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 		return false;
 	length = work->packet.family == 4 ? sizeof(s->ipv4) : sizeof(s->ipv6);
 	tcp = (void *)ip + length;
-	has_wscale = s->has_wscale && host.window_scaling;
+	has_wscale = s->has_wscale && host.window_scaling && (void *)(tcp + SYN_ACK_WORDS) <= data_end;
 	has_sack = s->has_sack && host.sack;
-	if (s->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
-		count = SYN_ACK_WORDS;
+	if (s->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
+		count = has_wscale ? SYN_ACK_WORDS : SYN_ACK_STAMP_WORDS;
 	else if ((void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
 		count = SYN_ACK_MSS_WORDS;
 	else if ((void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
@@ -514,21 +527,24 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 	words[0] = (__u32)s->tcp.source << 16 | s->tcp.dest; /* the other way round: as they stand on the wire */
 	words[1] = bpf_htonl(cookie);
 	words[2] = bpf_htonl(bpf_ntohl(s->tcp.seq) + 1);
-	words[3] = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 | service->window);
+	words[3] = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 |
+			     window_of(service, s->has_timestamp && host.timestamps));
 	words[4] = 0;
 	words[5] = bpf_htonl(0x02040000 | service->mss);
 	stamp = timestamp_of(s, has_wscale, has_sack, bpf_jiffies64());
 	words[6] = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
 	words[7] = bpf_htonl(stamp);
 	words[8] = s->timestamp;
-	words[9] = bpf_htonl(has_wscale ? 0x01030300 | service->wscale : 0x01010101);
+	words[9] = bpf_htonl(0x01030300 | service->wscale);
 
 	sum = (__u64)bpf_htonl(count * 4) + bpf_htonl(IPPROTO_TCP);
 	sum += (__u64)words[0] + words[1] + words[2] + words[3];
 	if (count >= SYN_ACK_MSS_WORDS)
 		sum += words[5];
+	if (count >= SYN_ACK_STAMP_WORDS)
+		sum += (__u64)words[6] + words[7] + words[8];
 	if (count == SYN_ACK_WORDS)
-		sum += (__u64)words[6] + words[7] + words[8] + words[9];
+		sum += words[9];
 	if (work->packet.family == 4) {
 		__u32 first = bpf_htonl(0x45000000 | (sizeof(s->ipv4) + count * 4));
 		__u32 flags = bpf_htonl(0x4000), hops = bpf_htonl(64 << 24 | IPPROTO_TCP << 16);
@@ -561,8 +577,10 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 	__builtin_memcpy(tcp, words, 4 * SYN_ACK_BARE_WORDS);
 	if (count >= SYN_ACK_MSS_WORDS && (void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
 		tcp[5] = words[5];
+	if (count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
+		__builtin_memcpy(tcp + 6, words + 6, 12);
 	if (count == SYN_ACK_WORDS && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
-		__builtin_memcpy(tcp + 6, words + 6, 16);
+		tcp[9] = words[9];
 	__builtin_memcpy(mac, ethernet->h_dest, sizeof(mac));
 	__builtin_memcpy(ethernet->h_dest, ethernet->h_source, sizeof(mac));
 	__builtin_memcpy(ethernet->h_source, mac, sizeof(mac));

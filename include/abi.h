@@ -577,11 +577,11 @@ struct syn_service {
 	__u8 state;		    /* enum syn_service_state */
 	__u8 mac[6];
 	__u16 mss;		    /* largest segment that this host takes, from the MTU */
-	__u16 window;		    /* first receive window, bytes */
 	__u8 wscale;
-	__u8 pad;
+	__u8 pad[3];
+	__u32 space;		    /* for what was received and not yet read: the first receive window, bytes */
 	__u32 until;		    /* tick; 0: nothing was found out yet */
-	__u64 pad2[3];
+	__u32 pad2[5];
 };
 
 /* What became of a SYN, or of an acknowledgement while cookies are in use. */

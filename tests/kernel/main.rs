@@ -12,3 +12,4 @@ mod ratelimit;
 mod state;
 #[path = "../support/mod.rs"]
 pub mod support;
+mod syn_cookies;
