@@ -28,6 +28,7 @@ const STALL: i128 = 1 << 42;
 
 type BucketFn = extern "C" fn(u64, u64, u64, &rl_limit) -> u64;
 type FixedFn = extern "C" fn(u64, u64, u64, u64, &rl_limit) -> u64;
+type GateFn = extern "C" fn(u64, u64, u32, &mut u64) -> u64;
 type SlidingFn = extern "C" fn(&mut [u64; 2], u64, u64, u64, &rl_limit) -> u64;
 
 struct Native {
@@ -35,6 +36,7 @@ struct Native {
     leaky_bucket: BucketFn,
     fixed_window: FixedFn,
     sliding_window: SlidingFn,
+    syn_gate: GateFn,
 }
 
 static NATIVE: LazyLock<Native> = LazyLock::new(|| {
@@ -56,6 +58,7 @@ static NATIVE: LazyLock<Native> = LazyLock::new(|| {
             leaky_bucket: std::mem::transmute::<*mut c_void, BucketFn>(find(c"native_leaky_bucket")),
             fixed_window: std::mem::transmute::<*mut c_void, FixedFn>(find(c"native_fixed_window")),
             sliding_window: std::mem::transmute::<*mut c_void, SlidingFn>(find(c"native_sliding_window")),
+            syn_gate: std::mem::transmute::<*mut c_void, GateFn>(find(c"native_syn_gate")),
         }
     }
 });
@@ -703,6 +706,38 @@ fn the_largest_windows_do_not_overflow() {
             assert!(!bucket.arrive(ticks - 1, 1, &made), "not even a bit");
             assert_eq!(bucket.arrive(ticks, LARGEST, &made), algorithm == Fixed, "the next window");
             assert!(bucket.arrive(3 * ticks, limit.rate, &made));
+        }
+    }
+}
+
+/// The gate of SYN cookies, window by window: it opens in the middle of one, and shuts when a whole one was calm.
+#[test]
+fn the_gate_of_cookies_opens_and_shuts() {
+    for seed in 0..10_000 {
+        let mut random = Random::new(seed);
+        let threshold = if random.chance(10) { 0 } else { random.below(50) as u32 };
+        let (mut open, mut was_open, mut last_stormy) = (0u64, false, None::<u64>);
+        let mut number = random.bits() >> 40;
+        for _ in 0..30 {
+            let syns = random.below(3 * threshold as usize + 2) as u64;
+            // Open from the window before, if that one or the one before it was a storm and it was open since.
+            let mut is_open = was_open && last_stormy.is_some_and(|last| number - last <= 1);
+            for units in 1..=syns {
+                let bound = if is_open { threshold / 2 } else { threshold };
+                if units > bound.into() {
+                    last_stormy = Some(number);
+                }
+                is_open |= units > bound.into();
+                let got = (NATIVE.syn_gate)(units, number, threshold, &mut open) != 0;
+                assert_eq!(got, is_open, "seed {seed}, SYN {units} of window {number}, threshold {threshold}");
+            }
+            was_open = is_open;
+            // Now and then nothing comes for a while.
+            number += if random.chance(20) { 1 + random.below(4) as u64 } else { 1 };
+            if random.chance(2) {
+                // A rule that counts anew: the gate is as it was made.
+                (open, was_open, last_stormy) = (0, false, None);
+            }
         }
     }
 }
