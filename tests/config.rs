@@ -136,9 +136,10 @@ fn the_installed_config_is_the_defaults() {
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();
     let lines = errors.lines().collect::<Vec<_>>();
-    assert_eq!(lines.len(), 2, "{errors}");
+    assert_eq!(lines.len(), 3, "{errors}");
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
+    assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");
 
     for key in config::known_keys() {
         let last = key.path.rsplit('.').next().unwrap();

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::scene::{
-    ADMIN, ADMIN_V6, ASKING, FLOODER, FLOODER_V6, HOST, HOST_V6, Scene, VISITOR, VISITOR_V6, connection,
+    ADMIN, ADMIN_V6, ASKING, FLOODER, FLOODER_V6, HOST, HOST_V6, NOBODY, NOBODY_V6, PAGES, Scene, VISITOR, VISITOR_V6,
+    connection,
 };
 use super::steps::word;
 use super::{FIREWALL, INTERRUPTED, LONG_PATIENCE, PATIENCE, Score, Stage, interrupted};
@@ -41,6 +42,8 @@ enum Kind {
     /// Datagrams to a port that the host has sent one from: answers to it pass the firewall.
     Answers,
     Syns,
+    /// SYNs to the pages, from addresses that nobody has: `from` and others near it, in IPv6 a /64 each.
+    Invented,
     Pings,
 }
 
@@ -121,6 +124,20 @@ static FLOODS: &[Flood] = &[
         ],
     },
     Flood {
+        about: "SYNs from invented addresses",
+        kind: Kind::Invented,
+        from: NOBODY,
+        limit: "syn-cookies",
+        beside: &[("meanwhile: another fetches a page", Beside::Page(ADMIN))],
+    },
+    Flood {
+        about: "the same over IPv6",
+        kind: Kind::Invented,
+        from: NOBODY_V6,
+        limit: "syn-cookies",
+        beside: &[("meanwhile: another fetches a page", Beside::Page(ADMIN_V6))],
+    },
+    Flood {
         about: "flood of pings",
         kind: Kind::Pings,
         from: VISITOR,
@@ -173,10 +190,17 @@ fn play_one(stage: &Stage, flood: &Flood, score: &mut Score) -> Result<()> {
     let sent = sender.end()?;
     let arrived = receiver.end(flood.from.parse()?)?;
     let after = Counters::of(stage, flood.limit)?;
-    let most = after.most_in(begun.elapsed(), flood.frame_bits());
     let (passed, over) = (after.passed - before.passed, after.over - before.over);
+    // Where SYNs are answered, those over the limit are, and there are as many answers as questions that differ.
+    let (most, kept) = match flood.kind {
+        Kind::Invented => (FRAMES.into(), arrived <= passed + over),
+        _ => {
+            let most = after.most_in(begun.elapsed(), flood.frame_bits());
+            (most, arrived <= passed && passed <= most)
+        }
+    };
     score.add(
-        arrived > 0 && arrived <= passed && passed <= most && over > 0,
+        arrived > 0 && kept && over > 0,
         [flood.about, &flood.words(sent), &format!("<= {most}"), &arrived.to_string(), flood.limit],
         &format!("the limit counted {passed} passed and {over} over it"),
     );
@@ -278,12 +302,17 @@ impl Flood {
         match self.kind {
             Kind::Datagrams | Kind::Answers => format!("{sent} udp {from} to {}", self.port()),
             Kind::Syns => format!("{sent} syn {from}"),
+            Kind::Invented => format!("{sent} syn from anywhere"),
             Kind::Pings => format!("{sent} ping {from}"),
         }
     }
 
     fn port(&self) -> u16 {
-        if matches!(self.kind, Kind::Answers) { ASKING } else { 443 }
+        match self.kind {
+            Kind::Answers => ASKING,
+            Kind::Invented => PAGES,
+            _ => 443,
+        }
     }
 
     /// Bits of a datagram's frame.
@@ -326,9 +355,10 @@ impl Counters {
     fn of(stage: &Stage, limit: &str) -> Result<Counters> {
         let rule = stage.get(&format!("/api/v1/ratelimit/rules/{limit}"))?;
         let number = |key: &str| rule[key].as_u64().with_context(|| format!("{limit} has no {key}"));
+        // Windows have no burst.
         Ok(Counters {
             rate: number("rate")?,
-            burst: number("burst")?,
+            burst: rule["burst"].as_u64().unwrap_or(0),
             in_bits: rule["unit"] == "bits",
             passed: number("passed")?,
             over: number("over_limit")?,
@@ -380,7 +410,7 @@ fn start_sender(scene: &Scene, flood: &Flood) -> Result<Worker<u64>> {
             let send = move |_| socket.send_to(&[0; PAYLOAD], to).is_ok();
             scene.world.spawn(move || repeat(DATAGRAMS_MIN, &stopped, send))
         }
-        Kind::Syns | Kind::Pings => {
+        Kind::Syns | Kind::Invented | Kind::Pings => {
             let frames: Vec<_> = (0..FRAMES).map(|number| frame(scene, flood, number)).collect();
             let socket = FrameSocket::open(&scene.world, "eth0")?;
             let send = move |at: usize| socket.send(&frames[at % frames.len()]).is_ok();
@@ -400,9 +430,17 @@ fn question_to(address: IpAddr) -> SocketAddr {
 }
 
 fn frame(scene: &Scene, flood: &Flood, number: u16) -> Vec<u8> {
-    let packet = Packet::new().between(flood.from, host_of(flood.from));
-    let packet =
-        if matches!(flood.kind, Kind::Pings) { packet.ping(7, number) } else { packet.tcp(20_000 + number, 443) };
+    let other = 1 + number % 250;
+    let invented = match (flood.kind, flood.from.split_once("::")) {
+        (Kind::Invented, Some((network, _))) => Some(format!("{network}:{other:x}::1")),
+        (Kind::Invented, None) => flood.from.rsplit_once('.').map(|(network, _)| format!("{network}.{other}")),
+        _ => None,
+    };
+    let packet = Packet::new().between(invented.as_deref().unwrap_or(flood.from), host_of(flood.from));
+    let packet = match flood.kind {
+        Kind::Pings => packet.ping(7, number),
+        _ => packet.tcp(20_000 + number, flood.port()),
+    };
     scene.addressed(packet).build()
 }
 
@@ -438,12 +476,20 @@ impl Answers {
         let rest = frame.get(at..)?;
         const SYN_AND_ACK: u8 = 0x12;
         let place = match (self.kind, protocol, *rest.first()?) {
-            (Kind::Syns, 6, _) if *rest.get(13)? & SYN_AND_ACK == SYN_AND_ACK => 2,
+            (Kind::Syns | Kind::Invented, 6, _) if *rest.get(13)? & SYN_AND_ACK == SYN_AND_ACK => 2,
             (Kind::Pings, 1, 0) | (Kind::Pings, 58, 129) => 6,
             _ => return None,
         };
         let number = <[u8; 2]>::try_from(rest.get(place..place + 2)?).ok()?;
-        (to == self.to).then(|| u16::from_be_bytes(number))
+        self.is_for(to).then(|| u16::from_be_bytes(number))
+    }
+
+    fn is_for(&self, to: IpAddr) -> bool {
+        match (self.kind, to, self.to) {
+            (Kind::Invented, IpAddr::V4(to), IpAddr::V4(from)) => to.octets()[..3] == from.octets()[..3],
+            (Kind::Invented, IpAddr::V6(to), IpAddr::V6(from)) => to.octets()[..6] == from.octets()[..6],
+            _ => to == self.to,
+        }
     }
 }
 

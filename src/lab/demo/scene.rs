@@ -10,6 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, setso
 use nix::sys::time::TimeVal;
 
 use super::{LONG_PATIENCE, PATIENCE};
+use crate::bpf::attach::Attached;
 use crate::lab::{FrameSocket, Interface, Namespace, connect};
 use crate::packet::build::Packet;
 
@@ -20,6 +21,9 @@ pub(super) const VISITOR_V6: &str = "2001:db8:1::1";
 pub(super) const ADMIN: &str = "10.20.5.7";
 pub(super) const ADMIN_V6: &str = "2001:db8:20::7";
 pub(super) const PARTNER: &str = "203.0.113.5";
+/// Of addresses that nobody has, the first.
+pub(super) const NOBODY: &str = "198.51.100.1";
+pub(super) const NOBODY_V6: &str = "2001:db8:77::1";
 pub(super) const FLOODER: &str = "203.0.113.66";
 pub(super) const FLOODER_V6: &str = "2001:db8:66::66";
 /// Where the host has asked something, so that datagrams pass as answers.
@@ -66,6 +70,8 @@ pub(super) struct Scene {
     pub(super) world: Namespace,
     pub(super) host: Namespace,
     next_fragment_id: u32,
+    /// SYNs are answered from the host's XDP.
+    _taken: Attached,
 }
 
 impl Scene {
@@ -81,6 +87,9 @@ impl Scene {
         for route in ["10.20.0.0/16", "203.0.113.0/24", "2001:db8:20::/48", "2001:db8:66::/48"] {
             host.ip(&format!("route add {route} dev eth0"))?;
         }
+        let taken = world.take_xdp_frames("eth0")?;
+        host.sysctl("ipv4/tcp_syncookies", "2")?;
+        host.sysctl("ipv4/tcp_timestamps", "2")?;
         let mut listeners = Vec::new();
         for port in [22, PAGES, 443, 8443, 873, 50007, 50100] {
             // Answers both families.
@@ -103,6 +112,7 @@ impl Scene {
             world,
             host,
             next_fragment_id: 1,
+            _taken: taken,
         })
     }
 
