@@ -265,7 +265,7 @@ static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, 
 	struct syn_order *order = order_at_hand();
 	struct charge charge;
 	__u64 number, open, old;
-	bool answers;
+	bool answers, enforced = rule->action != RL_PASS && policy->enforce;
 
 	common_of(slot, tick, &charge);
 	number = window_at(ticks_since(charge.bucket->start, tick), 0, &rule->limit).number;
@@ -273,7 +273,7 @@ static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, 
 	answers = syn_gate(count_syn(&charge.bucket->word[0], number), number, rule->threshold, &open);
 	if (open != old)
 		*(volatile __u64 *)&charge.bucket->word[1] = open;
-	if (!answers || !host.cookies_usable || !order || is_guard_packet(policy, p)) {
+	if (!answers || (enforced && !host.cookies_usable) || !order || is_guard_packet(policy, p)) {
 		counts->rule[slot].passed++;
 		counts->rule[slot].passed_bytes += bytes;
 		return XDP_PASS;
@@ -281,7 +281,7 @@ static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, 
 	counts->rule[slot].dropped++;
 	counts->rule[slot].dropped_bytes += bytes;
 	tell(ctx, p, rule, &charge, slot, bytes, policy->generation, tick, counts);
-	if (rule->action == RL_PASS || !policy->enforce)
+	if (!enforced)
 		return XDP_PASS;
 	if ((__s32)((__u32)tick + rule->limit.window - host.cookies_until) > 0)
 		host.cookies_until = tick + 2 * rule->limit.window;

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ebpfsentinel::lab::FrameSocket;
 use ebpfsentinel::packet::build::Packet;
 use serde_json::json;
 
-use super::support::{HOST, HOST_V6, Lab, WORLD, config, rule, wait_until};
+use super::support::{HOST, HOST_V6, Lab, OTHER, WORLD, config, rule, wait_until};
 
 const PORT: u16 = 80;
 
@@ -118,6 +119,63 @@ fn a_stateful_firewall_knows_a_cookie() {
     assert_eq!(result(&lab, "accepted"), 4);
     let scan = Packet::new().between(WORLD, HOST).tcp(4000, PORT).flags(0x10).numbers(7, 8);
     assert!(!lab.passes(scan), "an acknowledgement of nothing is invalid");
+}
+
+/// A rule that only tells, and an agent that only tells, answer nobody.
+#[test]
+fn who_only_tells_answers_nobody() {
+    let lab = lab("2");
+    let told = |agent: &super::support::Agent| {
+        let server = echo(&lab, 1);
+        ask(&lab, HOST, 10);
+        ask(&lab, HOST_V6, 10);
+        server.join().unwrap().unwrap();
+        agent.says("action=would_challenge");
+        assert_eq!(result(&lab, "answered") + result(&lab, "accepted"), 0);
+        let rule = lab.get("/api/v1/ratelimit/rules/syn");
+        assert_eq!((&rule["passed"], &rule["over_limit"]), (&json!(0), &json!(2)));
+    };
+    let passes = cookies("threshold_pps = 0\naction = \"pass\"");
+    let agent = lab.start(&passes);
+    told(&agent);
+    agent.stop();
+    let agent = lab.start(&cookies("threshold_pps = 0").replace("[ratelimit]\nmode = \"block\"", "[ratelimit]"));
+    told(&agent);
+}
+
+/// Below the threshold the stack answers; beyond it XDP does, and for a whole calm second more.
+#[test]
+fn the_threshold_opens_and_shuts() {
+    let lab = lab("2");
+    let _taken = lab.world.take_xdp_frames("eth0").unwrap();
+    let _agent = lab.start(&cookies("threshold_pps = 20"));
+    let server = echo(&lab, 3);
+    ask(&lab, HOST, 10);
+    ask(&lab, HOST_V6, 10);
+    assert_eq!(result(&lab, "answered"), 0, "two SYNs are no flood");
+    // All in one second; if they fall into two of them, half of them still is beyond the threshold.
+    let syns = |at: u32| lab.addressed(Packet::new().between(OTHER, HOST).tcp(4000 + at as u16, PORT)).build();
+    let frames: Vec<_> = (0..100).map(syns).collect();
+    let wire = FrameSocket::open(&lab.world, "eth0").unwrap();
+    frames.iter().for_each(|frame| wire.send(frame).unwrap());
+    wait_until("the flood was counted", || {
+        let rule = lab.get("/api/v1/ratelimit/rules/syn");
+        rule["passed"].as_u64().unwrap() + rule["over_limit"].as_u64().unwrap() == 102
+    });
+    let answered = result(&lab, "answered");
+    assert!((50..=82).contains(&answered), "{answered} of 100 were beyond the threshold of 20");
+    ask(&lab, HOST, 10);
+    ask(&lab, HOST_V6, 10);
+    wait_until("it is calm again", || {
+        let before = result(&lab, "answered");
+        let frame = lab.addressed(Packet::new().between(OTHER, HOST).tcp(3999, PORT)).build();
+        wire.send(&frame).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        result(&lab, "answered") == before
+    });
+    ask(&lab, HOST, 10);
+    ask(&lab, HOST_V6, 10);
+    server.join().unwrap().unwrap();
 }
 
 #[test]
