@@ -111,7 +111,7 @@ impl XdpSyncookie {
 
     /// Runs the program once over a frame as if xdp_ratelimit had handed it over on `ifindex`: enum xdp_action and what
     /// became of the frame.
-    pub fn test_run(&self, frame: &[u8], ifindex: u32, order: syn_order) -> Result<(u32, Vec<u8>)> {
+    pub fn test_run(&mut self, frame: &[u8], ifindex: u32, order: syn_order) -> Result<(u32, Vec<u8>)> {
         let cpus = libbpf_rs::num_possible_cpus().context("counting CPUs")?;
         let orders = vec![bytes_of(&order).to_vec(); cpus];
         let map = &self.skel.maps.syn_order;

@@ -87,7 +87,7 @@ impl Host {
         };
         host.run(|| {
             pinned();
-            (&mut *program).test_run(frame, *ifindex, *order)
+            program.test_run(frame, *ifindex, *order)
         })
         .unwrap()
         .unwrap()
