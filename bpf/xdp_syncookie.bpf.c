@@ -87,6 +87,8 @@ struct segment {
 	__u8 wscale;
 	__u8 has_wscale, has_timestamp, has_sack;
 	__u8 timestamp_at;	/* in options; at most 32, as the other value is behind it */
+	__u32 options_end;	/* bytes of them */
+	__u32 at;		/* where in them read_options() is */
 };
 
 struct work {
@@ -192,32 +194,29 @@ __noinline int read_packet(struct xdp_md *ctx, struct work *work)
 }
 
 /*
- * The options that matter. They stand in memory, and all that is found out goes there, so that the verifier sees each
- * step once and not once for each way to it.
+ * The options that matter. Options, position and what is found out stand in memory, of which the verifier knows nothing:
+ * so it sees each step once, and not once for each way to it.
  */
-static __always_inline bool read_options(struct segment *s, __u32 end, __u32 nothing)
+static __always_inline bool read_options(struct segment *s)
 {
 	enum { OPTIONS_MAX = 40, MASK = 63 };
 	const __u8 *options = (const __u8 *)s->options;
-	__u32 at = 0;
 
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < OPTIONS_MAX; i++) {
-		__u32 kind, length;
+		__u32 at = *(volatile __u32 *)&s->at & MASK, end = *(volatile __u32 *)&s->options_end, kind, length;
 
-		at = (at + nothing) & MASK;
 		if (at >= end)
 			return true;
 		kind = options[at];
 		length = options[(at + 1) & MASK];
 		if (kind == 0)
 			return true;
-		if (kind == 1) {
-			at++;
-			continue;
-		}
-		if (length < 2 || at + length > end)
+		if (kind == 1)
+			length = 1;
+		else if (length < 2 || at + length > end)
 			return false;
+		*(volatile __u32 *)&s->at = at + length;
 		if (kind == 2 && length == 4) {
 			s->mss = options[(at + 2) & MASK] << 8 | options[(at + 3) & MASK];
 		} else if (kind == 3 && length == 3) {
@@ -229,7 +228,6 @@ static __always_inline bool read_options(struct segment *s, __u32 end, __u32 not
 			s->timestamp_at = at + 2;
 			s->has_timestamp = 1;
 		}
-		at += length;
 	}
 	return true;
 }
@@ -244,7 +242,7 @@ __noinline int read_segment(struct xdp_md *ctx, struct work *work)
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct segment *s;
 	struct tcphdr *tcp;
-	__u32 *word, end;
+	__u32 *word;
 
 	if (!work)
 		return false;
@@ -254,17 +252,17 @@ __noinline int read_segment(struct xdp_md *ctx, struct work *work)
 	if ((void *)(tcp + 1) > data_end)
 		return false;
 	s->tcp = *tcp;
-	end = tcp->doff * 4 - sizeof(*tcp);
+	s->options_end = tcp->doff * 4 - sizeof(*tcp);
 	word = (void *)(tcp + 1);
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < WORDS_MAX; i++, word++) {
-		if (4 * i >= end)
+		if (4 * i >= *(volatile __u32 *)&s->options_end)
 			break;
 		if ((void *)(word + 1) > data_end)
 			return false;
 		s->options[i & 15] = *word;
 	}
-	if (!read_options(s, end, host.pad[0]))
+	if (!read_options(s))
 		return false;
 	if (s->wscale > WSCALE_MAX)
 		s->wscale = WSCALE_MAX;
@@ -389,7 +387,7 @@ __noinline int look_at_service(struct xdp_md *ctx, struct work *work, struct syn
 	service->family = work->packet.family;
 	service->ifindex = ifindex;
 	service->state = SYN_NOBODY;
-	service->until = (tick + second) | 1;
+	service->until = tick + second;
 	if (iface)
 		__builtin_memcpy(service->mac, iface->mac, sizeof(service->mac));
 	else
@@ -403,10 +401,10 @@ __noinline int look_at_service(struct xdp_md *ctx, struct work *work, struct syn
 		return 0;
 	if (socket->state != BPF_TCP_LISTEN) {
 		service->state = SYN_CONNECTION;
-		service->until = 0; /* of this packet only */
+		service->until = tick; /* of this packet only */
 	} else if (cookie_of(socket, work) < 0) {
 		service->state = SYN_REFUSED;
-		service->until = (tick + second / 16) | 1;
+		service->until = tick + second / 16;
 	} else {
 		service->state = SYN_LISTENER;
 		size_window(socket, service);

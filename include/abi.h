@@ -580,7 +580,7 @@ struct syn_service {
 	__u8 wscale;
 	__u8 pad[3];
 	__u32 space;		    /* for what was received and not yet read: the first receive window, bytes */
-	__u32 until;		    /* tick; 0: nothing was found out yet */
+	__u32 until;		    /* tick */
 	__u32 pad2[5];
 };
 

@@ -150,6 +150,10 @@ impl XdpRatelimit {
         let started = limiter.skel.progs.start_expiry.test_run(ProgramInput::default());
         let result = started.context("starting the expiry of buckets")?.return_value as i32;
         ensure!(result == 0, "starting the expiry of buckets: step {} was refused", -result);
+        let tick = limiter.now()?.tick as u32;
+        // SAFETY: within the mapping, a whole word; no packet is there yet. Ticks go round five minutes after boot, so 0
+        // would be a time to come.
+        unsafe { (&raw mut (*limiter.host.at(0)).cookies_until).write_volatile(tick) };
         Ok(limiter)
     }
 
