@@ -35,6 +35,7 @@ struct syn_counts abi_syn_counts;
 struct xdp_meta abi_xdp_meta;
 struct fw_question abi_fw_question;
 struct fw_answered abi_fw_answered;
+struct fw_upper abi_fw_upper;
 
 enum fw_limits abi_fw_limits;
 enum fw_mode abi_fw_mode;
@@ -44,6 +45,8 @@ enum fw_answer abi_fw_answer;
 enum fw_stride abi_fw_stride;
 enum fw_trie_word abi_fw_trie_word;
 enum fw_policy_limits abi_fw_policy_limits;
+enum fw_rp_filter abi_fw_rp_filter;
+enum fw_uppers_limits abi_fw_uppers_limits;
 enum fw_reason abi_fw_reason;
 enum fw_verdict abi_fw_verdict;
 enum fw_unparsable abi_fw_unparsable;

@@ -15,6 +15,7 @@
 #include "events.h"
 #include "flows.h"
 #include "policy.h"
+#include "routes.h"
 #include "chain.h"
 #include "xdp_meta.h"
 
@@ -44,6 +45,7 @@ struct work {
 	struct judgement judgement;
 	struct conn_key key;
 	struct classes classes;
+	struct route route;
 };
 
 struct {
@@ -135,7 +137,20 @@ static __always_inline int find_state(struct xdp_md *ctx, const struct work *wor
 	return error ? known & ~CONN_TOUCH : known;
 }
 
-/* A packet that could be parsed, against rules, state and policy. */
+/* A packet that would pass does not, if its source is forged. */
+static __always_inline void check_source(struct xdp_md *ctx, struct fw_policy *policy, struct work *work)
+{
+	struct judgement *j = &work->judgement;
+
+	if (j->drop || !policy->rp_filter || !work->packet.family || !is_forged(ctx, policy, &work->packet))
+		return;
+	j->answer = FW_NO_MATCH;
+	j->reason = FW_BY_RPFILTER;
+	j->unparsable = FW_PARSED;
+	j->drop = 1;
+}
+
+/* A packet that could be parsed, against rules, state, policy and routes. */
 static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32 index, __u32 iface,
 				  struct work *work, bool explaining)
 {
@@ -162,6 +177,7 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 		j->reason = FW_BY_POLICY;
 		j->drop = t->policy.drop_unmatched;
 	}
+	check_source(ctx, &t->policy, work);
 	if (known && (known & CONN_TOUCH || p->tcp_flags & TCP_FIN) && !j->drop && !explaining)
 		conn_confirm(&work->key, t->policy.generation, p->tcp_flags);
 	if (j->drop) {
@@ -211,9 +227,12 @@ static __always_inline void count_unparsable(__u32 why)
 }
 
 /* Counts the packet, and records it when it is to be told. */
-static __always_inline void count_and_tell(const struct packet *p, const struct judgement *j, __u32 verdict,
-					   __u32 ifindex, __u32 iface, __u32 bytes, __u32 generation)
+static __always_inline void count_and_tell(struct xdp_md *ctx, const struct fw_policy *policy, struct work *work,
+					   __u32 verdict, __u32 iface, __u32 bytes)
 {
+	const struct judgement *j = &work->judgement;
+	struct packet *p = &work->packet;
+
 	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
 	__u32 slot = slot_of(j), packets = 1;
 	struct fw_event *event;
@@ -232,6 +251,8 @@ static __always_inline void count_and_tell(const struct packet *p, const struct 
 		c.note->told_jiffies = now;
 		c.note->told_packets += packets;
 	}
+	if (policy->next_hop)
+		find_route(ctx, p, &work->route);
 	event = new_event();
 	if (!event)
 		return;
@@ -240,10 +261,10 @@ static __always_inline void count_and_tell(const struct packet *p, const struct 
 	event->src[1] = p->src[1];
 	event->dst[0] = p->dst[0];
 	event->dst[1] = p->dst[1];
-	event->ifindex = ifindex;
+	event->ifindex = ctx->ingress_ifindex;
 	event->packets = packets;
 	event->bytes = bytes;
-	event->generation = generation;
+	event->generation = policy->generation;
 	event->slot = slot;
 	event->src_port = p->src_port;
 	event->dst_port = p->dst_port;
@@ -257,6 +278,10 @@ static __always_inline void count_and_tell(const struct packet *p, const struct 
 	event->reason = j->reason;
 	event->state = j->state;
 	event->unparsable = j->unparsable;
+	event->next_hop_family = work->route.family;
+	event->out_ifindex = work->route.ifindex;
+	event->next_hop[0] = work->route.next_hop[0];
+	event->next_hop[1] = work->route.next_hop[1];
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 	submit_event(event);
 }
@@ -312,7 +337,7 @@ __noinline int parse_packet(struct xdp_md *ctx, struct work *work)
  */
 __noinline int judge_packet(struct xdp_md *ctx)
 {
-	__u32 index = *(volatile __u32 *)&control.active & 1, ifindex = ctx->ingress_ifindex, zero = 0;
+	__u32 index = *(volatile __u32 *)&control.active & 1, zero = 0;
 	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
 	struct fw_tables *t = &tables[index];
 	__u32 iface, bytes, verdict, generation;
@@ -325,7 +350,7 @@ __noinline int judge_packet(struct xdp_md *ctx)
 		return XDP_ABORTED; /* it is an array's first entry */
 	p = &work->packet;
 	j = &work->judgement;
-	iface = iface_number(&t->policy, ifindex);
+	iface = iface_number(&t->policy, ctx->ingress_ifindex);
 	generation = t->policy.generation;
 	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	why = parse_packet(ctx, work);
@@ -339,9 +364,12 @@ __noinline int judge_packet(struct xdp_md *ctx)
 			j->exception = FW_LINK_CONTROL;
 			j->unparsable = FW_PARSED;
 			j->drop = 0;
+		} else {
+			check_source(ctx, &t->policy, work);
 		}
 	} else if (p->fragment == LATER_FRAGMENT) {
 		judge_later_fragment(&t->policy, p, j);
+		check_source(ctx, &t->policy, work);
 	} else if (is_neighbour_discovery(p)) {
 		j->reason = FW_BY_EXCEPTION;
 		j->exception = FW_NEIGHBOUR;
@@ -356,7 +384,7 @@ __noinline int judge_packet(struct xdp_md *ctx)
 		answer_question(ctx, p, j, verdict, iface, generation);
 		return EXPLAINED | (verdict == FW_DROP ? XDP_DROP : XDP_PASS);
 	}
-	count_and_tell(p, j, verdict, ifindex, iface, bytes, generation);
+	count_and_tell(ctx, &t->policy, work, verdict, iface, bytes);
 	if (verdict == FW_DROP)
 		return XDP_DROP;
 	if (write_meta) {
@@ -383,18 +411,14 @@ static __always_inline bool is_plain(struct xdp_md *ctx)
 	return !write_meta && !multi_buffer && ctx->data_meta == ctx->data;
 }
 
-/* Whether a packet belongs to a connection that this host opened, which then lives on. */
-static __always_inline bool is_answer(const struct packet *p, __u32 generation, struct conn_key *key)
+/* What is known of the connection that this host opened and the packet belongs to; 0 if there is none. */
+static __always_inline int find_answered(const struct packet *p, __u32 generation, struct conn_key *key)
 {
 	int known;
 
 	conn_key_of(p, false, key);
 	known = conn_find(key, generation);
-	if (!(known & CONN_HERE))
-		return false;
-	if (known & CONN_TOUCH || p->tcp_flags & TCP_FIN)
-		conn_confirm(key, generation, p->tcp_flags);
-	return true;
+	return known & CONN_HERE ? known : 0;
 }
 
 /*
@@ -412,6 +436,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
 	struct counters counters;
 	struct flow_key key = {};
+	int known = 0;
 	struct classes *c;
 	struct fw_family *f;
 	struct packet *p;
@@ -448,7 +473,8 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 		if (drop && t->policy.stateful) {
 			if (is_icmp(p->family, p->protocol))
 				return LEFT_OVER; /* what it answers stands behind the header */
-			if (is_answer(p, t->policy.generation, &work->key)) {
+			known = find_answered(p, t->policy.generation, &work->key);
+			if (known) {
 				reason = FW_BY_STATE;
 				drop = 0;
 			}
@@ -461,6 +487,13 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 		drop = answer & FW_DENY;
 		slot = answer & FW_SLOT_MASK;
 	}
+	if (!drop && t->policy.rp_filter && is_forged(ctx, &t->policy, p)) {
+		reason = FW_BY_RPFILTER;
+		slot = FW_SLOTS + reason;
+		drop = 1;
+	}
+	if (known && !drop && (known & CONN_TOUCH || p->tcp_flags & TCP_FIN))
+		conn_confirm(&work->key, t->policy.generation, p->tcp_flags);
 	if (drop) {
 		/* Exceptions that may save it. */
 		if (p->protocol == IPPROTO_UDP && (p->dst_port == 68 || p->dst_port == 546))
@@ -476,10 +509,13 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	note(&counters, now);
 	if (can_be_kept(&key) && t->policy.flows_open) {
 		if (reason == FW_BY_STATE)
-			flow_keep(&key, FLOW_IS_STATE | (now & 0xffff));
-		else if (!drop || reason == FW_BY_RULE || !t->policy.stateful)
-			flow_keep(&key, with_while(slot | (drop ? FLOW_DENY : 0), now));
-		/* Else it is an answer as soon as this host has asked: not to be kept. */
+			flow_keep(&key, FLOW_IS_STATE | (now & 0xffff), t->policy.flow_turn);
+		else if (!drop || reason == FW_BY_RULE || (reason == FW_BY_POLICY && !t->policy.stateful))
+			flow_keep(&key, with_while(slot | (drop ? FLOW_DENY : 0), now), t->policy.flow_turn);
+		/*
+		 * Else it is an answer as soon as this host has asked, or its source is forged, which a flow says nothing of:
+		 * not to be kept.
+		 */
 	}
 	return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
 }
@@ -520,6 +556,7 @@ static __always_inline int answer_common_packet(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct fw_tables *t = &tables[*(volatile __u32 *)&control.active & 1];
 	__u32 bytes = data_end - data;
+	__u64 turn = now >> (t->policy.flow_turn & 63);
 	struct flow_key key;
 
 	if (data + FLOW_FRAME_MIN > data_end || ctx->data_meta != ctx->data || cpu >= flow_cpus || !t->policy.flows_open)
@@ -528,13 +565,13 @@ static __always_inline int answer_common_packet(struct xdp_md *ctx)
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
 		if (!read_flow_v4(data, t->family[0].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
-		word = find_flow_v4(&key, cpu, now);
+		word = find_flow_v4(&key, cpu, turn);
 		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
 	}
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		if (!read_flow_v6(data, data_end, t->family[1].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
-		word = find_flow_v6(&key, cpu, now);
+		word = find_flow_v6(&key, cpu, turn);
 		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
 	}
 	return LEFT_OVER;

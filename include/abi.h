@@ -171,6 +171,25 @@ struct fw_iface {
 	__u32 number;
 };
 
+/* Which sources are taken for forged, by the way back to them: firewall.rp_filter. */
+enum fw_rp_filter {
+	FW_RP_OFF = 0,
+	FW_RP_LOOSE = 1,	    /* those to which no route leads */
+	FW_RP_STRICT = 2,	    /* and those to which the route leaves by another interface */
+};
+
+/*
+ * Interfaces by which routes leave and that stand on guarded ones: VLAN devices, bridges, bonds and the like. By index
+ * and by the tag that their frames have on the guarded interface (outer id, 0: none, FW_ANY_VLAN: whichever); the value
+ * has a bit for each number of a guarded interface.
+ */
+struct fw_upper {
+	__u32 ifindex;
+	__u32 vlan;
+};
+
+enum fw_uppers_limits { FW_ANY_VLAN = 4096, FW_UPPERS = 16384 };
+
 /* An IPv6 or IPv4-mapped network, host order. */
 struct fw_net {
 	__u64 addr[2];
@@ -190,6 +209,10 @@ struct fw_policy {
 	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
 	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
 	__u16 guard_port[FW_GUARD_PORTS];
+	__u8 rp_filter;		    /* enum fw_rp_filter */
+	__u8 next_hop;		    /* records say which way the packet goes */
+	__u8 flow_turn;		    /* the flow cache forgets in two turns of 2^flow_turn ticks, see flow_set() */
+	__u8 pad[5];
 	struct fw_net guard_net[FW_GUARD_NETS];
 	struct fw_iface iface[FW_IFACE_SLOTS];
 };
@@ -246,7 +269,8 @@ enum fw_reason {
 	FW_BY_EXCEPTION = 3,	    /* ARP, neighbour discovery, DHCP, link control, lock-out guard */
 	FW_BY_PARSER = 4,	    /* could not be parsed */
 	FW_BY_FRAGMENT = 5,	    /* follows its first fragment */
-	FW_REASONS = 6,
+	FW_BY_RPFILTER = 6,	    /* would pass, but its source is forged */
+	FW_REASONS = 7,
 };
 
 enum fw_verdict {
@@ -348,7 +372,10 @@ struct fw_event {
 	__u8 reason;
 	__u8 state;
 	__u8 unparsable;
-	__u8 pad[7];
+	__u8 next_hop_family;	    /* 4 or 6; 0: not asked for, or the packet is not forwarded */
+	__u8 pad[2];
+	__u32 out_ifindex;	    /* by which it leaves */
+	__u64 next_hop[2];	    /* like src: a gateway, or the destination */
 };
 
 /* ---- connections: written by tc_egress, read by xdp_firewall ---- */
@@ -673,7 +700,7 @@ _Static_assert(sizeof(struct fw_flow_set_v4) == 64, "a cache line");
 _Static_assert(sizeof(struct fw_flow_v6) == 64, "a cache line");
 _Static_assert(sizeof(struct fw_near) == 64, "a cache line");
 _Static_assert(sizeof(struct fw_row) == 512, "64 words");
-_Static_assert(sizeof(struct fw_event) == 80, "no hidden padding");
+_Static_assert(sizeof(struct fw_event) == 96, "no hidden padding");
 _Static_assert(sizeof(struct conn_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct conn) == 16, "no hidden padding");
 _Static_assert(sizeof(struct frag_key) == 40, "no hidden padding");

@@ -69,13 +69,14 @@ static __always_inline __u64 flow_hash_v6(const struct flow_key *key)
 }
 
 /*
- * The first of a flow's two sets among those of a CPU; the other one is its neighbour. It moves with the clock's upper
- * bits, so that a tick of which an entry has the low 16 bits is not taken for an earlier one, not before it has gone round
- * all sets.
+ * The first of a flow's two sets among those of a CPU; the other one is its neighbour. It moves with each turn of the
+ * clock. A turn is 2^15 ticks (fw_policy.flow_turn), so that a tick of which an entry has the low 16 bits is not taken for
+ * an earlier one, not before it has gone round all sets. It is half a second at most where answers depend on routes, which
+ * may change: after two turns a flow is looked for in two other sets, and judged anew.
  */
-static __always_inline __u64 flow_set(__u64 hash, __u64 sets, __u64 now)
+static __always_inline __u64 flow_set(__u64 hash, __u64 sets, __u64 turn)
 {
-	return ((hash >> 32) + (now >> (FLOW_TICK_BITS - 1))) & (sets - 1);
+	return ((hash >> 32) + turn) & (sets - 1);
 }
 
 /*
@@ -155,17 +156,17 @@ static __always_inline __u64 *flow_in_v6(struct fw_flow_set_v6 *set, __u64 hash,
 }
 
 /* In one of the two sets that it may stand in. */
-static __always_inline __u64 *find_flow_v4(const struct flow_key *key, __u64 cpu, __u64 now)
+static __always_inline __u64 *find_flow_v4(const struct flow_key *key, __u64 cpu, __u64 turn)
 {
-	__u64 hash = flow_hash(key->src[0], key->word), set = flow_set(hash, flow_sets, now), *word;
+	__u64 hash = flow_hash(key->src[0], key->word), set = flow_set(hash, flow_sets, turn), *word;
 
 	word = flow_in_v4(sets_v4(cpu) + set, hash, key);
 	return word ? word : flow_in_v4(sets_v4(cpu) + (set ^ 1), hash, key);
 }
 
-static __always_inline __u64 *find_flow_v6(const struct flow_key *key, __u64 cpu, __u64 now)
+static __always_inline __u64 *find_flow_v6(const struct flow_key *key, __u64 cpu, __u64 turn)
 {
-	__u64 hash = flow_hash_v6(key), set = flow_set(hash, flow_sets / 2, now), *word;
+	__u64 hash = flow_hash_v6(key), set = flow_set(hash, flow_sets / 2, turn), *word;
 
 	word = flow_in_v6(sets_v6(cpu) + set, hash, key);
 	return word ? word : flow_in_v6(sets_v6(cpu) + (set ^ 1), hash, key);
@@ -228,26 +229,27 @@ static __always_inline bool flow_enters_v6(struct fw_flow_set_v6 *set, const str
 }
 
 /* Keeps an answer, if there is room. A function of its own, verified once. */
-__noinline int flow_keep(const struct flow_key *key, __u32 answer)
+__noinline int flow_keep(const struct flow_key *key, __u32 answer, __u32 flow_turn)
 {
-	__u64 cpu = bpf_get_smp_processor_id(), now = bpf_jiffies64(), word, hash, set, *old;
+	__u64 cpu = bpf_get_smp_processor_id(), now = bpf_jiffies64(), turn = now >> (flow_turn & 63);
+	__u64 word, hash, set, *old;
 
 	if (!key || cpu >= flow_cpus)
 		return 0;
 	word = key->word | (__u64)answer << FLOW_ANSWER;
-	old = key->family == 4 ? find_flow_v4(key, cpu, now) : find_flow_v6(key, cpu, now);
+	old = key->family == 4 ? find_flow_v4(key, cpu, turn) : find_flow_v6(key, cpu, turn);
 	if (old) {
 		*old = word;
 		return 1;
 	}
 	if (key->family == 4) {
 		hash = flow_hash(key->src[0], key->word);
-		set = flow_set(hash, flow_sets, now);
+		set = flow_set(hash, flow_sets, turn);
 		return flow_enters_v4(sets_v4(cpu) + set, key, hash, word, now) ||
 		       flow_enters_v4(sets_v4(cpu) + (set ^ 1), key, hash, word, now);
 	}
 	hash = flow_hash_v6(key);
-	set = flow_set(hash, flow_sets / 2, now);
+	set = flow_set(hash, flow_sets / 2, turn);
 	return flow_enters_v6(sets_v6(cpu) + set, key, hash, word, now) ||
 	       flow_enters_v6(sets_v6(cpu) + (set ^ 1), key, hash, word, now);
 }

@@ -38,6 +38,7 @@ enum bpf_map_type {
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
+	BPF_F_NO_PREALLOC = 1,
 	BPF_F_MMAPABLE = 1 << 10,
 	BPF_F_INNER_MAP = 1 << 12,
 	BPF_RB_NO_WAKEUP = 1,
@@ -83,6 +84,31 @@ struct bpf_sock_tuple {
 		} ipv6;
 	};
 };
+
+/* What a routing table is asked, and says. */
+struct bpf_fib_lookup {
+	__u8 family, l4_protocol;
+	__be16 sport, dport;
+	__u16 tot_len;
+	__u32 ifindex;
+	__u32 rt_metric;
+	__be32 src[4], dst[4]; /* IPv4 in the first */
+	__be16 h_vlan_proto, h_vlan_TCI;
+	__u8 smac[6], dmac[6];
+};
+
+enum {
+	BPF_FIB_LKUP_RET_SUCCESS = 0,
+	BPF_FIB_LKUP_RET_BLACKHOLE = 1,
+	BPF_FIB_LKUP_RET_UNREACHABLE = 2,
+	BPF_FIB_LKUP_RET_PROHIBIT = 3,
+	BPF_FIB_LKUP_RET_NOT_FWDED = 4,	  /* no route, or not one of unicast */
+	BPF_FIB_LKUP_RET_FWD_DISABLED = 5, /* the interface does not forward, so nobody looked */
+	BPF_FIB_LKUP_RET_UNSUPP_LWT = 6,  /* the route encapsulates */
+	BPF_FIB_LKUP_RET_NO_NEIGH = 7,	  /* a route, and its next hop's hardware address is not known */
+};
+
+enum { AF_INET = 2, AF_INET6 = 10 };
 
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto, priority;

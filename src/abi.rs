@@ -50,7 +50,8 @@ plain!(
     syn_counts,
     xdp_meta,
     fw_question,
-    fw_answered
+    fw_answered,
+    fw_upper
 );
 
 /// The bytes of a plain value, as the kernel takes them.

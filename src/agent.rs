@@ -22,6 +22,7 @@ use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
+use crate::classify::interfaces::Device;
 use crate::component::Component;
 use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
@@ -39,7 +40,7 @@ use crate::metrics::{KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
 use crate::supervise::{Handle, Mailbox, Supervisor};
-use crate::system::{MainEvent, MainLoop, Notifier, Signal, Signals};
+use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
 const EVENTS_MAX: usize = 8192;
@@ -121,7 +122,7 @@ pub fn run(options: Options) -> Result<()> {
     let metrics = Metrics::new();
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
-    main_loop.watch_links().context("listening to changes of network links")?;
+    let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
@@ -149,6 +150,7 @@ pub fn run(options: Options) -> Result<()> {
     let engine = Firewall::start(firewall::Start {
         config: config.firewall.clone(),
         interfaces: config.agent.interfaces.clone(),
+        devices,
         xdp_mode: match config.agent.xdp_mode {
             WrittenXdpMode::Auto => XdpMode::Auto,
             WrittenXdpMode::Native => XdpMode::Native,
@@ -251,7 +253,8 @@ impl Agent {
                     main_loop.set_timer(Timer::Links, Instant::now() + Duration::from_millis(20));
                 }
                 MainEvent::Timer(Timer::Links) => {
-                    for error in self.engines.links_changed() {
+                    let devices = main_loop.links().map(LinkWatch::devices).unwrap_or_default();
+                    for error in self.engines.links_changed(devices) {
                         log::error!("after a change of links: {error}");
                     }
                 }
@@ -388,9 +391,9 @@ impl Engines {
     }
 
     /// Lets each engine look at the interfaces anew; what went wrong. The limiter first: the firewall attaches.
-    fn links_changed(&self) -> Vec<String> {
+    fn links_changed(&self, devices: Vec<Device>) -> Vec<String> {
         let limiter = self.ratelimit.as_ref().map(|limiter| limiter.call(Ratelimit::links_changed));
-        let all = limiter.into_iter().chain([self.firewall.call(Firewall::links_changed)]);
+        let all = limiter.into_iter().chain([self.firewall.call(move |firewall| firewall.links_changed(devices))]);
         all.filter_map(|result| match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(format!("{error:#}")),

@@ -59,16 +59,25 @@ pub enum Reason {
     Unparsable,
     /// It follows the first fragment of its datagram.
     Fragment,
+    /// It would pass, but its source is forged: `firewall.rp_filter`.
+    RpFilter,
 }
 
 impl Reason {
     /// All of them, in the kernel's order.
-    pub const ALL: [Reason; 6] =
-        [Reason::Rule, Reason::Policy, Reason::State, Reason::Exception, Reason::Unparsable, Reason::Fragment];
+    pub const ALL: [Reason; 7] = [
+        Reason::Rule,
+        Reason::Policy,
+        Reason::State,
+        Reason::Exception,
+        Reason::Unparsable,
+        Reason::Fragment,
+        Reason::RpFilter,
+    ];
 
     /// The reason with the kernel's number.
     pub fn of(reason: u8) -> Option<Reason> {
-        const { assert!(fw_reason::FW_REASONS.0 == 6) };
+        const { assert!(fw_reason::FW_REASONS.0 == 7) };
         Reason::ALL.get(usize::from(reason)).copied()
     }
 
@@ -81,6 +90,7 @@ impl Reason {
             Reason::Exception => "exception",
             Reason::Unparsable => "unparsable",
             Reason::Fragment => "fragment",
+            Reason::RpFilter => "rp_filter",
         }
     }
 }
@@ -139,6 +149,8 @@ pub struct Verdict {
     pub state: Option<u8>,
     /// Why it could not be parsed.
     pub unparsable: Option<&'static str>,
+    /// Where it goes next, and by which interface (its index), if that was asked for and the host forwards it.
+    pub next_hop: Option<(IpAddr, u32)>,
 }
 
 /// An address as the kernel keeps it: host order, high half first, IPv4 in the low 32 bits.
@@ -176,6 +188,7 @@ impl Event {
             generation: raw.generation,
             state: (u32::from(raw.state) != fw_state::FW_STATE_UNKNOWN.0).then_some(raw.state),
             unparsable: (raw.unparsable != 0).then(|| UNPARSABLE.get(usize::from(raw.unparsable)).copied()).flatten(),
+            next_hop: address(raw.next_hop_family, raw.next_hop).map(|next_hop| (next_hop, raw.out_ifindex)),
         }))
     }
 }

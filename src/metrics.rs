@@ -54,6 +54,8 @@ metrics! {
     PACKETS = Counter "packets" ["interface", "verdict"] "Packets judged in the kernel";
     BYTES = Counter "bytes_processed" ["interface", "direction"] "Bytes seen by the programs on an interface";
     UNPARSABLE = Counter "unparsable_packets" ["reason"] "Packets that the kernel parser could not read";
+    FORGED = Counter "forged_source_packets" ["interface", "verdict"] "Packets whose source cannot be behind the \
+        interface on which they came, by firewall.rp_filter";
     RULE_PACKETS = Counter "firewall_rule_packets" ["rule", "family"] "Packets decided by a firewall rule";
     RULE_BYTES = Counter "firewall_rule" in "bytes" ["rule", "family"] "Bytes of packets decided by a firewall rule";
     LIMIT_PACKETS = Counter "ratelimit_rule_packets" ["rule", "verdict"] "Packets that a rate limit was asked about: \
@@ -126,6 +128,8 @@ pub struct InterfaceCounters {
     pub interface: String,
     /// Packets by verdict: `("pass", 7)`.
     pub packets: Vec<(&'static str, u64)>,
+    /// Of them, those that `firewall.rp_filter` took for forged, by verdict.
+    pub forged: Vec<(&'static str, u64)>,
     /// Bytes by direction: `("ingress", 7)`.
     pub bytes: Vec<(&'static str, u64)>,
 }
@@ -293,6 +297,8 @@ impl Collector for State {
         out.counters(&PACKETS, packets)?;
         let bytes = interfaces.iter().flat_map(|i| i.bytes.iter().map(|(d, n)| ([i.interface.as_str(), d], *n)));
         out.counters(&BYTES, bytes)?;
+        let forged = interfaces.iter().flat_map(|i| i.forged.iter().map(|(v, n)| ([i.interface.as_str(), v], *n)));
+        out.counters(&FORGED, forged)?;
         out.counters(&UNPARSABLE, kernel.unparsable.iter().map(|(reason, n)| ([*reason], *n)))?;
         out.counters(&RULE_PACKETS, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.packets)))?;
         out.counters(&RULE_BYTES, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.bytes)))?;
@@ -449,6 +455,7 @@ mod tests {
             interfaces: vec![InterfaceCounters {
                 interface: "eth\"0".to_owned(),
                 packets: vec![("pass", 5), ("drop", 2)],
+                forged: vec![("drop", 1)],
                 bytes: vec![("ingress", 700)],
             }],
             rules: vec![RuleCounters { rule: "fw-1".to_owned(), family: "ipv4", packets: 2, bytes: 128 }],
@@ -490,6 +497,7 @@ mod tests {
         for line in [
             "ebpfsentinel_packets_total{interface=\"eth\\\"0\",verdict=\"pass\"} 5",
             "ebpfsentinel_packets_total{interface=\"eth\\\"0\",verdict=\"drop\"} 2",
+            "ebpfsentinel_forged_source_packets_total{interface=\"eth\\\"0\",verdict=\"drop\"} 1",
             "ebpfsentinel_bytes_processed_total{interface=\"eth\\\"0\",direction=\"ingress\"} 700",
             "ebpfsentinel_unparsable_packets_total{reason=\"truncated\"} 1",
             "ebpfsentinel_firewall_rule_packets_total{rule=\"fw-1\",family=\"ipv4\"} 2",

@@ -115,6 +115,10 @@ pub struct Alert {
     pub protocol: Option<u8>,
     /// Name of the interface.
     pub interface: Option<String>,
+    /// Where the packet goes next: a gateway, or its destination.
+    pub next_hop: Option<IpAddr>,
+    /// Name of the interface by which it leaves.
+    pub out_interface: Option<String>,
     /// For people, one line.
     pub message: String,
     /// How many events this alert stands for.
@@ -146,6 +150,8 @@ impl Alert {
             dst_port: None,
             protocol: None,
             interface: None,
+            next_hop: None,
+            out_interface: None,
             message: message.into(),
             count: 1,
             folded: None,
@@ -171,6 +177,8 @@ impl Alert {
         fields.extend(self.dst_port.map(|number| ("dst_port", port(number))));
         fields.extend(self.protocol.map(|number| ("protocol", Field::Text(protocol_name(number)))));
         fields.extend(self.interface.as_deref().map(|name| ("interface", Field::Text(name.into()))));
+        fields.extend(self.next_hop.map(|ip| ("next_hop", address(ip))));
+        fields.extend(self.out_interface.as_deref().map(|name| ("out_interface", Field::Text(name.into()))));
         fields.push(("message", Field::Text(self.message.as_str().into())));
         fields.push(("count", Field::Number(self.count)));
         if let Some(folded) = self.folded {

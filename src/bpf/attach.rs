@@ -286,6 +286,11 @@ pub fn ifindex(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
 
+/// Name of an interface in this network namespace; `None` when none has this index.
+pub fn interface_name(ifindex: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()
+}
+
 /// Mounts the BPF file system where it is not, as `on_exit = "keep"` needs it, and makes our directory there.
 pub fn prepare_pins(dir: &Path) -> Result<()> {
     let root = Path::new("/sys/fs/bpf");

@@ -1,12 +1,13 @@
 //! The object xdp_firewall: its switches, the two generations of its tables, its counters and its answers.
 
+use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::chain::Chain;
 use super::counts::Counts;
@@ -16,7 +17,7 @@ use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{CPUS_MAX, check, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
     bytes_of, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6, fw_misc_count,
-    fw_question, fw_rule_count, fw_rule_note, fw_tables,
+    fw_question, fw_rule_count, fw_rule_note, fw_tables, fw_upper,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -227,6 +228,25 @@ impl XdpFirewall {
         open.store(1, Ordering::Release);
     }
 
+    /// Says which devices stand on guarded interfaces, by index and tag (include/routes.h). Those that stay are never gone
+    /// in between.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn set_uppers(&mut self, uppers: &BTreeMap<(u32, u32), u64>) -> Result<()> {
+        let map = &self.skel.maps.fw_uppers;
+        let key_of = |ifindex, vlan| fw_upper { ifindex, vlan };
+        let old: Vec<fw_upper> = map.keys().filter_map(|key| from_bytes(&key)).collect();
+        for key in old.iter().filter(|key| !uppers.contains_key(&(key.ifindex, key.vlan))) {
+            map.delete(bytes_of(key)).context("forgetting a device")?;
+        }
+        for (&(ifindex, vlan), guarded) in uppers {
+            map.update(bytes_of(&key_of(ifindex, vlan)), &guarded.to_ne_bytes(), MapFlags::ANY)
+                .context("telling the kernel's program which devices stand on guarded interfaces")?;
+        }
+        Ok(())
+    }
+
     /// A handle of the ring buffer of events.
     pub fn events(&self) -> Result<MapHandle> {
         map::handle(&self.skel.maps.fw_events)
@@ -302,6 +322,7 @@ impl XdpFirewall {
             map::facts(&maps.bss_flows_v6),
             map::facts(&maps.connections),
             map::facts(&maps.fragments),
+            map::facts(&maps.fw_uppers),
             map::facts(&maps.bss_counts),
             map::facts(&maps.misc_counts),
             map::facts(&maps.fw_events),

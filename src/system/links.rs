@@ -5,10 +5,14 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkEvent as Cause, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+
+use crate::classify::interfaces::{Device, Joins};
 
 /// Multicast group of link messages, as `bind` takes it.
 const RTMGRP_LINK: u32 = 1;
@@ -27,6 +31,8 @@ pub struct Link {
     pub name: String,
     /// Whether it is switched on (`ip link set up`), with a cable or without.
     pub up: bool,
+    /// On what it stands.
+    pub device: Device,
 }
 
 /// What happened to a link.
@@ -48,6 +54,8 @@ pub enum LinkChange {
     Up,
     /// It was switched off.
     Down,
+    /// It stands on another one, is another one's port, or lets its card do other things with frames.
+    Rearranged,
 }
 
 /// A change of one link.
@@ -88,6 +96,11 @@ impl LinkWatch {
     /// The links by number, as last heard of.
     pub fn links(&self) -> &BTreeMap<u32, Link> {
         &self.links
+    }
+
+    /// On what each of them stands.
+    pub fn devices(&self) -> Vec<Device> {
+        self.links.values().map(|link| link.device.clone()).collect()
     }
 
     /// Takes in what has arrived; `changes` gets what differs from before. True when more waits.
@@ -209,7 +222,9 @@ impl LinkWatch {
             seen.push(ifindex);
         }
         let mut tell = |change| changes.push(LinkEvent { ifindex, name: name.clone(), change });
-        match self.links.insert(ifindex, Link { name: name.clone(), up }) {
+        let device = device_of(link);
+        let features = link.attributes.contains(&LinkAttribute::Event(Cause::Features));
+        match self.links.insert(ifindex, Link { name: name.clone(), up, device: device.clone() }) {
             None => tell(LinkChange::Appeared { up }),
             Some(before) => {
                 if before.name != name {
@@ -219,6 +234,9 @@ impl LinkWatch {
                     (false, true) => tell(LinkChange::Up),
                     (true, false) => tell(LinkChange::Down),
                     _ => {}
+                }
+                if before.device != device || features {
+                    tell(LinkChange::Rearranged);
                 }
             }
         }
@@ -232,6 +250,46 @@ impl LinkWatch {
             changes.push(LinkEvent { ifindex, name: link.name, change: LinkChange::Vanished });
         }
     }
+}
+
+/// On what a link stands.
+fn device_of(link: &LinkMessage) -> Device {
+    let mut device = Device { ifindex: link.header.index, ..Device::default() };
+    let (mut lower, mut elsewhere, mut vlan, mut shares) = (None, false, None, false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => lower = Some(*index),
+            // The number of a link in another network namespace.
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => device.master = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Bridge) => device.joins = Some(Joins::Bridge),
+                        LinkInfo::Kind(InfoKind::Bond | InfoKind::Team) => device.joins = Some(Joins::Bundle),
+                        LinkInfo::Kind(InfoKind::Vrf) => device.joins = Some(Joins::Vrf),
+                        LinkInfo::Kind(
+                            InfoKind::Vlan
+                            | InfoKind::MacVlan
+                            | InfoKind::MacVtap
+                            | InfoKind::IpVlan
+                            | InfoKind::IpVtap,
+                        ) => shares = true,
+                        LinkInfo::Data(InfoData::Vlan(data)) => {
+                            vlan = data.iter().find_map(|one| match one {
+                                InfoVlan::Id(id) => Some(*id),
+                                _ => None,
+                            });
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    device.lower = lower.filter(|_| shares && !elsewhere).map(|lower| (lower, vlan));
+    device
 }
 
 impl AsRawFd for LinkWatch {
@@ -300,6 +358,46 @@ mod tests {
     }
 
     #[test]
+    fn a_link_stands_on_others() {
+        in_namespace(|| {
+            ip("link add name bridge0 type bridge");
+            ip("link add port type veth peer name other");
+            let mut watch = LinkWatch::new().unwrap();
+            let device = |watch: &LinkWatch, name: &str| {
+                watch.links().values().find(|link| link.name == name).unwrap().device.clone()
+            };
+            let (bridge, port) = (device(&watch, "bridge0"), device(&watch, "port"));
+            assert_eq!(bridge, Device { ifindex: bridge.ifindex, joins: Some(Joins::Bridge), ..Device::default() });
+            // The peer of a veth is no device that it stands on.
+            assert_eq!(port, Device { ifindex: port.ifindex, ..Device::default() });
+            ip("link set port master bridge0");
+            // The bridge's features are those of its ports.
+            let both = [("port", LinkChange::Rearranged), ("bridge0", LinkChange::Rearranged)];
+            expect(&mut watch, &both);
+            assert_eq!(device(&watch, "port").master, Some(bridge.ifindex));
+            ip("link add link other name mac type macvlan");
+            expect(&mut watch, &[("mac", LinkChange::Appeared { up: false })]);
+            assert_eq!(device(&watch, "mac").lower, Some((device(&watch, "other").ifindex, None)));
+        });
+    }
+
+    /// This kernel may have no VLAN devices; their messages are these.
+    #[test]
+    fn a_vlan_device_stands_on_another_device() {
+        let message = |more: &[LinkAttribute]| {
+            let mut link = LinkMessage::default();
+            link.header.index = 7;
+            let info = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(5)]))];
+            link.attributes = vec![LinkAttribute::Link(3), LinkAttribute::LinkInfo(info)];
+            link.attributes.extend_from_slice(more);
+            device_of(&link)
+        };
+        assert_eq!(message(&[]), Device { ifindex: 7, lower: Some((3, Some(5))), ..Device::default() });
+        assert_eq!(message(&[LinkAttribute::LinkNetNsId(0)]).lower, None);
+        assert_eq!(message(&[LinkAttribute::Controller(9)]).master, Some(9));
+    }
+
+    #[test]
     fn a_port_that_leaves_its_bridge_has_not_vanished() {
         in_namespace(|| {
             ip("link add name bridge0 type bridge");
@@ -307,6 +405,8 @@ mod tests {
             ip("link set port master bridge0");
             let mut watch = LinkWatch::new().unwrap();
             ip("link set port nomaster");
+            // The bridge's features are those of its ports.
+            expect(&mut watch, &[("port", LinkChange::Rearranged), ("bridge0", LinkChange::Rearranged)]);
             ip("link del bridge0");
             expect(&mut watch, &[("bridge0", LinkChange::Vanished)]);
             assert!(watch.links().values().any(|link| link.name == "port"));

@@ -9,6 +9,7 @@ mod lockout;
 mod modes;
 mod ratelimit;
 mod reload;
+mod routes;
 mod support;
 mod swap;
 mod syn_cookies;

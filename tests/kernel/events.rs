@@ -68,6 +68,7 @@ fn events_say_what_happened() {
         generation: 1,
         state: None,
         unparsable: None,
+        next_hop: None,
     };
     let slot = |id: &str| kernel.slots.get(id);
     let fragments = tcp(23).payload(&[0; 80]).fragments(3, 40);

@@ -52,6 +52,9 @@ pub struct Kernel {
     pub xdp: XdpFirewall,
     pub slots: Slots,
     generation: u32,
+    ports: Vec<Port>,
+    /// Number of the interface on which frames arrive.
+    pub at: usize,
 }
 
 impl Kernel {
@@ -61,10 +64,26 @@ impl Kernel {
     }
 
     pub fn with(text: &str, switches: &Switches<'_>, guard: &Guard) -> Kernel {
+        // A test run without an interface arrives on the loopback device.
+        Kernel::on(text, switches, guard, vec![Port { name: "lo".to_owned(), ifindex: Some(1) }])
+    }
+
+    /// With these interfaces guarded.
+    pub fn on(text: &str, switches: &Switches<'_>, guard: &Guard, ports: Vec<Port>) -> Kernel {
         let xdp = XdpFirewall::load(switches).expect("loading xdp_firewall");
-        let mut kernel = Kernel { xdp, slots: Slots::default(), generation: 0 };
+        let mut kernel = Kernel { xdp, slots: Slots::default(), generation: 0, ports, at: 0 };
         kernel.swap_with(text, guard);
         kernel
+    }
+
+    /// The interface on which frames arrive, as a test run takes it: the loopback device has no receive queue to name.
+    fn ifindex(&self) -> u32 {
+        self.ports[self.at].ifindex.filter(|&ifindex| ifindex != 1).unwrap_or(0)
+    }
+
+    /// Lets a frame arrive; the program's action.
+    pub fn arrives(&self, frame: &[u8]) -> u32 {
+        self.xdp.test_run(frame, self.ifindex(), 1).expect("running the program").action
     }
 
     /// Makes other rules live.
@@ -85,14 +104,12 @@ impl Kernel {
         }
         self.slots = slots;
         self.generation += 1;
-        // A test run without an interface arrives on the loopback device.
-        let ports = [Port { name: "lo".to_owned(), ifindex: Some(1) }];
         let generation = Generation {
             number: self.generation,
             config: &config,
             rules: &rules,
             slots: &self.slots,
-            ports: &ports,
+            ports: &self.ports,
             guard,
         };
         self.xdp.swap(|tables| generation.write(tables)).expect("swapping the rules in");
@@ -119,7 +136,7 @@ impl Kernel {
     }
 
     pub fn explain(&self, frame: &[u8]) -> fw_answered {
-        self.xdp.explain(frame, 0).expect("asking the program")
+        self.xdp.explain(frame, self.ifindex()).expect("asking the program")
     }
 
     /// State of the packet's connection, as rules see it; "-" when it is not looked up.
@@ -136,7 +153,7 @@ impl Kernel {
         let answered = self.explain(frame);
         let before = self.counts();
         assert_eq!(quiet, Counts { slots: Vec::new(), ..before.clone() }, "a question moved a counter");
-        let ran = self.xdp.test_run(frame, 0, 1).expect("running the program");
+        let action = self.arrives(frame);
         let after = self.counts();
 
         let one = |moved: &[(usize, u64, u64)]| match moved {
@@ -147,12 +164,12 @@ impl Kernel {
             let at = one(&moved(&before.cells, &after.cells));
             (at / CELLS, at % CELLS)
         };
-        assert_eq!(iface, 0, "the loopback device is interface 0");
+        assert_eq!(iface, self.at, "the interface on which it arrived");
         let slot = one(&moved(&before.slots, &after.slots));
         let reason = Reason::of((cell / VERDICTS) as u8).unwrap();
         let outcome = Outcome::of((cell % VERDICTS) as u8).unwrap();
-        let action = if outcome == Outcome::Dropped { XDP_DROP } else { XDP_PASS };
-        assert_eq!(ran.action, action, "{outcome:?} by {reason:?}");
+        let expected = if outcome == Outcome::Dropped { XDP_DROP } else { XDP_PASS };
+        assert_eq!(action, expected, "{outcome:?} by {reason:?}");
         let asked = (Outcome::of(answered.verdict), Reason::of(answered.reason), usize::from(answered.iface));
         assert_eq!(asked, (Some(outcome), Some(reason), iface), "the answer to a question is not what happens");
 

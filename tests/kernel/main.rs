@@ -9,6 +9,7 @@ mod hostile;
 mod oracle;
 mod parser;
 mod ratelimit;
+mod routes;
 mod state;
 #[path = "../support/mod.rs"]
 pub mod support;

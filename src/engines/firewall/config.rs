@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::rule::{Action, Rule};
+use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
 use crate::classify::matching::Match;
 use crate::classify::rules::{Mode, check_counts, read_description, read_id};
@@ -42,6 +43,34 @@ impl Policy {
     }
 }
 
+/// Which sources are taken for forged, by the way back to them (RFC 3704).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RpFilter {
+    /// None.
+    Off,
+    /// Those to which no route leads, and this host's own.
+    Loose,
+    /// These, and those to which the route leaves by another interface than the one on which the packet came.
+    Strict,
+}
+
+impl RpFilter {
+    /// Words that stand for a filter, the usual one first.
+    pub const WORDS: &'static [(&'static str, RpFilter)] =
+        &[("off", RpFilter::Off), ("loose", RpFilter::Loose), ("strict", RpFilter::Strict)];
+
+    /// As the kernel's program takes it.
+    pub const fn number(self) -> u8 {
+        (match self {
+            RpFilter::Off => fw_rp_filter::FW_RP_OFF,
+            RpFilter::Loose => fw_rp_filter::FW_RP_LOOSE,
+            RpFilter::Strict => fw_rp_filter::FW_RP_STRICT,
+        })
+        .0 as u8
+    }
+}
+
 /// Silence after which a connection is forgotten, by protocol and phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Timeouts {
@@ -72,6 +101,10 @@ pub struct FirewallConfig {
     pub stateful: bool,
     /// Whether DHCP answers to this host always pass.
     pub dhcp: bool,
+    /// Which sources are taken for forged; their packets are dropped.
+    pub rp_filter: RpFilter,
+    /// Whether events say by which way a forwarded packet leaves.
+    pub next_hop: bool,
     /// Connections that are remembered.
     pub max_connections: u32,
     /// When connections are forgotten.
@@ -95,6 +128,8 @@ impl FirewallConfig {
         let unparsable = r.key("unparsable").one_of(Policy::WORDS).unwrap_or(default_policy);
         let stateful = r.key("stateful").boolean().unwrap_or(true);
         let dhcp = r.key("dhcp").boolean().unwrap_or(true);
+        let rp_filter = r.key("rp_filter").one_of(RpFilter::WORDS).unwrap_or(RpFilter::Off);
+        let next_hop = r.key("next_hop").boolean().unwrap_or(false);
         let max_connections = r.key("max_connections").integer(1024..=16_777_216u32).unwrap_or(131_072);
         let timeouts = Timeouts::read(&r.key("timeouts"));
         let list = r.key("rules");
@@ -103,7 +138,19 @@ impl FirewallConfig {
             list.error(message);
         }
         r.finish();
-        FirewallConfig { enabled, mode, default_policy, unparsable, stateful, dhcp, max_connections, timeouts, rules }
+        FirewallConfig {
+            enabled,
+            mode,
+            default_policy,
+            unparsable,
+            stateful,
+            dhcp,
+            rp_filter,
+            next_hop,
+            max_connections,
+            timeouts,
+            rules,
+        }
     }
 }
 

@@ -146,7 +146,8 @@ impl Question {
 pub struct Explanation {
     /// `pass`, `drop`, or `would_drop` (passed because of `mode = "alert"`).
     pub verdict: &'static str,
-    /// What decided: `rule`, `default_policy`, `state`, `exception`, `unparsable`, `fragment`.
+    /// What decided: `rule`, `default_policy`, `state`, `exception`, `unparsable`, `fragment`,
+    /// `rp_filter`.
     pub decided_by: &'static str,
     /// The rule, when one decided.
     pub rule: Option<String>,
@@ -185,6 +186,9 @@ impl Explanation {
         let unparsable =
             (answered.unparsable != 0).then(|| UNPARSABLE.get(usize::from(answered.unparsable)).copied()).flatten();
         let because = match (reason, &rule, exception, unparsable, state) {
+            (Reason::RpFilter, ..) => {
+                format!("nobody with its source can be behind {interface}, by the host's routes (firewall.rp_filter)")
+            }
             (_, Some(rule), ..) => format!("rule {rule} matches"),
             (Reason::Policy, .., Some(state)) => {
                 format!("no rule matches a {state} connection's packet, so the default policy decides")

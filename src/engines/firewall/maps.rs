@@ -2,14 +2,25 @@
 
 use anyhow::{Context, Result};
 
-use super::config::{FirewallConfig, Policy};
+use super::config::{FirewallConfig, Policy, RpFilter};
 use super::rule::Rule;
 use crate::abi::{fw_policy, fw_tables};
+use crate::bpf::jiffies_per_second;
 use crate::classify::compile::{self, BothRows, Placed};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::{Port, bits_of_interfaces, hash_of_interfaces};
 use crate::classify::rules::Mode;
 use crate::classify::slots::Slots;
+
+/// Binary logarithm of the ticks in a turn of the flow cache: half a second at most where its answers may change with the
+/// routes, since they live for two turns. Else 2^15, with which 16 bits of the clock tell one tick from another.
+fn flow_turn(by_routes: bool) -> Result<u8> {
+    const TICK_BITS_LESS_ONE: u8 = 15;
+    if !by_routes {
+        return Ok(TICK_BITS_LESS_ONE);
+    }
+    Ok((jiffies_per_second()?.max(2).ilog2() - 1) as u8)
+}
 
 /// Everything that makes a generation.
 pub struct Generation<'a> {
@@ -47,6 +58,9 @@ impl Generation<'_> {
         policy.drop_unparsable = (config.unparsable == Policy::Drop).into();
         policy.stateful = config.stateful.into();
         policy.dhcp = config.dhcp.into();
+        policy.rp_filter = config.rp_filter.number();
+        policy.next_hop = config.next_hop.into();
+        policy.flow_turn = flow_turn(config.rp_filter != RpFilter::Off)?;
         self.guard.write(policy);
         (policy.iface_multiplier, policy.iface) = hash_of_interfaces(self.ports)?;
         Ok(())

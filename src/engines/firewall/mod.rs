@@ -7,6 +7,7 @@
 pub mod api;
 pub mod config;
 pub mod explain;
+mod forwarding;
 pub mod maps;
 pub mod rule;
 
@@ -18,8 +19,9 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
 use self::api::RuleView;
-use self::config::FirewallConfig;
+use self::config::{FirewallConfig, RpFilter};
 use self::explain::{Explanation, Question};
+use self::forwarding::Forwarding;
 use self::maps::Generation;
 use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict};
@@ -33,7 +35,7 @@ use crate::bpf::xdp_firewall::{Clock, ConnTimeouts, Switches, XdpFirewall};
 use crate::bpf::{self, ProgramStatus};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::guard::Guard;
-use crate::classify::interfaces::{INTERFACES_MAX, Port};
+use crate::classify::interfaces::{Device, INTERFACES_MAX, Port, is_in_vrf, uppers_of};
 use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
 use crate::component::Component;
@@ -54,6 +56,8 @@ pub struct Start<'a> {
     pub config: FirewallConfig,
     /// Names of the interfaces to guard.
     pub interfaces: Vec<String>,
+    /// All network devices.
+    pub devices: Vec<Device>,
     /// XDP modes that the user allows.
     pub xdp_mode: XdpMode,
     /// The lock-out guard.
@@ -149,6 +153,10 @@ pub struct Firewall {
     egress: Option<TcEgress>,
     egress_failure: Option<String>,
     guarded: Vec<Guarded>,
+    devices: Vec<Device>,
+    forwarding: Forwarding,
+    /// Why sources cannot be checked.
+    unchecked: Option<String>,
     xdp_mode: XdpMode,
     pins: PathBuf,
     keep: bool,
@@ -187,7 +195,8 @@ impl Firewall {
     }
 
     fn start_on_pins(start: Start<'_>, nothing_kept: bool) -> Result<Firewall> {
-        let Start { config, interfaces, xdp_mode, guard, pins, keep, chain, behind, store, alerts, metrics } = start;
+        let Start { config, interfaces, devices, xdp_mode, guard, pins, keep, chain, behind, store, alerts, metrics } =
+            start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
@@ -234,6 +243,9 @@ impl Firewall {
             egress,
             egress_failure,
             guarded,
+            devices,
+            forwarding: Forwarding::default(),
+            unchecked: None,
             xdp_mode,
             pins,
             keep,
@@ -305,6 +317,7 @@ impl Firewall {
         for slot in fresh {
             self.kernel.clear_slot(slot.into());
         }
+        self.prepare_routes(&config);
         let number = self.generation + 1;
         let next = Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
         self.kernel.swap(|tables| next.write(tables))?;
@@ -318,8 +331,30 @@ impl Firewall {
         drop(rules);
         self.generation = number;
         self.slots = slots;
+        if !asks_routes(&config) {
+            self.forwarding.put_back();
+        }
         (self.config, self.guard, self.added) = (config, guard, added);
         Ok(())
+    }
+
+    /// Sees to what a look at the routes needs, before packets are judged by them.
+    fn prepare_routes(&mut self, config: &FirewallConfig) {
+        self.unchecked = None;
+        if !asks_routes(config) {
+            return;
+        }
+        let standing = |one: &Guarded| {
+            // A driver without ethtool operations has no offloads either.
+            Some((one.ifindex?, offload::tag_hiders(&one.name).is_ok_and(|hiders| !hiders.is_empty())))
+        };
+        let guarded: Vec<_> = self.guarded.iter().map(standing).collect();
+        let told = self.kernel.set_uppers(&uppers_of(&self.devices, &guarded));
+        if let Err(error) = self.forwarding.switch_on().and(told) {
+            let message = format!("firewall.rp_filter: {error:#}");
+            log::error!("{message}");
+            self.unchecked = Some(message);
+        }
     }
 
     /// Takes a new section and guard, or changes nothing.
@@ -416,7 +451,8 @@ impl Firewall {
     }
 
     /// Interfaces came, went or were renamed: looks at them anew.
-    pub fn links_changed(&mut self) -> Result<()> {
+    pub fn links_changed(&mut self, devices: Vec<Device>) -> Result<()> {
+        self.devices = devices;
         let mut changed = false;
         for guarded in &mut self.guarded {
             let ifindex = attach::ifindex(&guarded.name);
@@ -432,6 +468,8 @@ impl Firewall {
         if changed {
             // Rules see interfaces by number; the new index must lead to it before the first packet is judged.
             self.apply(self.config.clone(), self.guard.clone(), self.added.clone())?;
+        } else {
+            self.prepare_routes(&self.config.clone());
         }
         self.attach_all(false)
     }
@@ -441,7 +479,20 @@ impl Firewall {
         if !self.config.enabled {
             return Vec::new();
         }
-        self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, self.reason_of(one)?))).collect()
+        let interfaces = self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, self.reason_of(one)?)));
+        let mut reasons: Vec<String> = interfaces.collect();
+        if self.config.rp_filter != RpFilter::Off {
+            let off = || Some(format!("firewall.rp_filter: {}", forwarding::problem()?));
+            reasons.extend(self.unchecked.clone().or_else(off));
+            let in_vrf = |one: &&Guarded| one.ifindex.is_some_and(|ifindex| is_in_vrf(&self.devices, ifindex));
+            reasons.extend(
+                self.guarded
+                    .iter()
+                    .filter(in_vrf)
+                    .map(|one| format!("firewall.rp_filter: {} is in a VRF, whose routes are not looked at", one.name)),
+            );
+        }
+        reasons
     }
 
     /// What is wrong with an interface.
@@ -499,6 +550,9 @@ impl Firewall {
             let by_verdict = |verdict: usize| count.packets.iter().skip(verdict).step_by(verdicts).sum::<u64>();
             InterfaceCounters {
                 interface: guarded.name.clone(),
+                forged: [Outcome::Dropped, Outcome::WouldDrop]
+                    .map(|outcome| (outcome.name(), count.packets[cell_of(Reason::RpFilter, outcome)]))
+                    .to_vec(),
                 packets: [Outcome::Passed, Outcome::Dropped, Outcome::WouldDrop]
                     .into_iter()
                     .enumerate()
@@ -537,6 +591,9 @@ impl Firewall {
             guarded.xdp = None;
             guarded.egress = None;
         }
+        if !self.keep {
+            self.forwarding.put_back();
+        }
     }
 
     fn alert_of(&self, verdict: &Verdict) -> Alert {
@@ -569,6 +626,8 @@ impl Firewall {
         alert.dst_port = has_ports.then_some(verdict.dst_port);
         alert.protocol = verdict.src.map(|_| verdict.protocol);
         alert.interface = interface;
+        alert.next_hop = verdict.next_hop.map(|(next_hop, _)| next_hop);
+        alert.out_interface = verdict.next_hop.and_then(|(_, ifindex)| attach::interface_name(ifindex));
         alert.count = verdict.packets.into();
         alert
     }
@@ -635,6 +694,16 @@ impl Owned for Firewall {
     fn finish(&mut self, _now: Instant) {
         self.stop();
     }
+}
+
+/// Whether packets are judged by routes.
+fn asks_routes(config: &FirewallConfig) -> bool {
+    config.enabled && config.rp_filter != RpFilter::Off
+}
+
+/// Where an interface's counters have a reason with an outcome.
+fn cell_of(reason: Reason, outcome: Outcome) -> usize {
+    reason as usize * fw_verdict::FW_VERDICTS.0 as usize + outcome as usize
 }
 
 /// Takes over what is pinned at `pin`, or attaches anew. With `keep` it is pinned then, else it is not.
