@@ -36,6 +36,7 @@ struct xdp_meta abi_xdp_meta;
 struct fw_question abi_fw_question;
 struct fw_answered abi_fw_answered;
 struct fw_upper abi_fw_upper;
+struct rl_answered abi_rl_answered;
 
 enum fw_limits abi_fw_limits;
 enum fw_mode abi_fw_mode;
@@ -62,6 +63,7 @@ enum rl_limits abi_rl_limits;
 enum syn_result abi_syn_result;
 enum syn_service_state abi_syn_service_state;
 enum syn_limits abi_syn_limits;
+enum rl_place abi_rl_place;
 enum xdp_chain abi_xdp_chain;
 enum xdp_meta_limits abi_xdp_meta_limits;
 enum fw_exception abi_fw_exception;

@@ -49,6 +49,7 @@ struct work {
 	struct packet packet;
 	struct classes classes;
 	struct rl_bucket of;
+	struct rl_answered answered;
 };
 
 struct {
@@ -400,6 +401,89 @@ int xdp_ratelimit(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	return action;
+}
+
+/* Whether a packet of this cost would be over the limit of a bucket that stays as it is. */
+static __always_inline bool would_be_over(struct rl_bucket *bucket, const struct rl_rule *rule, __u64 tick, __u64 time,
+					  __u64 cost)
+{
+	__u64 *word, old;
+
+	return next_word(bucket, rule, tick, time, cost, &word, &old) == old;
+}
+
+/* The answer to a question about a packet that was read into work: what limit_packet() would do, and nothing is changed. */
+__noinline int answer_about(struct xdp_md *ctx, struct work *work, struct rl_answered *answered, __u32 bytes)
+{
+	__u32 index = *(volatile __u32 *)&control.active & 1, slot;
+	__u64 tick = bpf_jiffies64(), time, cost, hash;
+	struct fw_tables *t = &tables[index];
+	struct rl_rules *r = &rules[index];
+	const struct rl_rule *rule;
+	struct charge charge;
+	bool wide;
+
+	if (!work || !answered)
+		return 0;
+	answered->tick = tick;
+	answered->answer = find_rule(t, r, index, ctx->ingress_ifindex, work);
+	if (answered->answer & FW_NO_MATCH)
+		return 0;
+	slot = answered->answer & FW_SLOT_MASK;
+	OPAQUE(slot);
+	slot &= FW_SLOT_MASK;
+	rule = &r->rule[slot];
+	time = (rule->fine ? bpf_ktime_get_ns() : tick * tick_ns + host.tick_zero_ns) << 16;
+	cost = rule->bits ? (__u64)bytes * 8 : 1;
+	answered->exempt = (t->policy.dhcp && is_dhcp_answer(&work->packet)) ||
+			   is_guard_packet(&t->policy, &work->packet);
+	if (rule->scope == RL_GLOBAL) {
+		answered->place = RL_COMMON;
+		charge.bucket = &common[slot & (FW_SLOTS - 1)].bucket;
+		charge.tale = &common[slot & (FW_SLOTS - 1)].tale;
+	} else {
+		wide = identify(&work->of, rule, &work->packet);
+		hash = hash_of(&work->of, wide);
+		if (!find_bucket(&work->of, wide, hash, &charge)) {
+			work->of.word[0] = rule->algorithm <= RL_LEAKY_BUCKET ? time : 0;
+			work->of.word[1] = 0;
+			work->of.start = tick;
+			answered->over = would_be_over(&work->of, rule, tick, time, cost);
+			return 1;
+		}
+		answered->place = RL_OWN;
+		answered->at = ((__u64)charge.tale - (__u64)tales) / sizeof(struct rl_tale);
+	}
+	answered->blocked = *(volatile __u32 *)&charge.bucket->seen >> RL_BLOCKED_BIT &&
+			    (__s32)(*(volatile __u32 *)&charge.tale->blocked_until - (__u32)tick) > 0;
+	answered->over = answered->blocked || would_be_over(charge.bucket, rule, tick, time, cost);
+	return 1;
+}
+
+/*
+ * Says what xdp_ratelimit would do to a packet: the answer is written over the metadata in front of it. Attached nowhere,
+ * so that no packet of the wire gets here and no other one has to be asked whether it is a question.
+ */
+SEC("xdp")
+int explain_limit(struct xdp_md *ctx)
+{
+	struct rl_answered *out = (void *)(long)ctx->data_meta;
+	struct work *work;
+	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	__u32 zero = 0;
+
+	OPAQUE(bytes); /* clang would take the difference where it is used, and spill halves of pointers */
+	work = bpf_map_lookup_elem(&rl_work, &zero);
+	if (!work || (void *)(out + 1) > (void *)(long)ctx->data)
+		return XDP_ABORTED;
+	work->answered = (struct rl_answered){ .answer = FW_NO_MATCH };
+	if (read_packet(ctx, &work->packet))
+		answer_about(ctx, work, &work->answered, bytes);
+	out = (void *)(long)ctx->data_meta;
+	if ((void *)(out + 1) > (void *)(long)ctx->data)
+		return XDP_ABORTED;
+	*out = work->answered;
+	return XDP_PASS;
 }
 
 /* What the timer walks on each call. */

@@ -42,6 +42,7 @@ enum fw_uses {
 	FW_USES_VLAN = 8,
 	FW_USES_IFACE = 16,
 	FW_USES_STATE = 32,
+	FW_USES_FRAGMENT = 64,	    /* or a field that a later fragment does not have */
 };
 
 /* A rule as a hit sees it: slot | flags. Also the low bits of a cached answer. */
@@ -106,7 +107,8 @@ struct fw_v6 {
  * Everything of a family but its addresses. Class 0 of a port means: the packet has no port. Tables:
  *   port_block[f][port >> 8] -> b, port_class[f][b << 8 | port & 255] -> class
  *   proto_class[protocol] -> class; for TCP tcp_class[flags], for ICMP (ICMPv6 in the IPv6 family)
- *   icmp_class[icmp_block[type] << 8 | code]; these two only when uses says so
+ *   icmp_class[icmp_block[type] << 8 | code]; for a fragment after the first one frag_class[protocol]; these three only
+ *   when uses says so
  *   vlan_class[vlan id, 0 when untagged], iface_class[number of the interface]
  * MERGED: pair[source class * pair_stride + destination class] -> p
  *         env[(protocol class * vlans + vlan class) * ifaces + interface class] -> e
@@ -129,6 +131,7 @@ struct fw_family {
 	__u16 port_block[2][256];
 	__u16 port_class[2][65536];
 	__u16 proto_class[256];
+	__u16 frag_class[256];
 	__u16 tcp_class[256];
 	__u16 icmp_block[256];
 	__u16 icmp_class[65536];
@@ -687,6 +690,25 @@ struct fw_answered {
 	__u64 jiffies;
 };
 
+/* What would be charged for a packet, written over the metadata in front of it; see explain_limit. */
+struct rl_answered {
+	__u32 answer;		    /* enum fw_answer: FW_NO_MATCH when no limit is meant for the packet */
+	__u8 place;		    /* enum rl_place */
+	__u8 over;		    /* the packet would be over the limit */
+	__u8 blocked;
+	__u8 exempt;		    /* and would pass all the same: DHCP, lock-out guard */
+	__u64 at;		    /* number of the bucket, with RL_OWN: set * RL_WAYS + way */
+	__u64 tick;
+	__u64 pad;
+};
+
+/* Which bucket. */
+enum rl_place {
+	RL_NEW = 0,		    /* one that this packet would make */
+	RL_OWN = 1,
+	RL_COMMON = 2,
+};
+
 enum fw_exception {
 	FW_NO_EXCEPTION = 0,
 	FW_LINK_CONTROL = 1,	    /* ARP, LLDP, LACP, EAPOL */
@@ -715,3 +737,4 @@ _Static_assert(sizeof(struct syn_service) == 64, "a cache line");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");
+_Static_assert(sizeof(struct rl_answered) == 32, "written over a question");

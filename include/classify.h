@@ -155,6 +155,8 @@ static __always_inline void find_classes(const struct fw_family *f, const struct
 		c->protocol = f->tcp_class[p->tcp_flags];
 	if (uses & FW_USES_ICMP && is_icmp(p->family, p->protocol))
 		c->protocol = f->icmp_class[above_byte(f->icmp_block[p->icmp_type] & 255, p->icmp_code)];
+	if (uses & FW_USES_FRAGMENT && p->fragment == LATER_FRAGMENT)
+		c->protocol = f->frag_class[p->protocol];
 	if (uses & FW_USES_VLAN)
 		c->vlan = f->vlan_class[p->vlan & 4095];
 	if (uses & FW_USES_IFACE)

@@ -123,6 +123,7 @@ static __always_inline void packet_of(const struct flow_key *key, struct packet 
 		p->dst[1] = bpf_be64_to_cpu(key->dst[1]);
 	}
 	p->vlan = 0;
+	p->fragment = NOT_FRAGMENT;
 	p->family = key->family;
 	p->protocol = key->protocol;
 	p->tcp_flags = key->tcp_flags;

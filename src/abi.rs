@@ -51,7 +51,8 @@ plain!(
     xdp_meta,
     fw_question,
     fw_answered,
-    fw_upper
+    fw_upper,
+    rl_answered
 );
 
 /// The bytes of a plain value, as the kernel takes them.

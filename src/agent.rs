@@ -668,6 +668,7 @@ fn start_control(
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
         None => ratelimit::api::refused(),
     });
+    operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
     let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => agent.state_dir.join("run"),

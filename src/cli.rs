@@ -479,7 +479,11 @@ add_args! {
         #[argh(option, arg_name = "seconds")]
         block_secs: Option<u32>,
     }
-    {}
+    {
+        /// true: only fragments after the first one of their datagram; false: all but those
+        #[argh(option, arg_name = "bool")]
+        fragment: Option<bool>,
+    }
     {}
 }
 
@@ -851,6 +855,7 @@ fn rule_body(command: &str, mut args: AddArgs) -> Result<Value, String> {
 fn limit_body(command: &str, mut args: LimitAddArgs) -> Result<Value, String> {
     let mut fields = args.common_fields();
     fields.extend([
+        ("fragment", args.fragment.map(Value::from)),
         ("rate", args.rate.map(number_or_text)),
         ("burst", args.burst.map(number_or_text)),
         ("unit", args.unit.map(Value::from)),
@@ -1060,7 +1065,7 @@ const LIMIT_COLUMNS: &[Column] = &[
     ("SOURCE", &["src_ip", "src_port"]),
     ("DESTINATION", &["dst_ip", "dst_port"]),
     ("VLAN", &["vlan_id"]),
-    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "interfaces"]),
+    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "fragment", "interfaces"]),
     ("ENABLED", &["enabled"]),
     ("FROM", &["source"]),
     ("PASSED", &["passed"]),
@@ -1069,6 +1074,7 @@ const LIMIT_COLUMNS: &[Column] = &[
 
 const TOP_COLUMNS: &[Column] = &[
     ("RULE", &["rule"]),
+    ("COMMON", &["common"]),
     ("SOURCE", &["source", "src_port"]),
     ("DESTINATION", &["destination", "dst_port"]),
     ("PROTOCOL", &["protocol"]),

@@ -210,6 +210,12 @@ pub struct OverLimit {
     pub dst_port: u16,
     /// IP protocol.
     pub protocol: u8,
+    /// Outer VLAN id; 0 when untagged.
+    pub vlan_id: u16,
+    /// Flags of TCP.
+    pub tcp_flags: u8,
+    /// Length of the frame.
+    pub bytes: u32,
     /// Packets of this bucket over the limit since the last event, this one included.
     pub packets: u32,
     /// Slot of the rule.
@@ -230,6 +236,9 @@ impl OverLimit {
             src_port: raw.src_port,
             dst_port: raw.dst_port,
             protocol: raw.protocol,
+            vlan_id: raw.vlan,
+            tcp_flags: raw.tcp_flags,
+            bytes: raw.bytes,
             packets: raw.packets,
             slot: raw.slot,
             is_common: raw.common != 0,

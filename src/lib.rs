@@ -45,6 +45,7 @@ pub mod confirm;
 pub mod control;
 pub mod engines;
 pub mod event;
+pub mod explain;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

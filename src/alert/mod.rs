@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::classify::matching::letters_of_flags;
 use crate::component::Component;
 use crate::logging::rfc3339;
 
@@ -113,6 +114,12 @@ pub struct Alert {
     pub dst_port: Option<u16>,
     /// IP protocol number; written as a word where it has one.
     pub protocol: Option<u8>,
+    /// Outer VLAN id, if the frame was tagged.
+    pub vlan_id: Option<u16>,
+    /// Flags of TCP; written as letters.
+    pub tcp_flags: Option<u8>,
+    /// Length of the frame.
+    pub bytes: Option<u32>,
     /// Name of the interface.
     pub interface: Option<String>,
     /// Where the packet goes next: a gateway, or its destination.
@@ -149,6 +156,9 @@ impl Alert {
             dst_ip: None,
             dst_port: None,
             protocol: None,
+            vlan_id: None,
+            tcp_flags: None,
+            bytes: None,
             interface: None,
             next_hop: None,
             out_interface: None,
@@ -176,6 +186,9 @@ impl Alert {
         fields.extend(self.dst_ip.map(|ip| ("dst_ip", address(ip))));
         fields.extend(self.dst_port.map(|number| ("dst_port", port(number))));
         fields.extend(self.protocol.map(|number| ("protocol", Field::Text(protocol_name(number)))));
+        fields.extend(self.vlan_id.map(|id| ("vlan_id", port(id))));
+        fields.extend(self.tcp_flags.map(|flags| ("tcp_flags", Field::Text(letters_of_flags(flags).into()))));
+        fields.extend(self.bytes.map(|bytes| ("bytes", Field::Number(bytes.into()))));
         fields.extend(self.interface.as_deref().map(|name| ("interface", Field::Text(name.into()))));
         fields.extend(self.next_hop.map(|ip| ("next_hop", address(ip))));
         fields.extend(self.out_interface.as_deref().map(|name| ("out_interface", Field::Text(name.into()))));

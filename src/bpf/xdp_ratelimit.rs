@@ -14,9 +14,12 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
 use super::{CPUS_MAX, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    fw_limits, fw_tables, fw_while, rl_algorithm, rl_bucket, rl_common, rl_cpu_counts, rl_host, rl_limits,
-    rl_rule_count, rl_rules, rl_set, rl_tale,
+    from_bytes, fw_limits, fw_tables, fw_while, rl_algorithm, rl_answered, rl_bucket, rl_common, rl_cpu_counts,
+    rl_host, rl_limits, rl_rule_count, rl_rules, rl_set, rl_tale,
 };
+
+/// Of enum xdp_action.
+const XDP_PASS: u32 = 2;
 
 /// After so long a source counts as known.
 const KNOWN_AFTER: Duration = Duration::from_secs(2);
@@ -208,13 +211,8 @@ impl XdpRatelimit {
     /// All buckets that are taken, one after the other, as they were when they were looked at.
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> + '_ {
         let ways = rl_limits::RL_WAYS.0 as usize;
-        (0..self.sets.len() * ways).filter_map(move |at| {
-            // SAFETY: within the mappings, read once as a whole; a bucket that is just being made has an id below 2^40.
-            let bucket = unsafe { (&raw const (*self.sets.at(at / ways)).way[at % ways]).read_volatile() };
-            // SAFETY: as above.
-            let tale = unsafe { self.tales.at(at).read_volatile() };
-            (bucket.id >> 40 != 0).then_some(Bucket { bucket, tale })
-        })
+        // A bucket that is just being made has an id below 2^40.
+        (0..self.sets.len() * ways).map(|at| self.bucket_at(at)).filter(|one| one.bucket.id >> 40 != 0)
     }
 
     /// Room for buckets.
@@ -237,6 +235,42 @@ impl XdpRatelimit {
     pub(super) fn tick_zero_ns(&self) -> u64 {
         // SAFETY: within the mapping; written once, before load() returned.
         unsafe { (&raw const (*self.host.at(0)).tick_zero_ns).read_volatile() }
+    }
+
+    /// A bucket by its number, as it was when it was looked at.
+    pub fn bucket_at(&self, at: usize) -> Bucket {
+        let ways = rl_limits::RL_WAYS.0 as usize;
+        // SAFETY: within the mappings (at() checks it), read once as a whole.
+        let bucket = unsafe { (&raw const (*self.sets.at(at / ways)).way[at % ways]).read_volatile() };
+        // SAFETY: as above.
+        Bucket { bucket, tale: unsafe { self.tales.at(at).read_volatile() } }
+    }
+
+    /// The common bucket of a slot: of all packets of its rule, or of those that found no room.
+    pub fn common_at(&self, slot: usize) -> Bucket {
+        // SAFETY: within the mapping, read once as a whole.
+        let common = unsafe { self.common.at(slot).read_volatile() };
+        Bucket { bucket: common.bucket, tale: common.tale }
+    }
+
+    /// Asks what would be charged for a frame, without charging it.
+    pub fn explain(&self, frame: &[u8], ifindex: u32) -> Result<rl_answered> {
+        let meta = size_of::<rl_answered>();
+        let mut data = vec![0; meta];
+        data.extend_from_slice(frame);
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context: [u32; 6] = [meta as u32, data.len() as u32, 0, ifindex, 0, 0];
+        let mut context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut out = vec![0u8; data.len()];
+        let input = ProgramInput {
+            context_in: Some(&mut context),
+            data_in: Some(&data),
+            data_out: Some(&mut out),
+            ..Default::default()
+        };
+        let ran = self.skel.progs.explain_limit.test_run(input).context("asking the rate limiter's program")?;
+        ensure!(ran.return_value == XDP_PASS, "the rate limiter's program gave no answer");
+        from_bytes(&out).context("the rate limiter's program gave no answer")
     }
 
     /// Now, as the buckets tell it.

@@ -158,14 +158,13 @@ impl FromStr for TcpFlags {
 
 impl fmt::Display for TcpFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let letters = |bits: u8| {
-            (0..8)
-                .filter(move |place| bits & 1 << place != 0)
-                .map(|place| FLAG_LETTERS[place] as char)
-                .collect::<String>()
-        };
-        write!(f, "{}/{}", letters(self.set), letters(self.mask))
+        write!(f, "{}/{}", letters_of_flags(self.set), letters_of_flags(self.mask))
     }
+}
+
+/// Flags of a TCP header as letters: `SA` are SYN and ACK.
+pub fn letters_of_flags(bits: u8) -> String {
+    (0..8).filter(move |place| bits & 1 << place != 0).map(|place| FLAG_LETTERS[place] as char).collect()
 }
 
 /// State of the connection that a packet belongs to.
@@ -253,6 +252,8 @@ pub struct Match {
     pub icmp_type: Option<u8>,
     /// ICMP or ICMPv6 code, with `icmp_type` only.
     pub icmp_code: Option<u8>,
+    /// Whether the packet is a fragment after the first one of its datagram: of those no field of the transport is known.
+    pub fragment: Option<bool>,
     /// Connection states.
     pub states: States,
     /// Names of the interfaces on which the packet arrives; empty means every interface.

@@ -37,18 +37,20 @@ pub struct WrittenMatch<'r> {
     tcp_flags: Field<'r>,
     icmp_type: Field<'r>,
     icmp_code: Field<'r>,
+    /// Present where later fragments are judged for themselves.
+    fragment: Option<Field<'r>>,
     /// Absent where no connection is known.
     state: Option<Field<'r>>,
     interfaces: Field<'r>,
 }
 
 impl<'r> WrittenMatch<'r> {
-    /// Reads each key by itself.
+    /// Reads each key by itself but `fragment`: later fragments follow the first one.
     pub fn read(r: &mut Reader<'r>) -> WrittenMatch<'r> {
         WrittenMatch::read_keys(r, true)
     }
 
-    /// Reads each key by itself but `state`, where no connection is known.
+    /// Reads each key by itself but `state`, and `fragment`, where no connection is known and no fragment follows another.
     pub fn read_stateless(r: &mut Reader<'r>) -> WrittenMatch<'r> {
         WrittenMatch::read_keys(r, false)
     }
@@ -62,6 +64,7 @@ impl<'r> WrittenMatch<'r> {
         let vlan_id = r.key("vlan_id");
         let tcp_flags = r.key("tcp_flags");
         let (icmp_type, icmp_code) = (r.key("icmp_type"), r.key("icmp_code"));
+        let fragment = (!with_state).then(|| r.key("fragment"));
         let state = with_state.then(|| r.key("state"));
         let interfaces = r.key("interfaces");
         let matches = Match {
@@ -74,6 +77,7 @@ impl<'r> WrittenMatch<'r> {
             tcp_flags: tcp_flags.parse(),
             icmp_type: read_icmp_type(&icmp_type, protocol),
             icmp_code: icmp_code.integer(0..=255u8),
+            fragment: fragment.as_ref().and_then(Field::boolean),
             states: state.as_ref().map_or(States::ANY, read_states),
             interfaces: read_interfaces(&interfaces, usize::MAX).unwrap_or_default(),
         };
@@ -88,6 +92,7 @@ impl<'r> WrittenMatch<'r> {
             tcp_flags,
             icmp_type,
             icmp_code,
+            fragment,
             state,
             interfaces,
         }
@@ -103,6 +108,7 @@ impl<'r> WrittenMatch<'r> {
             self.icmp_code.error("needs icmp_type: a code has a meaning only with its type");
         }
         self.check_icmp_family();
+        self.check_fragment();
     }
 
     /// Makes the match be about the SYNs among its packets, as `who` needs it; notes what speaks against that.
@@ -153,6 +159,16 @@ impl<'r> WrittenMatch<'r> {
         }
         if icmp_type.is_some() && !protocol.is_icmp() {
             self.icmp_type.error(format!("needs protocol = \"icmp\" or \"icmpv6\"; it is \"{protocol}\""));
+        }
+    }
+
+    /// What a later fragment does not have.
+    fn check_fragment(&self) {
+        let fields = [&self.src_port, &self.dst_port, &self.tcp_flags, &self.icmp_type];
+        if let (Some(true), Some(fragment)) = (self.matches.fragment, &self.fragment)
+            && fields.iter().any(|field| field.is_present())
+        {
+            fragment.error("only the first fragment has ports, flags or an ICMP type; remove these keys or fragment");
         }
     }
 
@@ -232,6 +248,9 @@ pub struct MatchText {
     /// ICMP code; needs icmp_type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp_code: Option<u8>,
+    /// true: only fragments after the first one of their datagram; false: all but those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragment: Option<bool>,
     /// States of the connection: new, established, related, invalid; absent matches every state.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "states_schema", default)]
@@ -268,6 +287,7 @@ impl From<&Match> for MatchText {
             tcp_flags: matches.tcp_flags.map(|flags| flags.to_string()),
             icmp_type: matches.icmp_type,
             icmp_code: matches.icmp_code,
+            fragment: matches.fragment,
             state: named.map(State::name).collect(),
             interfaces: matches.interfaces.clone(),
         }
@@ -327,6 +347,7 @@ pub(crate) mod tests {
             vlan_id in prop::option::of(0..=4094u16),
             flags in prop::option::of((any::<u8>(), 1..=255u8)),
             (icmp_type, icmp_code) in any::<(Option<u8>, Option<u8>)>(),
+            fragment in prop::option::of(any::<bool>()),
             states in 0..16u8,
             interfaces in prop::collection::btree_set(interface_name(), 0..4),
         ) -> Match {
@@ -350,6 +371,7 @@ pub(crate) mod tests {
                     .map(|(set, mask)| TcpFlags { set: set & mask, mask }),
                 icmp_type,
                 icmp_code: icmp_code.filter(|_| icmp_type.is_some()),
+                fragment: fragment.filter(|later| !later || (src_port, dst_port, flags, icmp_type) == (None, None, None, None)),
                 states: States(states),
                 interfaces: interfaces.into_iter().collect(),
             }

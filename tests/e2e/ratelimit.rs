@@ -200,6 +200,65 @@ fn alert_tells_and_drops_nothing() {
     agent.stop();
 }
 
+/// `explain` says which limit is meant for a packet and how full its bucket is, and charges nothing.
+#[test]
+fn explain_shows_the_bucket() {
+    let lab = Lab::new();
+    let rules = [
+        limit("few", 1, "1", "burst = 3\nprotocol = \"udp\"\ndst_port = 53\naction = \"block\"\nblock_secs = 600"),
+        limit("all", 2, "1", "burst = 2\nprotocol = \"udp\"\ndst_port = 54\nscope = \"global\""),
+    ];
+    let shut = super::support::rule("shut", 1, "deny", "protocol = \"udp\"\ndst_port = 9");
+    let agent = lab.start(&limits("", "", &rules).replace("[ratelimit]", &format!("{shut}\n[ratelimit]")));
+    let explain = |port: u16| {
+        let body = json!({"src_ip": WORLD, "dst_ip": HOST, "protocol": "udp", "dst_port": port});
+        lab.ask(Method::Post, "/api/v1/explain", Some(body))
+    };
+    for _ in 0..5 {
+        let limit = explain(53)["rate_limit"].clone();
+        assert_eq!(limit["rule"], "few");
+        assert_eq!(limit["scope"], "per_ip");
+        assert_eq!(
+            (&limit["is_new"], &limit["available"], &limit["verdict"]),
+            (&json!(true), &json!(3), &json!("pass"))
+        );
+    }
+    // All at once: time brings one more a second.
+    let frames: Vec<_> = (40..60).map(|ttl| lab.addressed(udp(WORLD, 53).ttl(ttl)).build()).collect();
+    let arrived = lab.arrive(&frames);
+    assert!(arrived[..3].iter().all(|arrived| *arrived) && !arrived[19], "{arrived:?}");
+    let answer = explain(53);
+    let limit = &answer["rate_limit"];
+    assert_eq!(
+        (&answer["verdict"], &limit["verdict"], &limit["is_new"]),
+        (&json!("pass"), &json!("drop"), &json!(false))
+    );
+    assert_eq!(limit["source"], WORLD);
+    assert!(number(limit, "dropped") >= 10, "{limit}");
+    assert!((500..=600).contains(&number(limit, "blocked_secs_left")), "{limit}");
+    let text = answer["text"].as_str().unwrap();
+    assert!(text.contains("rate limit few (per_ip, token_bucket, 1 packets a second; blocked for"), "{text}");
+    // The bucket of all.
+    assert!(lab.passes(udp(WORLD, 54)) && lab.passes(udp(OTHER, 54)));
+    wait_until("it is over", || !lab.passes(udp(OTHER, 54).ttl(59)));
+    let limit = explain(54)["rate_limit"].clone();
+    assert_eq!((&limit["common"], &limit["source"], &limit["is_new"]), (&json!("all"), &Value::Null, &json!(false)));
+    let top = lab.get("/api/v1/ratelimit/top");
+    let row = |rule: &str| top.as_array().unwrap().iter().find(|row| row["rule"] == rule).unwrap().clone();
+    assert_eq!((&row("few")["common"], &row("few")["source"]), (&Value::Null, &json!(WORLD)));
+    assert_eq!((&row("all")["common"], &row("all")["source"]), (&json!("all"), &Value::Null));
+    // None is meant for it, or it does not get there.
+    assert_eq!(explain(55)["rate_limit"], Value::Null);
+    assert!(explain(55)["text"].as_str().unwrap().contains("No rate limit is meant for it"));
+    let dropped = explain(9);
+    assert_eq!((&dropped["verdict"], &dropped["rate_limit"]), (&json!("drop"), &Value::Null));
+    assert!(!dropped["text"].as_str().unwrap().contains("rate limit"));
+    // What is told about a packet over its limit.
+    let frame = udp(WORLD, 53).build().len();
+    agent.says(&format!("protocol=udp bytes={frame} interface=eth0"));
+    agent.stop();
+}
+
 /// A reload changes limits, and one with an error nothing.
 #[test]
 fn limits_are_reloaded() {

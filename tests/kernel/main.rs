@@ -6,6 +6,7 @@ mod flows;
 mod fragments;
 mod harness;
 mod hostile;
+mod limits;
 mod oracle;
 mod parser;
 mod ratelimit;

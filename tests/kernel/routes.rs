@@ -19,7 +19,7 @@ const ANY_VLAN: u32 = 4096;
 /// A host with eth0 (192.0.2.0/24, 2001:db8:1::/64) and eth1 (198.51.100.0/24, 2001:db8:2::/64), and no default route.
 struct Host {
     host: Namespace,
-    _world: Namespace,
+    world: Namespace,
 }
 
 impl Host {
@@ -46,7 +46,7 @@ impl Host {
         ] {
             host.ip(&format!("route add {route}")).unwrap();
         }
-        Host { host, _world: world }
+        Host { host, world }
     }
 
     /// Runs `test` on a thread in the host, where its interfaces are found.
@@ -224,15 +224,13 @@ fn forgers_do_not_pass_whatever_the_rules_say() {
     });
 }
 
-/// Devices that stand on the guarded interface. Not every kernel has VLAN devices, so a macvlan is said to be one.
+/// Devices that stand on the guarded interface. Not every kernel has VLAN devices, so a link is said to be one.
 #[test]
 fn routes_leave_by_what_stands_on_the_interface() {
     const PASSES: &str = "pass default_policy";
     let lab = Host::new();
-    lab.host.ip("link add link eth0 name above type macvlan mode private").unwrap();
-    lab.host.ip("addr add 10.5.0.10/24 dev above").unwrap();
-    lab.host.ip("addr add 2001:db8:5::10/64 dev above nodad").unwrap();
-    lab.host.ip("link set above up").unwrap();
+    let port = lab.host.port("above").address("10.5.0.10/24").address("2001:db8:5::10/64");
+    connect(&port, &lab.world.port("above")).unwrap();
     let above = lab.host.interface("above").unwrap().index;
     let sources = ["10.5.0.1", "2001:db8:5::1"];
     lab.with(&filter("strict"), &Guard::default(), |kernel| {

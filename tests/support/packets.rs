@@ -22,6 +22,8 @@ pub struct PacketFields {
     pub tcp_flags: u8,
     pub icmp_type: u8,
     pub icmp_code: u8,
+    /// A fragment after the first one: ports, flags, type and code are not in it.
+    pub later_fragment: bool,
     /// Number of the interface on which it arrives, below 64.
     pub interface: u8,
     /// `None` while no state was looked up: rules that ask for one may match then.
@@ -46,6 +48,7 @@ impl PacketFields {
             tcp_flags: 2,
             icmp_type: 0,
             icmp_code: 0,
+            later_fragment: false,
             interface: 0,
             state: None,
         }
@@ -69,6 +72,7 @@ impl PacketFields {
             tcp_flags: random.pick(&[0x02, 0x10, 0x12, 0x18, 0x11, 0x04, 0x00, 0xff]),
             icmp_type: random.pick(&[0, 3, 8, 11, 128, 129]),
             icmp_code: random.below(4) as u8,
+            later_fragment: false,
             interface: random.below(4) as u8,
             state: None,
         }
@@ -161,7 +165,7 @@ impl PacketFields {
 
     /// Whether the protocol has ports.
     pub fn has_ports(&self) -> bool {
-        matches!(self.protocol, 6 | 17 | 132 | 136)
+        matches!(self.protocol, 6 | 17 | 132 | 136) && !self.later_fragment
     }
 
     /// The frame that carries these fields; interface and state are not in it.
@@ -169,6 +173,9 @@ impl PacketFields {
         let mut packet = Packet::new().ip(self.src, self.dst).expect("addresses of one family");
         if self.vlan_id != 0 {
             packet = packet.vlan(self.vlan_id);
+        }
+        if self.later_fragment {
+            return packet.protocol(self.protocol).fragment(7, 1480, false).payload(&[0; 16]).build();
         }
         let ports = [self.src_port.to_be_bytes(), self.dst_port.to_be_bytes()].concat();
         match self.protocol {

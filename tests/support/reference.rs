@@ -33,6 +33,7 @@ pub fn holds(matches: &Match, packet: &PacketFields) -> bool {
         && vlan_matches(matches, packet)
         && tcp_flags_match(matches, packet)
         && icmp_matches(matches, packet)
+        && matches.fragment.is_none_or(|later| later == packet.later_fragment)
         && state_matches(matches, packet)
         && interface_matches(matches, packet)
 }
@@ -58,7 +59,7 @@ fn ports_match(matches: &Match, packet: &PacketFields) -> bool {
     if matches.src_port.is_none() && matches.dst_port.is_none() {
         return true;
     }
-    if !matches!(packet.protocol, 6 | 17 | 132 | 136) {
+    if packet.later_fragment || !matches!(packet.protocol, 6 | 17 | 132 | 136) {
         return false;
     }
     let source = matches.src_port.is_none_or(|range| packet.src_port >= range.low && packet.src_port <= range.high);
@@ -78,7 +79,7 @@ fn vlan_matches(matches: &Match, packet: &PacketFields) -> bool {
 fn tcp_flags_match(matches: &Match, packet: &PacketFields) -> bool {
     match matches.tcp_flags {
         None => true,
-        Some(flags) => packet.protocol == 6 && packet.tcp_flags & flags.mask == flags.set,
+        Some(flags) => packet.protocol == 6 && !packet.later_fragment && packet.tcp_flags & flags.mask == flags.set,
     }
 }
 
@@ -89,6 +90,7 @@ fn icmp_matches(matches: &Match, packet: &PacketFields) -> bool {
     }
     let icmp = if packet.src.is_ipv4() { 1 } else { 58 };
     packet.protocol == icmp
+        && !packet.later_fragment
         && matches.icmp_type.is_none_or(|wanted| wanted == packet.icmp_type)
         && matches.icmp_code.is_none_or(|wanted| wanted == packet.icmp_code)
 }

@@ -20,8 +20,9 @@ pub enum Mode {
     Merged,
     /// A row for each port and one for the rest: sets with many different port ranges on both sides.
     Split,
-    /// Protocol and VLAN apart too. At most 2 * 8193 rows for ports, 4609 for protocols (256 numbers, 256 sets of
-    /// flags, 4097 ICMP types and codes), 4096 for VLANs and 64 * 5 for interface and state: 25,411 of 32,768.
+    /// Protocol and VLAN apart too. At most 2 * 8193 rows for ports, 4865 for protocols (256 numbers, 256 of later
+    /// fragments, 256 sets of flags, 4097 ICMP types and codes), 4096 for VLANs and 64 * 5 for interface and state: 25,667
+    /// of 32,768.
     Apart,
 }
 

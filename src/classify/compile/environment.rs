@@ -3,11 +3,11 @@
 use super::rows::{self, RowSet, RowTable};
 use super::{CompileError, Placed, two_level};
 use crate::abi::{fw_family, fw_limits};
-use crate::classify::matching::{Protocol, State, proto};
+use crate::classify::matching::{Match, Protocol, State, proto};
 
 const IFACES: usize = fw_limits::FW_IFACES.0 as usize;
 const VLANS: usize = 4096;
-/// Classes of protocols: 256 numbers, 256 sets of TCP flags, and for each ICMP rule its type and its type and code.
+/// Classes of protocols: 256 numbers, as many of later fragments, 256 sets of TCP flags, and for each ICMP rule its type and its type and code.
 const PROTOCOLS: usize = 16384;
 
 /// Rows of the classes of each field.
@@ -33,7 +33,7 @@ impl Environment {
 }
 
 /// A TCP or ICMP packet has a class for its flags or its type, if any rule asks for those. A rule that does matches no
-/// other protocol.
+/// other protocol, and no later fragment, whose flags or type are not known.
 fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTable, CompileError> {
     const FULL: CompileError = CompileError::Full("proto_row");
     let mut set = RowSet::new(rows::width_of(rules.len()), PROTOCOLS);
@@ -41,8 +41,19 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
     let mut numbered: Vec<(u8, usize)> = Vec::new();
     let mut flagged: Vec<usize> = Vec::new();
     let mut typed: Vec<usize> = Vec::new();
+    let mut any_later = any.clone();
+    let mut numbered_later: Vec<(u8, usize)> = Vec::new();
     for (place, placed) in rules.iter().enumerate() {
         let matches = placed.matches;
+        if matches.fragment != Some(false) && !asks_transport(matches) {
+            match matches.protocol {
+                Protocol::Any => rows::insert(&mut any_later, place),
+                Protocol::Number(number) => numbered_later.push((number, place)),
+            }
+        }
+        if matches.fragment == Some(true) {
+            continue;
+        }
         let may_be = |number| matches.protocol == Protocol::Any || matches.protocol == Protocol::Number(number);
         match (matches.tcp_flags.is_some(), matches.icmp_type.is_some() || matches.icmp_code.is_some()) {
             (false, false) => match matches.protocol {
@@ -55,6 +66,7 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
         }
     }
     numbered.sort_unstable();
+    numbered_later.sort_unstable();
     let row_of = |number: u8| {
         let mut row = any.clone();
         numbered.iter().filter(|named| named.0 == number).for_each(|&(_, place)| rows::insert(&mut row, place));
@@ -64,6 +76,13 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
     family.proto_class.fill(set.intern(&any).ok_or(FULL)?);
     for same in numbered.chunk_by(|a, b| a.0 == b.0) {
         family.proto_class[usize::from(same[0].0)] = set.intern(&row_of(same[0].0)).ok_or(FULL)?;
+    }
+
+    family.frag_class.fill(set.intern(&any_later).ok_or(FULL)?);
+    for same in numbered_later.chunk_by(|a, b| a.0 == b.0) {
+        let mut row = any_later.clone();
+        same.iter().for_each(|&(_, place)| rows::insert(&mut row, place));
+        family.frag_class[usize::from(same[0].0)] = set.intern(&row).ok_or(FULL)?;
     }
 
     let tcp = row_of(proto::TCP);
@@ -81,6 +100,12 @@ fn protocols(rules: &[Placed], icmp: u8, family: &mut fw_family) -> Result<RowTa
     let classes = icmp_classes(rules, &typed, &row_of(icmp), &mut set).ok_or(FULL)?;
     two_level::write(&classes, &mut family.icmp_block, &mut family.icmp_class);
     Ok(set.into_rows())
+}
+
+/// Whether a rule asks for flags or types, which a later fragment does not have. (It has no ports either: those have a
+/// class of their own for that.)
+pub fn asks_transport(matches: &Match) -> bool {
+    matches.tcp_flags.is_some() || matches.icmp_type.is_some() || matches.icmp_code.is_some()
 }
 
 /// Class of each ICMP type and code, as type << 8 | code. `base` is the row of the rules that ask for neither.

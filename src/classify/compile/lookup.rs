@@ -34,6 +34,7 @@ pub struct Packet {
     pub icmp_code: u8,
     pub vlan_id: u16,
     pub interface: u8,
+    pub later_fragment: bool,
 }
 
 impl Tables<'_> {
@@ -56,6 +57,9 @@ impl Tables<'_> {
         if uses(fw_uses::FW_USES_ICMP) && packet.protocol == icmp {
             let block = usize::from(f.icmp_block[usize::from(packet.icmp_type)] & 255);
             protocol = f.icmp_class[block << 8 | usize::from(packet.icmp_code)];
+        }
+        if uses(fw_uses::FW_USES_FRAGMENT) && packet.later_fragment {
+            protocol = f.frag_class[usize::from(packet.protocol)];
         }
         let protocol = usize::from(protocol);
         let vlan = if uses(fw_uses::FW_USES_VLAN) { f.vlan_class[usize::from(packet.vlan_id)].into() } else { 0usize };

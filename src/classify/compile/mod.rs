@@ -139,5 +139,6 @@ fn uses(rules: &[Placed]) -> u32 {
             | flag(matches.vlan_id.is_some(), fw_uses::FW_USES_VLAN)
             | flag(placed.interfaces != Placed::ALL_INTERFACES, fw_uses::FW_USES_IFACE)
             | flag(!matches.states.is_any(), fw_uses::FW_USES_STATE)
+            | flag(matches.fragment.is_some() || environment::asks_transport(matches), fw_uses::FW_USES_FRAGMENT)
     })
 }

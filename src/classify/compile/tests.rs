@@ -82,6 +82,7 @@ impl Generation {
             icmp_code: packet.icmp_code,
             vlan_id: packet.vlan_id,
             interface: packet.interface,
+            later_fragment: packet.later_fragment,
         };
         let (family, addresses) = match packet.src {
             IpAddr::V4(_) => (&self.v4_family, Addresses::V4(&self.v4)),

@@ -1,4 +1,4 @@
-//! Operations on firewall rules, and the question what would be done to a packet.
+//! Operations on firewall rules.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,14 +8,13 @@ use serde::Serialize;
 
 use super::Firewall;
 use super::config::RuleText;
-use super::explain::{Explanation, Question, QuestionText};
 use super::rule::Rule;
-use crate::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use crate::api::{self, Method, Operation, Role, Spec};
 use crate::bpf::counts::RuleCount;
 use crate::confirm::Confirmations;
 use crate::logging::rfc3339;
 use crate::ruled::Source;
-use crate::ruled::api::{CONFIRM, Context, RULES_LIMIT, RuleSpecs, gone, invalid, refused};
+use crate::ruled::api::{CONFIRM, Context, RULES_LIMIT, RuleSpecs};
 use crate::supervise::Handle;
 
 /// A rule with what it did, as the API shows it.
@@ -107,33 +106,13 @@ static DELETE: Spec = Spec {
     success: 204,
 };
 
-static EXPLAIN: Spec = Spec {
-    command: "explain",
-    method: Method::Post,
-    path: "/api/v1/explain",
-    query: &[],
-    role: Role::Viewer,
-    summary: "Say what the program in the kernel would do to a packet, and why; counts and remembers nothing",
-    body: Some(api::schema::<QuestionText>),
-    reply: api::schema::<Explanation>,
-    success: 200,
-};
-
 /// Everything that can be asked of this engine.
-pub static SPECS: &[&Spec] = &[&LIST, &SHOW, &ADD, &UPDATE, &DELETE, &EXPLAIN];
+pub static SPECS: &[&Spec] = &[&LIST, &SHOW, &ADD, &UPDATE, &DELETE];
 
 const RULE_SPECS: RuleSpecs = RuleSpecs { list: &LIST, show: &SHOW, add: &ADD, update: &UPDATE, delete: &DELETE };
 
 /// The operations, bound to the engine's thread.
 pub fn operations(firewall: &Handle<Firewall>, confirmations: &Arc<Confirmations>) -> Vec<Operation> {
     let context = Context::new(firewall, confirmations);
-    let mut operations = context.operations(RULE_SPECS);
-    operations.push(context.bind(&EXPLAIN, explain));
-    operations
-}
-
-fn explain(context: &Context<Firewall>, request: &Request) -> Result<Reply, ApiError> {
-    let question = Question::read(&request.body).map_err(invalid)?;
-    let answer = context.owner.call(move |firewall| firewall.explain(&question)).map_err(gone)?.map_err(refused)?;
-    Ok(Reply::json(&answer))
+    context.operations(RULE_SPECS)
 }

@@ -183,6 +183,7 @@ impl AnyRule for Rule {
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let written = WrittenMatch::read(&mut r);
+        r.refuse("fragment", "a later fragment follows the verdict on its first one; only a rate limit may ask for it");
         let enabled = r.key("enabled").boolean().unwrap_or(true);
         let log_field = r.key("log");
         let log = log_field.boolean();
@@ -226,7 +227,7 @@ const fn yes() -> bool {
 
 /// A rule as it is shown, and as a body describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, transform = without_fragment)]
 pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
@@ -250,6 +251,13 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
     pub description: String,
+}
+
+/// Later fragments follow the first one.
+fn without_fragment(schema: &mut schemars::Schema) {
+    if let Some(properties) = schema.get_mut("properties").and_then(serde_json::Value::as_object_mut) {
+        properties.remove("fragment");
+    }
 }
 
 fn action_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -331,6 +339,7 @@ mod tests {
             matches in any_match(),
             description in "\\PC{0,256}",
         ) -> Rule {
+            let matches = Match { fragment: None, ..matches };
             Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, description }
         }
     }

@@ -141,6 +141,17 @@ impl Question {
     }
 }
 
+/// A question that was put to the program, for others who judge the same packet.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The answer.
+    pub explanation: Explanation,
+    /// The frame that was asked about.
+    pub frame: Vec<u8>,
+    /// The interface on which it was taken to arrive; 0: none in particular.
+    pub ifindex: u32,
+}
+
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Explanation {

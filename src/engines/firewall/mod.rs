@@ -20,7 +20,7 @@ use libbpf_rs::MapHandle;
 
 use self::api::RuleView;
 use self::config::{FirewallConfig, RpFilter};
-use self::explain::{Explanation, Question};
+use self::explain::{Asked, Explanation, Question};
 use self::forwarding::Forwarding;
 use self::maps::Generation;
 use self::rule::Rule;
@@ -36,6 +36,7 @@ use crate::bpf::{self, ProgramStatus};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::{Device, INTERFACES_MAX, Port, is_in_vrf, uppers_of};
+use crate::classify::matching::proto;
 use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
 use crate::component::Component;
@@ -380,7 +381,7 @@ impl Firewall {
     }
 
     /// What would be done to a packet.
-    pub fn explain(&self, question: &Question) -> Result<Explanation, ChangeError> {
+    pub fn explain(&self, question: &Question) -> Result<Asked, ChangeError> {
         let guarded =
             match &question.interface {
                 Some(name) => self.guarded.iter().find(|one| one.name == *name).ok_or_else(|| {
@@ -390,9 +391,11 @@ impl Firewall {
             };
         let frame =
             question.frame().ok_or_else(|| ChangeError::Unfit("dst_ip: not of the family of src_ip".to_owned()))?;
-        let answered = self.kernel.explain(&frame, guarded.ifindex.unwrap_or(0))?;
+        let ifindex = guarded.ifindex.unwrap_or(0);
+        let answered = self.kernel.explain(&frame, ifindex)?;
         let rule = |slot: u16| self.names.get(usize::from(slot))?.as_deref().map(str::to_owned);
-        Ok(Explanation::new(&answered, &guarded.name, rule).context("the program gave no answer")?)
+        let explanation = Explanation::new(&answered, &guarded.name, rule).context("the program gave no answer")?;
+        Ok(Asked { explanation, frame, ifindex })
     }
 
     /// Attaches to every interface that exists, and lets go of those that do not. With `first` a refusal is an error.
@@ -625,6 +628,9 @@ impl Firewall {
         alert.src_port = has_ports.then_some(verdict.src_port);
         alert.dst_port = has_ports.then_some(verdict.dst_port);
         alert.protocol = verdict.src.map(|_| verdict.protocol);
+        alert.vlan_id = (verdict.vlan_id != 0).then_some(verdict.vlan_id);
+        alert.tcp_flags = (verdict.src.is_some() && verdict.protocol == proto::TCP).then_some(verdict.tcp_flags);
+        alert.bytes = Some(verdict.bytes);
         alert.interface = interface;
         alert.next_hop = verdict.next_hop.map(|(next_hop, _)| next_hop);
         alert.out_interface = verdict.next_hop.and_then(|(_, ifindex)| attach::interface_name(ifindex));

@@ -53,6 +53,9 @@ impl RuleView {
 pub struct TopView {
     /// Id of the rule, or `(default)`.
     pub rule: String,
+    /// Whose packets it is of when not of one source, flow or destination: `all` that match the rule (scope global), or
+    /// those that were `crowded` out, since there was no room for buckets of their own.
+    pub common: Option<&'static str>,
     /// Source: an address, or the IPv6 prefix whose addresses share the bucket.
     pub source: Option<String>,
     /// Destination address.

@@ -62,6 +62,7 @@ pub fn top_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) ->
     let is_blocked = of.bucket.seen >> 31 != 0;
     TopView {
         rule: rule.id.clone(),
+        common: (rule.scope == Scope::Global).then_some("all"),
         source,
         destination: match rule.scope {
             Scope::PerFlow => Some(address(true)),
@@ -76,7 +77,23 @@ pub fn top_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) ->
     }
 }
 
-/// The same, and how full it is.
+/// The same of a rule's common bucket.
+pub fn common_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) -> TopView {
+    let TopView { dropped, blocked_secs_left, .. } = top_view(rule, of, now, ticks_per_second);
+    TopView {
+        rule: rule.id.clone(),
+        common: Some(if rule.scope == Scope::Global { "all" } else { "crowded" }),
+        source: None,
+        destination: None,
+        src_port: None,
+        dst_port: None,
+        protocol: None,
+        dropped,
+        blocked_secs_left,
+    }
+}
+
+/// A bucket of its own, and how full it is.
 pub fn bucket_view(rule: &Rule, of: &Bucket, now: Moment, ticks_per_second: u64) -> BucketView {
     BucketView {
         bucket: top_view(rule, of, now, ticks_per_second),

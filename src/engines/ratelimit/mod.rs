@@ -8,6 +8,7 @@ pub mod api;
 pub mod buckets;
 pub mod config;
 pub mod cookies;
+pub mod explain;
 pub mod limit;
 pub mod maps;
 pub mod rule;
@@ -21,7 +22,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::MapHandle;
 
 use self::api::{BucketView, RuleView, TopView};
-use self::buckets::{bucket_view, instance_of, is_about, top_view};
+use self::buckets::{bucket_view, common_view, instance_of, is_about, top_view};
 use self::config::RatelimitConfig;
 use self::cookies::HostTcp;
 use self::maps::{Generation, Placed};
@@ -35,6 +36,7 @@ use crate::bpf::xdp_syncookie::{self, XdpSyncookie};
 use crate::bpf::{self, ProgramStatus, offload};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Port;
+use crate::classify::matching::proto;
 use crate::classify::rules::Mode;
 use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
@@ -354,14 +356,23 @@ impl Ratelimit {
 
     /// The buckets with most packets over their limit, the worst first.
     pub fn top(&self, limit: usize, offset: usize) -> Result<Vec<TopView>> {
-        let mut over: Vec<Bucket> = self.kernel.buckets().filter(|one| one.tale.dropped != 0).collect();
-        over.sort_by(|one, other| {
-            other.tale.dropped.cmp(&one.tale.dropped).then(one.bucket.key.cmp(&other.bucket.key))
+        let rules = self.rules_by_instance();
+        let own = self.kernel.buckets().filter_map(|one| Some((*rules.get(&instance_of(&one.bucket))?, one, false)));
+        let common = self.placings.values().filter_map(|placing| {
+            let slot = self.slots.get(&placing.rule.id)?;
+            Some((&placing.rule, self.kernel.common_at(slot.into()), true))
         });
-        let (now, rules, ticks) = (self.kernel.now()?, self.rules_by_instance(), bpf::jiffies_per_second()?);
-        let known =
-            over.iter().filter_map(|one| Some(top_view(rules.get(&instance_of(&one.bucket))?, one, now, ticks)));
-        Ok(known.skip(offset).take(limit).collect())
+        let mut over: Vec<(&Rule, Bucket, bool)> =
+            own.chain(common).filter(|(_, one, _)| one.tale.dropped != 0).collect();
+        let key =
+            |(rule, of, _): &(&Rule, Bucket, bool)| (std::cmp::Reverse(of.tale.dropped), of.bucket.key, rule.priority);
+        over.sort_by_key(key);
+        let (now, ticks) = (self.kernel.now()?, bpf::jiffies_per_second()?);
+        let view = |(rule, of, is_common): &(&Rule, Bucket, bool)| match is_common {
+            false => top_view(rule, of, now, ticks),
+            true => common_view(rule, of, now, ticks),
+        };
+        Ok(over.iter().skip(offset).take(limit).map(view).collect())
     }
 
     /// The buckets of an address, as source or as destination.
@@ -403,6 +414,9 @@ impl Ratelimit {
         alert.dst_port = has_ports.then_some(over.dst_port);
         alert.protocol = Some(over.protocol);
         alert.interface = self.ports.iter().find(|one| one.ifindex == Some(over.ifindex)).map(|one| one.name.clone());
+        alert.vlan_id = (over.vlan_id != 0).then_some(over.vlan_id);
+        alert.tcp_flags = (over.protocol == proto::TCP).then_some(over.tcp_flags);
+        alert.bytes = Some(over.bytes);
         alert.count = over.packets.into();
         alert
     }
