@@ -96,6 +96,8 @@ __noinline int is_forged(struct xdp_md *ctx, struct fw_policy *policy, struct pa
 	if (!p->vlan && fib.ifindex == ifindex)
 		return false;
 	number = iface_number(policy, ifindex);
+	if (number == FW_OTHER_IFACE)
+		return false; /* a port of a guarded bond, which runs the program on its ports: where it stands is not known */
 	upper.ifindex = fib.ifindex;
 	upper.vlan = p->vlan;
 	guarded = bpf_map_lookup_elem(&fw_uppers, &upper);

@@ -3,7 +3,8 @@
 //! # A packet's way
 //! `bpf/xdp_firewall.bpf.c` judges it in the kernel: parse, classify, ask the connection's state where it matters, count,
 //! tell. The common packet (untagged, whole, without options) of a flow that these rules have judged before takes that
-//! answer from the flow cache (`include/flows.h`). What it passes goes on to `bpf/xdp_ratelimit.bpf.c`, by a tail call, if
+//! answer from the flow cache (`include/flows.h`). With `firewall.rp_filter` the host's routes are asked whether the source
+//! of what would pass is forged (`include/routes.h`). What it passes goes on to `bpf/xdp_ratelimit.bpf.c`, by a tail call, if
 //! the limiter runs: a rule by the same classifier with tables of its own, a bucket that all CPUs share
 //! (`include/bucket_table.h`), one step of an algorithm (`include/buckets.h`).
 //!

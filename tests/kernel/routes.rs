@@ -257,6 +257,11 @@ fn routes_leave_by_what_stands_on_the_interface() {
         on(kernel, [PASSES, FORGED, PASSES]);
         set(kernel, &[]);
         on(kernel, [FORGED; 3]);
+        // An interface that is not known is not known to be the wrong one.
+        for (source, verdict) in [("192.0.2.1", 0), ("203.0.113.9", 0), ("8.8.8.8", 1), (HOST, 1), ("ff02::1", 1)] {
+            let answered = kernel.xdp.explain(&to_host(source).build(), above).unwrap();
+            assert_eq!(answered.verdict, verdict, "{source}");
+        }
         // The route to it leaves by eth0, and not by a VLAN of eth0.
         kernel.at = 0;
         kernel.check("no such VLAN device", &to_host("192.0.2.1").vlan(5).build(), FORGED);
