@@ -167,6 +167,21 @@ INJECTORS(to_parse, TARGET_PARSE)
 INJECTORS(to_linear, TARGET_LINEAR)
 INJECTORS(to_firewall, TARGET_FIREWALL)
 
+/*
+ * The same for a firewall that writes metadata, which a test run would leave on the packet from one run to the next. What
+ * taking it back costs is counted as the firewall's.
+ */
+SEC("xdp") int to_chain_v4(struct xdp_md *ctx)
+{
+	long written = (long)ctx->data - (long)ctx->data_meta;
+
+	if (written)
+		bpf_xdp_adjust_meta(ctx, written);
+	inject_v4(ctx);
+	bpf_tail_call(ctx, &targets, TARGET_FIREWALL);
+	return XDP_ABORTED;
+}
+
 /* Nothing but the cost of a test run, or on a wire of receiving a packet. */
 SEC("xdp") int drop(struct xdp_md *ctx)
 {

@@ -22,7 +22,7 @@ struct frag abi_frag;
 struct rl_limit abi_rl_limit;
 struct rl_rules abi_rl_rules;
 struct rl_set abi_rl_set;
-struct rl_tale abi_rl_tale;
+struct rl_back abi_rl_back;
 struct rl_common abi_rl_common;
 struct rl_host abi_rl_host;
 struct rl_cpu_counts abi_rl_cpu_counts;

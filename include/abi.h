@@ -486,35 +486,46 @@ struct rl_rules {
 };
 
 enum rl_limits {
-	RL_WAYS = 4,
+	RL_WAYS = 8,
 	RL_WHILE_BITS = 24,	    /* of rl_bucket.seen: the while, and then 5 bits of hold */
 };
 
-/* A cache line. id of 0 is free. */
+/*
+ * A bucket, two to a cache line: all that most packets need of it. id of 0 is free. For other scopes than RL_PER_FLOW the
+ * low byte of id is the family, and key the address of IPv4 or the high half of IPv6's: then most keys are whole.
+ */
 struct rl_bucket {
-	__u64 id;		    /* instance of the rule, ports and protocol with RL_PER_FLOW */
-	__u64 key[4];		    /* the address that the scope looks at, or source and destination; IPv4 as ::ffff:0:0/96 */
-	__u64 word[2];		    /* see include/buckets.h */
+	__u64 id;		    /* instance of the rule, then with RL_PER_FLOW protocol and ports */
+	__u64 key;		    /* the first word of struct rl_key */
+	__u64 word;		    /* see include/buckets.h */
 	__u32 start;		    /* tick in which it was made */
-	__u32 seen;		    /* while in which it was used last, hold of its rule; top bit: blocked, see rl_tale */
+	__u32 seen;		    /* while in which it was used last, hold of its rule; top bit: blocked, see rl_back */
 };
 
 struct rl_set {
 	struct rl_bucket way[RL_WAYS];
 };
 
-/* What happened to the packets of a bucket that was over its limit once; beside the bucket, touched only then. */
-struct rl_tale {
+/* The rest of a bucket: longer keys, the second word of sliding windows, and what happened when it was over its limit. */
+struct rl_back {
+	__u64 key[3];
+	__u64 word;
 	__u32 dropped;		    /* since it was made, or would have been; wraps */
 	__u32 told;		    /* of them, at the last record */
 	__u32 told_tick;
 	__u32 blocked_until;	    /* tick */
 };
 
+/* What tells buckets apart: the address that the scope looks at, or source and destination, IPv4 as ::ffff:0:0/96. */
+struct rl_key {
+	__u64 id;
+	__u64 word[4];
+};
+
 /* By slot of the rule: the bucket of all packets that have no other. */
 struct rl_common {
 	struct rl_bucket bucket;
-	struct rl_tale tale;
+	struct rl_back back;
 	__u64 pad[6];
 };
 
@@ -728,8 +739,9 @@ _Static_assert(sizeof(struct conn) == 16, "no hidden padding");
 _Static_assert(sizeof(struct frag_key) == 40, "no hidden padding");
 _Static_assert(sizeof(struct frag) == 32, "no hidden padding");
 _Static_assert(sizeof(struct rl_rule) == 64, "a cache line");
-_Static_assert(sizeof(struct rl_bucket) == 64, "a cache line");
-_Static_assert(sizeof(struct rl_tale) == 16, "no hidden padding");
+_Static_assert(sizeof(struct rl_bucket) == 32, "two to a cache line");
+_Static_assert(sizeof(struct rl_back) == 48, "no hidden padding");
+_Static_assert(sizeof(struct rl_common) == 128, "no two in one cache line");
 _Static_assert(sizeof(struct rl_event) == 72, "no hidden padding");
 _Static_assert(sizeof(struct syn_order) == 8, "no hidden padding");
 _Static_assert(sizeof(struct syn_host) == 64, "no hidden padding");

@@ -87,7 +87,7 @@ static __always_inline bool read_flow_v4(void *data, __u32 uses, struct flow_key
 		return false;
 	key->family = 4;
 	key->protocol = ip->protocol;
-	key->src[0] = *(__u64 *)(data + 26);
+	key->src[0] = (__u64)ip->daddr << 32 | ip->saddr;
 	key->src[1] = key->dst[0] = key->dst[1] = 0;
 	return read_flow_transport(data + 34, sizeof(*ip), bpf_ntohs(ip->tot_len), uses, key);
 }

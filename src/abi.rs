@@ -38,7 +38,7 @@ plain!(
     rl_rules,
     rl_set,
     rl_bucket,
-    rl_tale,
+    rl_back,
     rl_common,
     rl_host,
     rl_rule_count,

@@ -26,7 +26,12 @@ pub struct Product {
 
 impl Product {
     pub fn load() -> Result<Product> {
-        let firewall = XdpFirewall::load(&Switches::default())?;
+        Product::load_with(&Switches::default())
+    }
+
+    /// With other switches than usual.
+    pub fn load_with(switches: &Switches<'_>) -> Result<Product> {
+        let firewall = XdpFirewall::load(switches)?;
         let egress = TcEgress::load(&firewall.connections()?, &firewall.misc_counts_map()?, &ConnTimeouts::default())?;
         Ok(Product { firewall, egress, generation: 0 })
     }

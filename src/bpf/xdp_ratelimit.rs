@@ -14,8 +14,8 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
 use super::{CPUS_MAX, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    from_bytes, fw_limits, fw_tables, fw_while, rl_algorithm, rl_answered, rl_bucket, rl_common, rl_cpu_counts,
-    rl_host, rl_limits, rl_rule_count, rl_rules, rl_set, rl_tale,
+    from_bytes, fw_limits, fw_tables, fw_while, rl_algorithm, rl_answered, rl_back, rl_bucket, rl_common,
+    rl_cpu_counts, rl_host, rl_limits, rl_rule_count, rl_rules, rl_set,
 };
 
 /// Of enum xdp_action.
@@ -58,13 +58,34 @@ pub struct Counts {
     pub ring_full: u64,
 }
 
-/// A bucket with its tale, as the kernel has it.
-#[derive(Clone, Copy, Debug)]
+/// A bucket as the kernel has it: its front, and its back.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
-    /// The bucket.
-    pub bucket: rl_bucket,
-    /// What happened to packets over the limit.
-    pub tale: rl_tale,
+    /// Whose it is.
+    pub id: u64,
+    /// Whose it is, too: see `struct rl_key`.
+    pub key: [u64; 4],
+    /// See `include/buckets.h`.
+    pub word: [u64; 2],
+    /// Tick in which it was made.
+    pub start: u32,
+    /// Packets over the limit since then.
+    pub dropped: u32,
+    /// Tick until which it is blocked, if it is.
+    pub blocked_until: Option<u32>,
+}
+
+impl Bucket {
+    fn of(bucket: &rl_bucket, back: &rl_back) -> Bucket {
+        Bucket {
+            id: bucket.id,
+            key: [bucket.key, back.key[0], back.key[1], back.key[2]],
+            word: [bucket.word, back.word],
+            start: bucket.start,
+            dropped: back.dropped,
+            blocked_until: (bucket.seen >> 31 != 0).then_some(back.blocked_until),
+        }
+    }
 }
 
 /// The loaded object. One thread owns it; it is the only writer of its maps but for the buckets.
@@ -73,7 +94,7 @@ pub struct XdpRatelimit {
     generations: Generations,
     rules: Mapped<rl_rules>,
     sets: Mapped<rl_set>,
-    tales: Mapped<rl_tale>,
+    backs: Mapped<rl_back>,
     common: Mapped<rl_common>,
     counts: Mapped<rl_cpu_counts>,
     host: Mapped<rl_host>,
@@ -122,7 +143,7 @@ impl XdpRatelimit {
         let buckets = sets * rl_limits::RL_WAYS.0 as usize;
         maps.bss_buckets
             .set_value_size((sets * size_of::<rl_set>()) as u32)
-            .and(maps.bss_tales.set_value_size((buckets * size_of::<rl_tale>()) as u32))
+            .and(maps.bss_backs.set_value_size((buckets * size_of::<rl_back>()) as u32))
             .context("making room for the buckets")?;
         maps.bss_counts
             .set_value_size((possible * size_of::<rl_cpu_counts>()) as u32)
@@ -139,7 +160,7 @@ impl XdpRatelimit {
             generations: Generations::new(&maps.bss_tables, &maps.bss_control, &maps.fw_rows)?,
             rules: Mapped::within(maps.bss_rules.as_fd(), maps.bss_rules.value_size() as usize, 2)?,
             sets: Mapped::within(maps.bss_buckets.as_fd(), maps.bss_buckets.value_size() as usize, sets)?,
-            tales: Mapped::within(maps.bss_tales.as_fd(), maps.bss_tales.value_size() as usize, buckets)?,
+            backs: Mapped::within(maps.bss_backs.as_fd(), maps.bss_backs.value_size() as usize, buckets)?,
             common: Mapped::within(
                 maps.bss_common.as_fd(),
                 maps.bss_common.value_size() as usize,
@@ -212,12 +233,12 @@ impl XdpRatelimit {
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> + '_ {
         let ways = rl_limits::RL_WAYS.0 as usize;
         // A bucket that is just being made has an id below 2^40.
-        (0..self.sets.len() * ways).map(|at| self.bucket_at(at)).filter(|one| one.bucket.id >> 40 != 0)
+        (0..self.sets.len() * ways).map(|at| self.bucket_at(at)).filter(|one| one.id >> 40 != 0)
     }
 
     /// Room for buckets.
     pub fn capacity(&self) -> usize {
-        self.tales.len()
+        self.backs.len()
     }
 
     /// The map by which it tells xdp_syncookie about a packet.
@@ -243,14 +264,14 @@ impl XdpRatelimit {
         // SAFETY: within the mappings (at() checks it), read once as a whole.
         let bucket = unsafe { (&raw const (*self.sets.at(at / ways)).way[at % ways]).read_volatile() };
         // SAFETY: as above.
-        Bucket { bucket, tale: unsafe { self.tales.at(at).read_volatile() } }
+        Bucket::of(&bucket, &unsafe { self.backs.at(at).read_volatile() })
     }
 
     /// The common bucket of a slot: of all packets of its rule, or of those that found no room.
     pub fn common_at(&self, slot: usize) -> Bucket {
         // SAFETY: within the mapping, read once as a whole.
         let common = unsafe { self.common.at(slot).read_volatile() };
-        Bucket { bucket: common.bucket, tale: common.tale }
+        Bucket::of(&common.bucket, &common.back)
     }
 
     /// Asks what would be charged for a frame, without charging it.
@@ -296,7 +317,7 @@ impl XdpRatelimit {
         *common = rl_common::default();
         common.bucket.start = now.tick as u32;
         if matches!(algorithm, rl_algorithm::RL_TOKEN_BUCKET | rl_algorithm::RL_LEAKY_BUCKET) {
-            common.bucket.word[0] = now.ns << 16;
+            common.bucket.word = now.ns << 16;
         }
         Ok(())
     }
@@ -313,7 +334,7 @@ impl XdpRatelimit {
             map::facts(&maps.bss_tables),
             map::facts(&maps.bss_rules),
             map::facts(&maps.bss_buckets),
-            map::facts(&maps.bss_tales),
+            map::facts(&maps.bss_backs),
             map::facts(&maps.bss_common),
             map::facts(&maps.bss_counts),
             map::facts(&maps.rl_events),

@@ -8,7 +8,7 @@ use super::Ratelimit;
 use super::api::BucketView;
 use super::buckets::{bucket_view, common_view};
 use super::rule::Action;
-use crate::abi::{fw_answer, rl_bucket, rl_place, rl_tale};
+use crate::abi::{fw_answer, rl_place};
 use crate::bpf;
 use crate::bpf::xdp_ratelimit::Bucket;
 use crate::classify::rules::Mode;
@@ -16,8 +16,8 @@ use crate::classify::rules::Mode;
 /// The limit that is meant for a packet, and its bucket as it is before that packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct LimitView {
-    /// What the rate limiter would do: `pass`, `drop`, or `would_drop` (over the limit, and passed because of
-    /// `action = "pass"` or `mode = "alert"`).
+    /// What the rate limiter would do: `pass`, `drop`, `challenge` (answer with a SYN cookie), or `would_drop` and
+    /// `would_challenge` (over the limit, and passed because of `action = "pass"` or `mode = "alert"`).
     pub verdict: &'static str,
     /// Whose packets share the bucket: per_ip, per_flow, per_dst or global.
     pub scope: &'static str,
@@ -39,6 +39,7 @@ impl LimitView {
             _ if self.is_exempt => "which it passes in any case",
             "pass" => "which it passes",
             "drop" => "which drops it",
+            "challenge" => "which answers it with a SYN cookie",
             _ => "which it is over and passes, since nothing is to be dropped",
         };
         let state = match bucket.blocked_secs_left {
@@ -63,15 +64,15 @@ impl Ratelimit {
         let rule = &self.placings.get(&*name).context("the program named a rule that is gone")?.rule;
         let (now, ticks) = (self.kernel.now()?, bpf::jiffies_per_second()?);
         let place = rl_place(answered.place.into());
-        let mut of = match place {
+        let of = match place {
             rl_place::RL_OWN => self.kernel.bucket_at(answered.at as usize),
             rl_place::RL_COMMON => self.kernel.common_at(slot),
-            _ => Bucket { bucket: rl_bucket::default(), tale: rl_tale::default() },
+            _ => Bucket {
+                start: now.tick as u32,
+                word: [if rule.algorithm.is_bucket() { now.ns << 16 } else { 0 }, 0],
+                ..Bucket::default()
+            },
         };
-        if place == rl_place::RL_NEW {
-            of.bucket.start = now.tick as u32;
-            of.bucket.word[0] = if rule.algorithm.is_bucket() { now.ns << 16 } else { 0 };
-        }
         let mut bucket = bucket_view(rule, &of, now, ticks);
         if place == rl_place::RL_COMMON {
             bucket.bucket = common_view(rule, &of, now, ticks);
@@ -81,10 +82,12 @@ impl Ratelimit {
             (bucket.bucket.source, bucket.bucket.destination, bucket.bucket.protocol) = (None, None, None);
         }
         let passes = rule.action == Action::Pass || self.config.mode == Mode::Alert;
-        let verdict = match answered.over != 0 && answered.exempt == 0 {
-            false => "pass",
-            true if passes => "would_drop",
-            true => "drop",
+        let verdict = match (answered.over != 0 && answered.exempt == 0, rule.is_about_cookies()) {
+            (false, _) => "pass",
+            (true, false) if passes => "would_drop",
+            (true, false) => "drop",
+            (true, true) if passes => "would_challenge",
+            (true, true) => "challenge",
         };
         Ok(Some(LimitView {
             verdict,

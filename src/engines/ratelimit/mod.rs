@@ -357,15 +357,13 @@ impl Ratelimit {
     /// The buckets with most packets over their limit, the worst first.
     pub fn top(&self, limit: usize, offset: usize) -> Result<Vec<TopView>> {
         let rules = self.rules_by_instance();
-        let own = self.kernel.buckets().filter_map(|one| Some((*rules.get(&instance_of(&one.bucket))?, one, false)));
+        let own = self.kernel.buckets().filter_map(|one| Some((*rules.get(&instance_of(&one))?, one, false)));
         let common = self.placings.values().filter_map(|placing| {
             let slot = self.slots.get(&placing.rule.id)?;
             Some((&placing.rule, self.kernel.common_at(slot.into()), true))
         });
-        let mut over: Vec<(&Rule, Bucket, bool)> =
-            own.chain(common).filter(|(_, one, _)| one.tale.dropped != 0).collect();
-        let key =
-            |(rule, of, _): &(&Rule, Bucket, bool)| (std::cmp::Reverse(of.tale.dropped), of.bucket.key, rule.priority);
+        let mut over: Vec<(&Rule, Bucket, bool)> = own.chain(common).filter(|(_, one, _)| one.dropped != 0).collect();
+        let key = |(rule, of, _): &(&Rule, Bucket, bool)| (std::cmp::Reverse(of.dropped), of.key, rule.priority);
         over.sort_by_key(key);
         let (now, ticks) = (self.kernel.now()?, bpf::jiffies_per_second()?);
         let view = |(rule, of, is_common): &(&Rule, Bucket, bool)| match is_common {
@@ -379,8 +377,8 @@ impl Ratelimit {
     pub fn buckets_of(&self, address: IpAddr) -> Result<Vec<BucketView>> {
         let (now, rules, ticks) = (self.kernel.now()?, self.rules_by_instance(), bpf::jiffies_per_second()?);
         let found = self.kernel.buckets().filter_map(|one| {
-            let rule = rules.get(&instance_of(&one.bucket))?;
-            is_about(rule, &one.bucket, address).then(|| bucket_view(rule, &one, now, ticks))
+            let rule = rules.get(&instance_of(&one))?;
+            is_about(rule, &one, address).then(|| bucket_view(rule, &one, now, ticks))
         });
         Ok(found.collect())
     }
