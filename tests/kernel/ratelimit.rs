@@ -191,6 +191,11 @@ fn sources_are_told_apart() {
         assert!(limiter.passes(&from(&other.to_string())), "bit {bit} is not looked at");
         assert!(!limiter.passes(&from(&other.to_string())), "bit {bit}");
     }
+    // All of them stand in two sets, and differ in their backs only.
+    let small = Limiter::with_room(rule, 16);
+    let hosts: Vec<Vec<u8>> = (1..=12).map(|host| from(&format!("2001:db8::{host}"))).collect();
+    assert!(hosts.iter().all(|frame| small.passes(frame)));
+    assert!(!hosts.iter().any(|frame| small.passes(frame)));
     limiter.replace(Rule { prefix: 64, ..rule });
     assert!(limiter.passes(&from("2001:db8::1")));
     assert!(!limiter.passes(&from("2001:db8::2")));
