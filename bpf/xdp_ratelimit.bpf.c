@@ -67,7 +67,9 @@ static __always_inline struct rl_cpu_counts *counts_of(__u64 cpu)
 	struct rl_cpu_counts *counts = cpu_counts;
 
 	OPAQUE(counts); /* clang believes that there is one */
-	return counts + cpu;
+	counts += cpu;
+	OPAQUE(counts); /* here and now: the verifier of 6.1 forgets a bound on the way through the stack */
+	return counts;
 }
 
 /* Reads the common packet by the short way. False when it is not one. */
@@ -357,6 +359,7 @@ static __always_inline int limit_packet(struct xdp_md *ctx, struct work *work, _
 
 	if (!work || cpu >= count_cpus)
 		return XDP_PASS;
+	counts = counts_of(cpu);
 	answer = find_rule(t, r, index, ctx->ingress_ifindex, work);
 	if (answer & FW_NO_MATCH)
 		return XDP_PASS;
@@ -364,7 +367,6 @@ static __always_inline int limit_packet(struct xdp_md *ctx, struct work *work, _
 	OPAQUE(slot); /* clang knows that it is small, the verifier has to see it */
 	slot &= FW_SLOT_MASK;
 	rule = &r->rule[slot];
-	counts = counts_of(cpu);
 	if (rule->algorithm == RL_SYN_COOKIE)
 		return meet_syn(ctx, &work->packet, rule, slot, tick, bytes, &t->policy, counts);
 	time = time_of(rule, tick);
@@ -415,13 +417,16 @@ static __always_inline int limit_common_packet(struct xdp_md *ctx)
 	__u32 index = *(volatile __u32 *)&control.active & 1, bytes = ctx->data_end - ctx->data, six, seen, slot;
 	__u64 tick = bpf_jiffies64(), cpu = bpf_get_smp_processor_id(), *word, old, next;
 	struct rl_rules *r = &rules[index];
-	struct rl_rule_count *count;
+	struct rl_cpu_counts *counts;
 	const struct rl_rule *rule;
 	struct charge charge;
 	struct flow_key key;
 	struct rl_key of;
 
-	if (multi_buffer || cpu >= count_cpus || !read_common_packet(ctx, &key))
+	if (multi_buffer || cpu >= count_cpus)
+		return LEFT_OVER;
+	counts = counts_of(cpu);
+	if (!read_common_packet(ctx, &key))
 		return LEFT_OVER;
 	six = key.family == 6;
 	if (r->ask[six])
@@ -439,9 +444,8 @@ static __always_inline int limit_common_packet(struct xdp_md *ctx)
 	if (seen >> RL_BLOCKED_BIT || next == old || __sync_val_compare_and_swap(word, old, next) != old)
 		return LEFT_OVER;
 	touch_bucket(charge.bucket, seen, rule->action == RL_BLOCK, tick);
-	count = &counts_of(cpu)->rule[slot];
-	count->passed++;
-	count->passed_bytes += bytes;
+	counts->rule[slot].passed++;
+	counts->rule[slot].passed_bytes += bytes;
 	return XDP_PASS;
 }
 
