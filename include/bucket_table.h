@@ -179,6 +179,8 @@ static __always_inline bool find_narrow_bucket(const struct rl_key *of, struct c
 	differs |= -differs;
 	OPAQUE(differs);
 	way ^= ~differs >> 63;
+	OPAQUE(way); /* as in bucket_way() */
+	way &= RL_WAYS - 1;
 	return is_at(of, false, place, way, charge) || find_bucket(of, false, hash, charge);
 }
 
