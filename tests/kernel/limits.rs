@@ -29,7 +29,7 @@ type Counted = Vec<(u64, u64)>;
 
 impl Limits {
     fn new(rules: &[Rule], guard: &Guard) -> Limits {
-        let mut xdp = XdpRatelimit::load(Switches { multi_buffer: false, buckets: 65_536 }).unwrap();
+        let mut xdp = XdpRatelimit::load(Switches { multi_buffer: false, buckets: 65_536, chain: None }).unwrap();
         let (slots, _) = Slots::default().next(rules.iter().map(|rule| rule.id.as_str())).unwrap();
         let placed: Vec<Placed<'_>> = rules
             .iter()
@@ -99,6 +99,7 @@ fn any_limits(seed: u64, random: &mut Random) -> Vec<Rule> {
                 limit: Limit { rate: least, burst: least, unit },
                 algorithm,
                 action,
+                threshold_pps: 0,
                 block_secs: if action == Action::Block { 60 } else { 0 },
                 description: String::new(),
             }
@@ -185,8 +186,8 @@ fn what_explain_says_is_what_is_charged() {
             }
             if now.place == rl_place::RL_OWN.0 as u8 {
                 let bucket = limits.xdp.bucket_at(now.at as usize);
-                assert_eq!((bucket.bucket.id >> 40) as usize, at + 1, "the bucket of this rule");
-                assert!(!was_over || bucket.tale.dropped > 0, "and the very one that was charged");
+                assert_eq!((bucket.id >> 40) as usize, at + 1, "the bucket of this rule");
+                assert!(!was_over || bucket.dropped > 0, "and the very one that was charged");
             }
         }
     }
