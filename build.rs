@@ -8,11 +8,16 @@ use libbpf_cargo::SkeletonBuilder;
 /// Objects with a skeleton, by the stem of their source.
 const OBJECTS: &[&str] = &["bpf/abi", "bpf/xdp_firewall", "bpf/xdp_ratelimit", "bpf/xdp_syncookie", "bpf/tc_egress"];
 
+/// Objects of benches and tests.
+const TEST_SOURCES: &[&str] = &["benches/bench.bpf.c", "tests/support/syn_flood.bpf.c"];
+
 fn main() {
     let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo:rerun-if-changed=bpf");
     println!("cargo:rerun-if-changed=include");
-    println!("cargo:rerun-if-changed=benches/bench.bpf.c");
+    for source in TEST_SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
     println!("cargo:rerun-if-env-changed=EBPFSENTINEL_CLANG");
     let clang = clang();
     for object in OBJECTS {
@@ -23,11 +28,14 @@ fn main() {
             .build_and_generate(out_dir.join(format!("{stem}.skel.rs")))
             .unwrap_or_else(|error| panic!("compiling {source}: {error:#}"));
     }
-    // The bench reads the object as it is.
-    compile("benches/bench.bpf.c", &clang)
-        .obj(out_dir.join("bench.bpf.o"))
-        .build()
-        .unwrap_or_else(|error| panic!("compiling benches/bench.bpf.c: {error:#}"));
+    // Benches and tests read these objects as they are.
+    for source in TEST_SOURCES {
+        let name = Path::new(source).file_name().expect("a source has a name").to_str().expect("ASCII");
+        compile(source, &clang)
+            .obj(out_dir.join(name.replace(".bpf.c", ".bpf.o")))
+            .build()
+            .unwrap_or_else(|error| panic!("compiling {source}: {error:#}"));
+    }
 }
 
 fn compile(source: &str, clang: &Path) -> SkeletonBuilder {

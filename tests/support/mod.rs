@@ -7,3 +7,4 @@ pub mod packets;
 pub mod random;
 pub mod reference;
 pub mod rulesets;
+pub mod syn_flood;
