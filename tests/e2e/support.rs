@@ -83,6 +83,12 @@ pub fn udp(from: &str, port: u16) -> Packet {
     Packet::new().between(from, to).udp(4000, port).payload(b"probe")
 }
 
+impl Default for Lab {
+    fn default() -> Lab {
+        Lab::new()
+    }
+}
+
 impl Lab {
     pub fn new() -> Lab {
         let (world, host) = (Namespace::new("world").unwrap(), Namespace::new("host").unwrap());
