@@ -20,6 +20,10 @@ pub mod policies;
 pub mod product;
 #[path = "../tests/support/mod.rs"]
 pub mod support;
+#[path = "ratelimit/syn.rs"]
+mod syn;
+#[path = "firewall/veth.rs"]
+pub mod veth;
 
 use std::os::fd::AsRawFd;
 
@@ -79,6 +83,7 @@ fn main() -> Result<()> {
         }
     }
     chain(&mut bench, &mut figures, rounds)?;
+    syn::measure(&mut bench, &mut figures, rounds)?;
     let token = |sources: &str| figures.get(&format!("lru_percpu_over_ours.token_bucket.{sources}"));
     if let Some(ratio) = token("1000000") {
         figures.set("lru_percpu_over_ours.1000000", ratio);
@@ -189,6 +194,12 @@ fn print(figures: &Figures) {
         ("lru_percpu_over_ours.1000000", 2.5, false),
         ("chain_x_floor.zipf", 7.0, true),
         ("chain_x_floor.zipf_without_metadata", 7.0, true),
+        ("syn_x_drop", 2.0, true),
+        ("kernel_cookies_over_ours", 12.0, false),
+        ("iptables_synproxy_over_ours", 12.0, false),
+        ("nft_synproxy_over_ours", 12.0, false),
+        ("syn_answered_share", 1.0, false),
+        ("syn_accepted_share", 1.0, false),
     ] {
         let now = figures.get(name).unwrap_or(f64::NAN);
         let met = if at_most { now <= bound } else { now >= bound };

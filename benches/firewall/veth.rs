@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::figures::median;
 use crate::headers::frame_v4;
-use crate::kernel::{Bench, attach_native, calibrate, live_run};
+use crate::kernel::{Bench, TestRun, attach_native, calibrate, live_run};
 
 /// Length of a batch.
 const BATCH_NS: f64 = 4.0e7;
@@ -85,8 +85,9 @@ pub fn exists(program: &str) -> bool {
 /// What waits at the other end of a veth pair.
 pub struct Receiver {
     pub label: &'static str,
-    namespace: Namespace,
-    ifindex: u32,
+    pub namespace: Namespace,
+    /// Of the generator's end.
+    pub ifindex: u32,
     repeat: u32,
     /// Frames before each batch: once through the trace, for those that are fast enough, as in the matrix.
     warm_up: u32,
@@ -96,7 +97,7 @@ pub struct Receiver {
 
 /// The generator's namespace and the receivers.
 pub struct Wire {
-    generator: Namespace,
+    pub generator: Namespace,
     pub receivers: Vec<Receiver>,
 }
 
@@ -143,17 +144,30 @@ impl Wire {
         self.add(label, || attach_native(program, "b0"))
     }
 
-    /// Median ns for a frame, generator included, of each receiver; one batch each per round.
+    /// Median ns for a frame of the trace, generator included, of each receiver; one batch each per round.
     pub fn measure(&mut self, bench: &mut Bench, rounds: usize) -> Result<Vec<f64>> {
         let generate = bench.program("generate")?;
         let frame = frame_v4();
+        self.measure_by(bench, rounds, |bench, ifindex, count| {
+            bench.control().generator_ifindex = ifindex;
+            live_run(generate, &frame, count)
+        })
+    }
+
+    /// The same for another generator: `send` sends a number of frames out of an interface of this thread's namespace.
+    pub fn measure_by(
+        &mut self,
+        bench: &mut Bench,
+        rounds: usize,
+        mut send: impl FnMut(&mut Bench, u32, u32) -> Result<TestRun>,
+    ) -> Result<Vec<f64>> {
         let mut quiet: Vec<Vec<f64>> = vec![Vec::new(); self.receivers.len()];
         let mut all = quiet.clone();
         let mut attempts = 0;
         for receiver in &mut self.receivers {
-            bench.control().generator_ifindex = receiver.ifindex;
+            let ifindex = receiver.ifindex;
             (receiver.warm_up, receiver.repeat) =
-                self.generator.within(|| calibrate(BATCH_NS, |repeat| live_run(generate, &frame, repeat)))?;
+                self.generator.within(|| calibrate(BATCH_NS, |count| send(bench, ifindex, count)))?;
         }
         while quiet[0].len() < rounds && attempts < rounds + rounds / 2 {
             attempts += 1;
@@ -161,9 +175,9 @@ impl Wire {
             let mut round = Vec::with_capacity(self.receivers.len());
             for receiver in &mut self.receivers {
                 let seen = receiver.namespace.within(received)?;
-                bench.control().generator_ifindex = receiver.ifindex;
-                self.generator.within(|| live_run(generate, &frame, receiver.warm_up))?;
-                round.push(self.generator.within(|| live_run(generate, &frame, receiver.repeat))?.ns);
+                let ifindex = receiver.ifindex;
+                self.generator.within(|| send(bench, ifindex, receiver.warm_up))?;
+                round.push(self.generator.within(|| send(bench, ifindex, receiver.repeat))?.ns);
                 let seen = receiver.namespace.within(received)? - seen;
                 receiver.lost = receiver.lost.max(1.0 - seen as f64 / f64::from(receiver.warm_up + receiver.repeat));
             }
