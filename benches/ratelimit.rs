@@ -4,7 +4,7 @@
 //! with a program that only parses (the floor) and a canary beside them. Frames come from one source or from many, in no
 //! order. They go to `target/bench/ratelimit.json`. Needs root.
 //!
-//! `cargo bench --bench ratelimit -- [--quick]`: fewer rounds.
+//! `cargo bench --bench ratelimit -- [--quick] [--only-syn]`: fewer rounds; SYNs only, and then no file is written.
 
 #[path = "firewall/figures.rs"]
 pub mod figures;
@@ -66,6 +66,11 @@ fn main() -> Result<()> {
     let mut bench = Bench::load()?;
     bench.set_target(Target::Lru, bench.program("lru_percpu")?)?;
     let mut figures = Figures::default();
+    if std::env::args().any(|arg| arg == "--only-syn") {
+        syn::measure(&mut bench, &mut figures, rounds)?;
+        print(&figures);
+        return Ok(());
+    }
     for (name, algorithm) in ALGORITHMS {
         let limiter = limiter(algorithm)?;
         bench.set_target(Target::Limit, limiter.program().as_raw_fd())?;

@@ -75,6 +75,9 @@ __u8 open_flows[SYN_FLOWS] SEC(".bss.open"), ended_flows[SYN_FLOWS] SEC(".bss.en
 /* Numbers of seconds by SYN_EPOCH_SECS come round after this; 0 is never. */
 enum { EPOCHS = 255, OPEN_EPOCHS = 1, ENDED_EPOCHS = 8 /* 64 s, for TCP's TIME_WAIT of 60 */ };
 
+/* RFC 7323 section 2.3 */
+enum { WSCALE_MAX = 14 };
+
 /* A SYN, or an acknowledgement. */
 struct segment {
 	struct iphdr ipv4;	/* as much of it as cookies are made from */
@@ -91,9 +94,18 @@ struct segment {
 	__u32 at;		/* where in them read_options() is */
 };
 
+/* What an answer is made from; as it stands on the wire, but for what was found out. IPv4 addresses in the first word. */
+struct question {
+	__be32 saddr[4], daddr[4];
+	__be32 seq, timestamp;
+	__be16 source, dest;
+	__u8 family, wscale, has_wscale, has_timestamp, has_sack;
+};
+
 struct work {
 	struct packet packet;
 	struct segment segment;
+	struct question question;
 };
 
 struct {
@@ -238,7 +250,7 @@ static __always_inline bool read_options(struct segment *s)
  */
 __noinline int read_segment(struct xdp_md *ctx, struct work *work)
 {
-	enum { OFFSET_MASK = 0x7fff, WORDS_MAX = 10, WSCALE_MAX = 14 /* RFC 7323 section 2.3 */ };
+	enum { OFFSET_MASK = 0x7fff, WORDS_MAX = 10 };
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct segment *s;
 	struct tcphdr *tcp;
@@ -338,17 +350,27 @@ static __always_inline __u32 log2_of(__u32 value)
 /* Of a TCP header, without scale. */
 enum { WINDOW_MAX = 0xffff };
 
+/* The first window to be announced: whole segments, as many as there is space for. */
+static __always_inline __u32 window_of(__u32 space, __u32 segment)
+{
+	__u32 most = host.window_signed ? WINDOW_MAX / 2 : WINDOW_MAX;
+
+	if (space > segment)
+		space -= space % segment;
+	return space < most ? space : most;
+}
+
 /*
  * Window and scale as the stack will choose them when it sees the cookie: tcp_select_initial_window(). A window that is
  * announced here and not granted there would let the client send what is thrown away.
  */
 static __always_inline void size_window(struct bpf_sock *listener, struct syn_service *service)
 {
-	enum { RCVBUF_LOCK = 2 };
+	enum { RCVBUF_LOCK = 2, TIMESTAMP_BYTES = 12 };
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(listener);
 	__u32 space, clamp, scaled, buffer;
 
-	service->space = WINDOW_MAX / 4;
+	service->window[0] = service->window[1] = WINDOW_MAX / 4;
 	service->wscale = 0;
 	if (!tcp)
 		return;
@@ -367,7 +389,8 @@ static __always_inline void size_window(struct bpf_sock *listener, struct syn_se
 		scaled = clamp;
 	if (clamp && clamp < space)
 		space = clamp;
-	service->space = space;
+	service->window[0] = window_of(space, service->mss);
+	service->window[1] = window_of(space, service->mss - TIMESTAMP_BYTES);
 	scaled = log2_of(scaled | 1);
 	service->wscale = scaled < 15 ? 0 : scaled > 29 ? 14 : scaled - 15;
 }
@@ -454,11 +477,11 @@ static __always_inline __s64 make_cookie(struct xdp_md *ctx, struct work *work)
  * Time stamp of an answer: the kernel's own clock in milliseconds, with window scale and SACK in its lowest bits, where
  * cookie_timestamp_decode() finds them. Never ahead of that clock.
  */
-static __always_inline __u32 timestamp_of(const struct segment *s, bool has_wscale, bool has_sack, __u64 tick)
+static __always_inline __u32 timestamp_of(const struct question *q, bool has_wscale, bool has_sack, __u64 tick)
 {
 	enum { NO_WSCALE = 15, SACK = 16, BITS = 6 };
 	__u32 now = (host.tick_zero_ns + tick * tick_ns) / 1000000;
-	__u32 options = (has_wscale ? s->wscale : NO_WSCALE) | (has_sack ? SACK : 0);
+	__u32 options = (has_wscale ? q->wscale : NO_WSCALE) | (has_sack ? SACK : 0);
 	__u32 stamp = (now >> BITS << BITS) | options;
 
 	return stamp > now ? stamp - (1 << BITS) : stamp;
@@ -474,111 +497,81 @@ static __always_inline __u16 folded(__u64 sum)
 	return ~sum;
 }
 
-/* The first window to be announced: whole segments, as many as there is space for. */
-static __always_inline __u32 window_of(const struct syn_service *service, bool has_timestamp)
-{
-	enum { TIMESTAMP_BYTES = 12 };
-	__u32 segment = service->mss - (has_timestamp ? TIMESTAMP_BYTES : 0), space = service->space;
-	__u32 most = host.window_signed ? WINDOW_MAX / 2 : WINDOW_MAX;
-
-	if (space > segment)
-		space -= space % segment;
-	return space < most ? space : most;
-}
-
 /* Words of a TCP header of an answer, with all options. */
 enum { SYN_ACK_WORDS = 10, SYN_ACK_STAMP_WORDS = 9, SYN_ACK_MSS_WORDS = 6, SYN_ACK_BARE_WORDS = 5 };
 
-/*
- * Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. A function of
- * its own, verified once.
- */
-__noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct syn_service *service, __u32 cookie)
+/* Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. */
+static __always_inline bool put_answer(struct xdp_md *ctx, void *data, void *data_end, __u32 l3, const struct question *q,
+				       const struct syn_service *service, __u32 cookie)
 {
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	__u32 words[SYN_ACK_WORDS], count = SYN_ACK_BARE_WORDS, l3, length, *ip, *tcp;
-	__u32 stamp, bytes = data_end - data;
+	__u32 *ip = data + l3, length = q->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr), *tcp;
+	__u32 count = SYN_ACK_BARE_WORDS, bytes = data_end - data, ports, sequence, control, stamp, check;
+	__u32 mss = bpf_htonl(0x02040000 | service->mss), kinds, scale;
 	struct ethhdr *ethernet = data;
-	const struct segment *s;
 	bool has_wscale, has_sack;
-	__u64 sum;
 	__u8 mac[6];
+	__u64 sum;
 
-	if (!work || !service)
-		return false;
-	s = &work->segment;
-	l3 = work->packet.l3_offset & 31;
-	ip = data + l3;
-	if ((void *)(ethernet + 1) > data_end)
-		return false;
-	length = work->packet.family == 4 ? sizeof(s->ipv4) : sizeof(s->ipv6);
+	OPAQUE(ip); /* clang would add it up anew, and the verifier not know the sum */
 	tcp = (void *)ip + length;
-	has_wscale = s->has_wscale && host.window_scaling && (void *)(tcp + SYN_ACK_WORDS) <= data_end;
-	has_sack = s->has_sack && host.sack;
-	if (s->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
+	if ((void *)(ethernet + 1) > data_end || (void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
+		return false;
+	has_wscale = q->has_wscale && host.window_scaling && (void *)(tcp + SYN_ACK_WORDS) <= data_end;
+	has_sack = q->has_sack && host.sack;
+	if (q->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
 		count = has_wscale ? SYN_ACK_WORDS : SYN_ACK_STAMP_WORDS;
 	else if ((void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
 		count = SYN_ACK_MSS_WORDS;
-	else if ((void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
-		return false;
 
-	words[0] = (__u32)s->tcp.source << 16 | s->tcp.dest; /* the other way round: as they stand on the wire */
-	words[1] = bpf_htonl(cookie);
-	words[2] = bpf_htonl(bpf_ntohl(s->tcp.seq) + 1);
-	words[3] = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 |
-			     window_of(service, s->has_timestamp && host.timestamps));
-	words[4] = 0;
-	words[5] = bpf_htonl(0x02040000 | service->mss);
-	stamp = timestamp_of(s, has_wscale, has_sack, bpf_jiffies64());
-	words[6] = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
-	words[7] = bpf_htonl(stamp);
-	words[8] = s->timestamp;
-	words[9] = bpf_htonl(0x01030300 | service->wscale);
-
-	sum = (__u64)bpf_htonl(count * 4) + bpf_htonl(IPPROTO_TCP);
-	sum += (__u64)words[0] + words[1] + words[2] + words[3];
-	if (count >= SYN_ACK_MSS_WORDS)
-		sum += words[5];
-	if (count >= SYN_ACK_STAMP_WORDS)
-		sum += (__u64)words[6] + words[7] + words[8];
-	if (count == SYN_ACK_WORDS)
-		sum += words[9];
-	if (work->packet.family == 4) {
-		__u32 first = bpf_htonl(0x45000000 | (sizeof(s->ipv4) + count * 4));
+	ports = (__u32)q->source << 16 | q->dest; /* the other way round: as they stand on the wire */
+	cookie = bpf_htonl(cookie);
+	sequence = bpf_htonl(bpf_ntohl(q->seq) + 1);
+	control = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 | service->window[q->has_timestamp && host.timestamps]);
+	sum = (__u64)bpf_htonl(count * 4) + bpf_htonl(IPPROTO_TCP) + ports + cookie + sequence + control;
+	if (count >= SYN_ACK_MSS_WORDS) {
+		sum += mss;
+		tcp[5] = mss;
+	}
+	if (count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end) {
+		kinds = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
+		stamp = bpf_htonl(timestamp_of(q, has_wscale, has_sack, bpf_jiffies64()));
+		sum += (__u64)kinds + stamp + q->timestamp;
+		tcp[6] = kinds;
+		tcp[7] = stamp;
+		tcp[8] = q->timestamp;
+		if (has_wscale) {
+			scale = bpf_htonl(0x01030300 | service->wscale);
+			sum += scale;
+			tcp[9] = scale;
+		}
+	}
+	if (q->family == 4) {
+		__u32 first = bpf_htonl(0x45000000 | (sizeof(struct iphdr) + count * 4));
 		__u32 flags = bpf_htonl(0x4000), hops = bpf_htonl(64 << 24 | IPPROTO_TCP << 16);
-		__u64 addresses = (__u64)s->ipv4.saddr + s->ipv4.daddr;
+		__u64 addresses = (__u64)q->saddr[0] + q->daddr[0];
 
-		if ((void *)(ip + 5) > data_end)
-			return false;
 		ip[0] = first;
 		ip[1] = flags;
 		ip[2] = hops | (__u32)folded(addresses + first + flags + hops) << 16;
-		ip[3] = s->ipv4.daddr;
-		ip[4] = s->ipv4.saddr;
-		words[4] = folded(sum + addresses);
+		ip[3] = q->daddr[0];
+		ip[4] = q->saddr[0];
+		sum += addresses;
 	} else {
-		if ((void *)(ip + 10) > data_end)
-			return false;
 		ip[0] = bpf_htonl(0x60000000);
 		ip[1] = bpf_htonl(count * 4 << 16 | IPPROTO_TCP << 8 | 64);
 #pragma clang loop unroll(full)
 		for (__u32 i = 0; i < 4; i++) {
-			ip[2 + i] = s->ipv6.daddr[i];
-			ip[6 + i] = s->ipv6.saddr[i];
-			sum += (__u64)s->ipv6.saddr[i] + s->ipv6.daddr[i];
+			ip[2 + i] = q->daddr[i];
+			ip[6 + i] = q->saddr[i];
+			sum += (__u64)q->saddr[i] + q->daddr[i];
 		}
-		words[4] = folded(sum);
 	}
-	/* The check is the first half of its word on the wire, which is the low one here. */
-	if ((void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
-		return false;
-	__builtin_memcpy(tcp, words, 4 * SYN_ACK_BARE_WORDS);
-	if (count >= SYN_ACK_MSS_WORDS && (void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
-		tcp[5] = words[5];
-	if (count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
-		__builtin_memcpy(tcp + 6, words + 6, 12);
-	if (count == SYN_ACK_WORDS && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
-		tcp[9] = words[9];
+	check = folded(sum); /* the first half of its word on the wire, which is the low one here */
+	tcp[0] = ports;
+	tcp[1] = cookie;
+	tcp[2] = sequence;
+	tcp[3] = control;
+	tcp[4] = check;
 	__builtin_memcpy(mac, ethernet->h_dest, sizeof(mac));
 	__builtin_memcpy(ethernet->h_dest, ethernet->h_source, sizeof(mac));
 	__builtin_memcpy(ethernet->h_source, mac, sizeof(mac));
@@ -587,6 +580,132 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 	if (length < bytes)
 		bpf_xdp_adjust_tail(ctx, (int)(length - bytes));
 	return true;
+}
+
+/* Answers the segment in work. False when the frame is not what it was taken for. A function of its own, verified once. */
+__noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct syn_service *service, __u32 cookie)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	const struct segment *s;
+	struct question *q;
+
+	if (!work || !service)
+		return false;
+	s = &work->segment;
+	q = &work->question; /* the stack has no room for it */
+	q->seq = s->tcp.seq;
+	q->timestamp = s->timestamp;
+	q->source = s->tcp.source;
+	q->dest = s->tcp.dest;
+	q->family = work->packet.family;
+	q->wscale = s->wscale;
+	q->has_wscale = s->has_wscale;
+	q->has_timestamp = s->has_timestamp;
+	q->has_sack = s->has_sack;
+	if (q->family == 4) {
+		q->saddr[0] = s->ipv4.saddr;
+		q->daddr[0] = s->ipv4.daddr;
+	} else {
+		__builtin_memcpy(q->saddr, s->ipv6.saddr, sizeof(q->saddr));
+		__builtin_memcpy(q->daddr, s->ipv6.daddr, sizeof(q->daddr));
+	}
+	return put_answer(ctx, data, data_end, work->packet.l3_offset & 31, q, service, cookie);
+}
+
+/* Whether a flow may have ended within TCP's TIME_WAIT, or so lately that nobody was watching yet. */
+static __always_inline bool may_have_ended(const struct packet *p, __u64 tick)
+{
+	return (__u32)tick - host.watched_since < ENDED_EPOCHS * SYN_EPOCH_SECS * second ||
+	       is_within(ended_flows[flow_cell(p)], epoch_of(tick), ENDED_EPOCHS);
+}
+
+static __always_inline bool is_to(const struct ethhdr *ethernet, const struct syn_service *service)
+{
+	return !((*(__u32 *)ethernet->h_dest ^ *(__u32 *)service->mac) |
+		 (*(__u16 *)(ethernet->h_dest + 4) ^ *(__u16 *)(service->mac + 4)));
+}
+
+/* Beside enum xdp_action: not answered, and not counted. */
+enum { LEFT_OVER = 64 };
+
+/*
+ * The common SYN, untagged, without IP options, with the options of Linux or none, to a service that is known: the same
+ * as answer_syn() makes of it, without a look at anything twice. All else is left over.
+ */
+static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct syn_order *order, __u32 family)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct iphdr *ipv4 = data + sizeof(struct ethhdr);
+	struct ipv6hdr *ipv6 = (void *)ipv4;
+	struct tcphdr *tcp = (void *)ipv4 + (family == 4 ? sizeof(*ipv4) : sizeof(*ipv6));
+	__u32 *options = (void *)(tcp + 1), claimed;
+	struct question q = { .family = family };
+	struct packet p = { .family = family };
+	__u64 tick = bpf_jiffies64(), *address = (void *)ipv6->saddr;
+	struct syn_service *service;
+	__s64 cookie;
+
+	if ((void *)options > data_end)
+		return LEFT_OVER;
+	if (family == 4) {
+		claimed = bpf_ntohs(ipv4->tot_len) - sizeof(*ipv4);
+		if (*(__u8 *)ipv4 != 0x45 || ipv4->frag_off & bpf_htons(FRAGMENT_OFFSET_V4 | FRAGMENT_MORE_V4) ||
+		    ipv4->protocol != IPPROTO_TCP)
+			return LEFT_OVER;
+		q.saddr[0] = ipv4->saddr;
+		q.daddr[0] = ipv4->daddr;
+		p.src[1] = bpf_ntohl(q.saddr[0]);
+		p.dst[1] = bpf_ntohl(q.daddr[0]);
+	} else {
+		claimed = bpf_ntohs(ipv6->payload_len);
+		if (ipv6->version != 6 || ipv6->nexthdr != IPPROTO_TCP)
+			return LEFT_OVER;
+		__builtin_memcpy(q.saddr, ipv6->saddr, sizeof(q.saddr));
+		__builtin_memcpy(q.daddr, ipv6->daddr, sizeof(q.daddr));
+		p.src[0] = bpf_be64_to_cpu(address[0]);
+		p.src[1] = bpf_be64_to_cpu(address[1]);
+		p.dst[0] = bpf_be64_to_cpu(address[2]);
+		p.dst[1] = bpf_be64_to_cpu(address[3]);
+	}
+	if (!has_raw_helpers || !is_syn(tcp->flags))
+		return LEFT_OVER;
+	q.source = tcp->source;
+	q.dest = tcp->dest;
+	q.seq = tcp->seq;
+	p.src_port = bpf_ntohs(q.source);
+	p.dst_port = bpf_ntohs(q.dest);
+	if (tcp->doff == 10) {
+		if (claimed < 40 || (void *)(options + 5) > data_end ||
+		    (options[0] & bpf_htonl(0xffff0000)) != bpf_htonl(0x02040000) ||
+		    options[1] != bpf_htonl(0x0402080a) ||
+		    (options[4] & bpf_htonl(0xffffff00)) != bpf_htonl(0x01030300))
+			return LEFT_OVER;
+		q.has_wscale = q.has_timestamp = q.has_sack = true;
+		q.timestamp = options[2];
+		q.wscale = bpf_ntohl(options[4]);
+		if (q.wscale > WSCALE_MAX)
+			q.wscale = WSCALE_MAX;
+	} else if (tcp->doff != 5 || claimed < 20) {
+		return LEFT_OVER;
+	}
+	service = service_at(&p);
+	if (!service || !is_about(service, &p, ctx->ingress_ifindex) || (__s32)(service->until - (__u32)tick) <= 0 ||
+	    service->state != SYN_LISTENER || !is_to(data, service) || may_have_ended(&p, tick))
+		return LEFT_OVER;
+	if (!may_answer(&p, order, tick)) {
+		count_result(SYN_LIMITED);
+		return XDP_DROP;
+	}
+	if (q.has_timestamp)
+		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 40) :
+				       bpf_tcp_raw_gen_syncookie_ipv6(ipv6, tcp, 40);
+	else
+		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 20) :
+				       bpf_tcp_raw_gen_syncookie_ipv6(ipv6, tcp, 20);
+	if (cookie < 0 || !put_answer(ctx, data, data_end, sizeof(struct ethhdr), &q, service, cookie))
+		return LEFT_OVER;
+	count_result(SYN_ANSWERED);
+	return XDP_TX;
 }
 
 /* A SYN that is to be answered. */
@@ -600,7 +719,7 @@ static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, con
 	if (!service || !read_segment(ctx, work))
 		return XDP_PASS;
 	if (!is_about(service, &work->packet, ctx->ingress_ifindex) || (__s32)(service->until - (__u32)tick) <= 0 ||
-	    is_within(ended_flows[flow_cell(&work->packet)], epoch_of(tick), ENDED_EPOCHS))
+	    may_have_ended(&work->packet, tick))
 		look_at_service(ctx, work, service);
 	if (service->state != SYN_LISTENER) {
 		count_result(service->state == SYN_NOBODY     ? SYN_NO_LISTENER :
@@ -608,8 +727,7 @@ static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, con
 								SYN_FULL);
 		return service->state == SYN_REFUSED ? XDP_DROP : XDP_PASS;
 	}
-	if (data + sizeof(struct ethhdr) > data_end || __builtin_memcmp(data, service->mac, 4) ||
-	    __builtin_memcmp(data + 4, service->mac + 4, 2)) {
+	if (data + sizeof(struct ethhdr) > data_end || !is_to(data, service)) {
 		count_result(SYN_NOT_MINE);
 		return XDP_PASS;
 	}
@@ -683,8 +801,8 @@ static __always_inline int check_ack(struct xdp_md *ctx, struct work *work, cons
 	return XDP_PASS;
 }
 
-SEC("xdp")
-int xdp_syncookie(struct xdp_md *ctx)
+/* Any packet, in the whole. */
+static __always_inline int judge_packet(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
 	struct work *work = bpf_map_lookup_elem(&syn_work, &zero);
@@ -697,4 +815,21 @@ int xdp_syncookie(struct xdp_md *ctx)
 	if (!read_packet(ctx, work))
 		return XDP_PASS;
 	return is_syn(work->packet.tcp_flags) ? answer_syn(ctx, work, order) : check_ack(ctx, work, order);
+}
+
+SEC("xdp")
+int xdp_syncookie(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct syn_order *order = order_at_hand();
+	struct ethhdr *ethernet = data;
+	int action = LEFT_OVER;
+
+	if (!order || (void *)(ethernet + 1) > data_end)
+		return XDP_ABORTED; /* it is an array's first entry; and no frame is as short */
+	if (!multi_buffer && ethernet->h_proto == bpf_htons(ETH_P_IP))
+		action = answer_common_syn(ctx, order, 4);
+	else if (!multi_buffer && ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+		action = answer_common_syn(ctx, order, 6);
+	return action == LEFT_OVER ? judge_packet(ctx) : action;
 }

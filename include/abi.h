@@ -593,7 +593,8 @@ struct syn_host {
 	__u32 sack;		    /* net.ipv4.tcp_sack */
 	__u32 receive_max;	    /* bytes: the greater one of net.ipv4.tcp_rmem[2] and net.core.rmem_max */
 	__u32 window_signed;	    /* net.ipv4.tcp_workaround_signed_windows */
-	__u32 pad[9];
+	__u32 watched_since;	    /* tick from which on the ends of connections are noted */
+	__u32 pad[8];
 };
 
 /* An interface on which SYNs may be answered, by its index. */
@@ -619,8 +620,8 @@ struct syn_service {
 	__u8 mac[6];
 	__u16 mss;		    /* largest segment that this host takes, from the MTU */
 	__u8 wscale;
-	__u8 pad[3];
-	__u32 space;		    /* for what was received and not yet read: the first receive window, bytes */
+	__u8 pad;
+	__u16 window[2];	    /* the first receive window, bytes, without time stamps and with them */
 	__u32 until;		    /* tick */
 	__u32 pad2[5];
 };

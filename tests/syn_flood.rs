@@ -11,6 +11,7 @@ pub mod support;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,7 +22,9 @@ use ebpfsentinel::bpf::offload;
 use ebpfsentinel::lab::{FrameSocket, Namespace};
 use ebpfsentinel::packet::build::Packet;
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
@@ -269,7 +272,11 @@ impl Clients {
 
 /// The body of an answer, in the namespace of the calling thread.
 fn fetch(ipv6: bool, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(host_address(ipv6), PORT), PATIENCE)?;
+    let stream = TcpStream::connect_timeout(&SocketAddr::new(host_address(ipv6), PORT), PATIENCE)?;
+    exchange(stream, path)
+}
+
+fn exchange(mut stream: TcpStream, path: &str) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -510,4 +517,33 @@ fn where_nobody_listens_nobody_gets_a_cookie() {
     wait_until("the stack refuses them", || scene.flood.answers().unwrap().resets > 0);
     assert_eq!((scene.flood.answers().unwrap().syn_acks, result(&scene.lab, "answered")), (0, 0));
     agent.stop();
+}
+
+/// A client whose port comes again, after a connection that the host remembers from before the agent: the stack answers.
+#[test]
+fn a_port_that_comes_again_is_served() {
+    let scene = Scene::new(false);
+    take_cookies(&scene.lab.host);
+    for ipv6 in [false, true] {
+        let ask = || {
+            let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+            let from: IpAddr = if ipv6 { WORLD_V6 } else { WORLD }.parse().unwrap();
+            let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            // The time limit of sending is that of connecting, too.
+            setsockopt(&socket, sockopt::SendTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0)).unwrap();
+            let address = |ip, port| SockaddrStorage::from(SocketAddr::new(ip, port));
+            bind(socket.as_raw_fd(), &address(from, 33_333)).unwrap();
+            connect(socket.as_raw_fd(), &address(host_address(ipv6), PORT))?;
+            exchange(TcpStream::from(socket), "/")
+        };
+        scene.lab.world.run(ask).unwrap().unwrap();
+        let agent = scene.lab.start(&cookies(0));
+        // From now on it is known who listens.
+        scene.fetch(ipv6, "/").unwrap();
+        assert_eq!(scene.lab.world.run(ask).unwrap().unwrap(), b"hello\n");
+        assert_eq!(result(&scene.lab, "known"), 1);
+        // And with the agent, which has seen it end.
+        assert_eq!(scene.lab.world.run(ask).unwrap().unwrap(), b"hello\n");
+        agent.stop();
+    }
 }

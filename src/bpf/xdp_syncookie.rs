@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use super::chain::Chain;
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_syncookie::{XdpSyncookieSkel, XdpSyncookieSkelBuilder};
-use super::xdp_ratelimit::XdpRatelimit;
+use super::xdp_ratelimit::{Moment, XdpRatelimit};
 use super::{jiffies_per_second, random};
 use crate::abi::{bytes_of, syn_counts, syn_host, syn_iface, syn_order};
 
@@ -64,9 +64,16 @@ impl XdpSyncookie {
         self.skel.progs.xdp_syncookie.as_fd()
     }
 
-    /// Says what this host's TCP does; the tick is the program's own affair.
+    /// Says what this host's TCP does; the ticks are the program's own affair.
     pub fn set_host(&mut self, host: syn_host) {
-        self.host.values()[0] = syn_host { tick_zero_ns: self.tick_zero_ns, ..host };
+        let current = &mut self.host.values()[0];
+        *current = syn_host { tick_zero_ns: self.tick_zero_ns, watched_since: current.watched_since, ..host };
+    }
+
+    /// Says that the ends of connections are noted from now on. Those of the last minute are not known, so each SYN is
+    /// looked up until they are.
+    pub fn watch_from(&mut self, now: Moment) {
+        self.host.values()[0].watched_since = now.tick as u32;
     }
 
     /// Where SYNs may be answered: interfaces by index, with their MAC addresses. On others they are not.

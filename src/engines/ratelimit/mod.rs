@@ -219,6 +219,13 @@ impl Ratelimit {
         if self.host == Some(host) {
             return;
         }
+        if self.host.is_none() {
+            // Until now nobody noted which connections ended.
+            match self.kernel.now() {
+                Ok(now) => program.watch_from(now),
+                Err(error) => log::error!("{error:#}"),
+            }
+        }
         for message in [host.refusal(), host.shortcoming()].into_iter().flatten() {
             log::warn!("rule {rule}: {message}");
         }
