@@ -63,7 +63,7 @@ impl ConnTimeouts {
 pub struct Switches<'a> {
     /// Frames may stand in several buffers (MTU above a page; 5.18+).
     pub multi_buffer: bool,
-    /// A TC program reads the metadata.
+    /// A TC program reads the metadata of all packets.
     pub write_meta: bool,
     /// Room for connections.
     pub max_connections: u32,
@@ -166,7 +166,7 @@ impl XdpFirewall {
         let (possible, online) = (cpu_ids("possible")?, cpu_ids("online")?);
         let sets = flow_sets(online);
         constants.flow_sets = sets as u32;
-        constants.flow_cpus = if switches.multi_buffer || switches.write_meta { 0 } else { online as u32 };
+        constants.flow_cpus = if switches.multi_buffer { 0 } else { online as u32 };
         let (sets_v4, sets_v6) = (online * sets, online * sets / 2);
         ensure!(
             possible <= CPUS_MAX,
