@@ -28,6 +28,8 @@ struct rl_host abi_rl_host;
 struct rl_cpu_counts abi_rl_cpu_counts;
 struct rl_event abi_rl_event;
 struct xdp_meta abi_xdp_meta;
+struct mirror_table abi_mirror_table;
+struct mirror_count abi_mirror_count;
 struct fw_question abi_fw_question;
 struct fw_answered abi_fw_answered;
 
@@ -53,4 +55,6 @@ enum rl_action abi_rl_action;
 enum rl_limits abi_rl_limits;
 enum xdp_chain abi_xdp_chain;
 enum xdp_meta_limits abi_xdp_meta_limits;
+enum mirror_limits abi_mirror_limits;
+enum mirror_loss abi_mirror_loss;
 enum fw_exception abi_fw_exception;

@@ -246,6 +246,12 @@ static __always_inline void answer_question(struct xdp_md *ctx, const struct pac
 	answered->jiffies = bpf_jiffies64();
 }
 
+/* Whether what passes takes metadata along: as long as a rule mirrors, or always. */
+static __always_inline bool notes_meta(const struct fw_policy *policy)
+{
+	return write_meta || policy->write_meta;
+}
+
 /*
  * Writes the metadata of a common packet that passes, the same as judge_packet() writes: the slot tells the reason, and
  * the rest stands at fixed places. A function of its own, so that nothing is paid as long as nobody reads metadata.
@@ -340,7 +346,7 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	count_and_tell(p, j, verdict, ifindex, iface, bytes, generation);
 	if (verdict == FW_DROP)
 		return XDP_DROP;
-	if (write_meta) {
+	if (notes_meta(&t->policy)) {
 		struct xdp_meta meta = {
 			.magic = XDP_META_MAGIC,
 			.slot = slot_of(j),
@@ -464,7 +470,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 	}
 	if (verdict == FW_DROP)
 		return XDP_DROP;
-	if (write_meta)
+	if (notes_meta(&t->policy))
 		note_common_packet(ctx, slot, verdict);
 	return XDP_PASS;
 }
@@ -495,7 +501,7 @@ static __always_inline int answer_flow(struct xdp_md *ctx, const struct fw_polic
 		note(&c, now);
 	}
 	count(&c, bytes);
-	if (write_meta && !(verdict & FW_DROP))
+	if (notes_meta(policy) && !(verdict & FW_DROP))
 		note_common_packet(ctx, slot, verdict);
 	return XDP_PASS - (verdict & FW_DROP); /* without a branch, which nobody could foresee */
 }

@@ -188,6 +188,8 @@ struct fw_policy {
 	__u8 guard_ports;	    /* used entries of guard_port */
 	__u8 guard_nets;
 	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
+	__u8 write_meta;	    /* a rule mirrors: what passes takes struct xdp_meta along */
+	__u8 pad[7];
 	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
 	__u16 guard_port[FW_GUARD_PORTS];
 	struct fw_net guard_net[FW_GUARD_NETS];
@@ -554,6 +556,32 @@ struct xdp_meta {
 	__u16 vlan;
 };
 
+/* ---- mirroring: written by the agent, read by tc_mirror ---- */
+
+enum mirror_limits { MIRROR_ABSENT = 0x7fffffff };
+
+/* Which rule's packets are sent where. */
+struct mirror_table {
+	__u32 active;		    /* 1: every packet should have metadata */
+	__u32 pad;
+	__u32 monitor[FW_SLOTS];    /* index of the interface; 0: none is asked for, MIRROR_ABSENT: it is not there */
+};
+
+/* Why a packet that passed has no copy, or, without metadata, may have none. */
+enum mirror_loss {
+	MIRROR_NO_METADATA = 0,	    /* the driver had no room for it, or it was lost on the way */
+	MIRROR_NO_INTERFACE = 1,    /* the monitor's is not there */
+	MIRROR_MTU = 2,		    /* longer than the monitor's MTU */
+	MIRROR_CLONE_FAILED = 3,    /* no memory, or the monitor's interface did not take it */
+	MIRROR_LOSSES = 4,
+};
+
+struct mirror_count {
+	__u64 packets;		    /* frames: GRO may have put several together */
+	__u64 bytes;
+	__u64 lost[MIRROR_LOSSES];
+};
+
 /* ---- explain ---- */
 
 /*
@@ -603,5 +631,6 @@ _Static_assert(sizeof(struct rl_bucket) == 64, "a cache line");
 _Static_assert(sizeof(struct rl_tale) == 16, "no hidden padding");
 _Static_assert(sizeof(struct rl_event) == 72, "no hidden padding");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
+_Static_assert(sizeof(struct mirror_table) % 8 == 0, "mapped into the agent");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");

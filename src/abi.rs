@@ -45,6 +45,8 @@ plain!(
     rl_cpu_counts,
     rl_event,
     xdp_meta,
+    mirror_table,
+    mirror_count,
     fw_question,
     fw_answered
 );

@@ -131,11 +131,18 @@ pub fn run(options: Options) -> Result<()> {
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
+    let xdp_mode = match config.agent.xdp_mode {
+        WrittenXdpMode::Auto => XdpMode::Auto,
+        WrittenXdpMode::Native => XdpMode::Native,
+        WrittenXdpMode::Generic => XdpMode::Generic,
+    };
+    let multi_buffer = bpf::wants_multi_buffer(&config.agent.interfaces, xdp_mode);
     let chain = Chain::new()?;
     let limiter = if config.ratelimit.enabled {
         let start = ratelimit::Start {
             config: config.ratelimit.clone(),
             interfaces: config.agent.interfaces.clone(),
+            multi_buffer,
             guard: guard.clone(),
             chain: &chain,
             store: Store::new(&config.agent.state_dir),
@@ -149,11 +156,8 @@ pub fn run(options: Options) -> Result<()> {
     let engine = Firewall::start(firewall::Start {
         config: config.firewall.clone(),
         interfaces: config.agent.interfaces.clone(),
-        xdp_mode: match config.agent.xdp_mode {
-            WrittenXdpMode::Auto => XdpMode::Auto,
-            WrittenXdpMode::Native => XdpMode::Native,
-            WrittenXdpMode::Generic => XdpMode::Generic,
-        },
+        xdp_mode,
+        multi_buffer,
         guard,
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
@@ -526,7 +530,11 @@ impl AgentControl for Front {
                     .interfaces
                     .iter()
                     .filter_map(|one| {
-                        let mode = if program.name == "tc_egress" { one.egress } else { one.xdp }?;
+                        let mode = match program.name {
+                            "tc_egress" => one.egress,
+                            "tc_mirror" => one.mirror,
+                            _ => one.xdp,
+                        }?;
                         Some(shown::AttachPoint { interface: one.name.clone(), mode: shown_mode(mode) })
                     })
                     .collect();

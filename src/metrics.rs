@@ -65,6 +65,12 @@ metrics! {
         silent and replaced by a new source's";
     LIMIT_PATHS = Counter "ratelimit_exceptional_packets" ["reason"] "Packets that went by their rule's common bucket \
         as there was no room for another one (crowded), or gave up on a bucket that other CPUs kept changing (contended)";
+    MIRRORED = Counter "mirrored_packets" ["interface"] "Packets that arrived on an interface and of which a copy was sent \
+        to the interface that their rule's mirror_to names";
+    MIRRORED_BYTES = Counter "mirrored" in "bytes" ["interface"] "Bytes of those packets";
+    MIRROR_LOST = Counter "mirror_lost_packets" ["interface", "reason"] "Packets that arrived on an interface and have no \
+        copy: longer than the MTU of the one that it should have gone to (mtu), which is not there (no_interface) or did \
+        not take it (clone_failed); or it is not known whether they should have one (no_metadata)";
     CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
     EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
@@ -115,6 +121,18 @@ pub struct KernelCounters {
     pub connections: Option<u64>,
     /// The rate limiter's; `None` when it does not run.
     pub limits: Option<LimitCounters>,
+    /// What was mirrored, by interface; empty as long as nothing is.
+    pub mirrors: Vec<MirrorCounters>,
+}
+
+/// Copies of packets that arrived on one interface.
+#[derive(Clone, Debug, Default)]
+pub struct MirrorCounters {
+    pub interface: String,
+    pub packets: u64,
+    pub bytes: u64,
+    /// Why packets have no copy, and how many.
+    pub lost: Vec<(&'static str, u64)>,
 }
 
 /// Counters of one interface.
@@ -291,6 +309,11 @@ impl Collector for State {
         out.counters(&UNPARSABLE, kernel.unparsable.iter().map(|(reason, n)| ([*reason], *n)))?;
         out.counters(&RULE_PACKETS, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.packets)))?;
         out.counters(&RULE_BYTES, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.bytes)))?;
+        let mirrors = &kernel.mirrors;
+        out.counters(&MIRRORED, mirrors.iter().map(|one| ([one.interface.as_str()], one.packets)))?;
+        out.counters(&MIRRORED_BYTES, mirrors.iter().map(|one| ([one.interface.as_str()], one.bytes)))?;
+        let lost = mirrors.iter().flat_map(|one| one.lost.iter().map(|(why, n)| ([one.interface.as_str(), *why], *n)));
+        out.counters(&MIRROR_LOST, lost)?;
         if let Some(connections) = kernel.connections {
             out.gauge(&CONNECTIONS, connections as f64)?;
         }
@@ -459,6 +482,12 @@ mod tests {
                 exceptional: vec![("crowded", 7)],
                 events_lost: vec![("ring_full", 1)],
             }),
+            mirrors: vec![MirrorCounters {
+                interface: "eth0".to_owned(),
+                packets: 11,
+                bytes: 1100,
+                lost: vec![("mtu", 12)],
+            }],
         }
     }
 

@@ -11,6 +11,7 @@ pub mod map;
 pub mod offload;
 pub mod ringbuf;
 pub mod tc_egress;
+pub mod tc_mirror;
 pub mod xdp_firewall;
 pub mod xdp_ratelimit;
 
@@ -35,6 +36,9 @@ pub(crate) mod skeletons {
     }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
+    }
+    pub mod tc_mirror {
+        include!(concat!(env!("OUT_DIR"), "/tc_mirror.skel.rs"));
     }
 }
 
@@ -135,6 +139,14 @@ pub fn has_multi_buffer() -> bool {
     has == 1
 }
 
+/// Whether the programs of a chain are loaded for frames that stand in several buffers: all of them, or none.
+///
+/// Not where nothing but generic mode is allowed. There the kernel puts frames into one buffer for a program that wants
+/// that; for another one it copies them (since 6.9), and with the copy the place of the Ethernet header is lost to TC.
+pub fn wants_multi_buffer(interfaces: &[String], mode: XdpMode) -> bool {
+    mode != XdpMode::Generic && has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name))
+}
+
 /// What this kernel lacks that the agent would use, and what it does instead.
 pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let release =
@@ -143,7 +155,7 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     [
         (has_multi_buffer(), "multi-buffer XDP", "interfaces with an MTU above 3000 are filtered in generic mode"),
-        (version >= (6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
+        (version >= (6, 6), "tcx", "tc_egress and tc_mirror are filters of the clsact qdisc"),
     ]
     .into_iter()
     .filter_map(|(has, name, fallback)| (!has).then_some((name, fallback)))

@@ -63,7 +63,7 @@ impl ConnTimeouts {
 pub struct Switches<'a> {
     /// Frames may stand in several buffers (MTU above a page; 5.18+).
     pub multi_buffer: bool,
-    /// A TC program reads the metadata of all packets.
+    /// The metadata of all packets is read, whether a rule mirrors or not.
     pub write_meta: bool,
     /// Room for connections.
     pub max_connections: u32,

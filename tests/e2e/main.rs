@@ -6,6 +6,7 @@ mod fields;
 mod keep;
 mod links;
 mod lockout;
+mod mirror;
 mod modes;
 mod ratelimit;
 mod reload;

@@ -208,6 +208,25 @@ fn all_ways_write_the_same_metadata() {
 }
 
 #[test]
+fn metadata_is_there_as_long_as_a_rule_mirrors() {
+    let plain = format!("{PASS}{RULES}");
+    let mut kernel = Kernel::new(&plain);
+    let frames = [tcp(80).build(), tcp(81).build(), tcp(80).vlan(7).build()];
+    let lengths = |kernel: &Kernel| -> Vec<usize> {
+        let once = || frames.iter().map(|frame| kernel.xdp.test_run_output(frame, 0).unwrap().1.len() - frame.len());
+        // Thrice, so that the cache has its turn.
+        (0..3).flat_map(|_| once()).collect()
+    };
+    assert_eq!(lengths(&kernel), [0; 9]);
+    let mirror = "{ id = \"m\", priority = 9, action = \"allow\", protocol = \"icmp\", mirror_to = \"mon0\" },";
+    kernel.swap(&plain.replace("rules = [", &format!("rules = [{mirror}")));
+    assert_eq!(lengths(&kernel), [16; 9]);
+    let off = mirror.replace("mirror_to", "enabled = false, mirror_to");
+    kernel.swap(&plain.replace("rules = [", &format!("rules = [{off}")));
+    assert_eq!(lengths(&kernel), [0; 9]);
+}
+
+#[test]
 fn the_next_program_runs_after_a_pass_only() {
     let chain = Chain::new().unwrap();
     let switches = Switches { chain: Some(&chain), ..Switches::default() };

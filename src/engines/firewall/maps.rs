@@ -47,6 +47,7 @@ impl Generation<'_> {
         policy.drop_unparsable = (config.unparsable == Policy::Drop).into();
         policy.stateful = config.stateful.into();
         policy.dhcp = config.dhcp.into();
+        policy.write_meta = self.rules.iter().any(|rule| rule.is_mirroring()).into();
         self.guard.write(policy);
         (policy.iface_multiplier, policy.iface) = hash_of_interfaces(self.ports)?;
         Ok(())

@@ -1,4 +1,4 @@
-//! Decides which packets pass, in the kernel. Owns xdp_firewall and tc_egress and all of their maps.
+//! Decides which packets pass, in the kernel. Owns xdp_firewall, tc_egress and tc_mirror and all of their maps.
 //!
 //! Section `[firewall]`; routes under `/api/v1/firewall` and `/api/v1/explain`. This thread compiles rules into the
 //! idle generation of the tables, swaps, attaches, and turns the kernel's records into alerts; the verdict itself falls
@@ -8,6 +8,7 @@ pub mod api;
 pub mod config;
 pub mod explain;
 pub mod maps;
+mod mirror;
 pub mod rule;
 
 use std::path::PathBuf;
@@ -18,16 +19,16 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
 use self::api::RuleView;
-use self::config::FirewallConfig;
+use self::config::{FirewallConfig, loop_of};
 use self::explain::{Explanation, Question};
 use self::maps::Generation;
+use self::mirror::Mirroring;
 use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict};
 use crate::alert::{Alert, AlertSender, Severity};
-use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
+use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::counts::RuleCount;
-use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{Clock, ConnTimeouts, Switches, XdpFirewall};
 use crate::bpf::{self, ProgramStatus};
@@ -56,6 +57,8 @@ pub struct Start<'a> {
     pub interfaces: Vec<String>,
     /// XDP modes that the user allows.
     pub xdp_mode: XdpMode,
+    /// Whether frames may stand in several buffers; see [`bpf::wants_multi_buffer`].
+    pub multi_buffer: bool,
     /// The lock-out guard.
     pub guard: Guard,
     /// Where an agent with `on_exit = "keep"` pins its links and connections.
@@ -89,7 +92,16 @@ struct Guarded {
     ifindex: Option<u32>,
     xdp: Option<Attached>,
     egress: Option<Attached>,
+    mirror: Option<Attached>,
     reason: Option<String>,
+    mirror_reason: Option<String>,
+}
+
+impl Guarded {
+    /// Everything that is attached, taken out.
+    fn take_all(&mut self) -> impl Iterator<Item = Attached> {
+        [self.xdp.take(), self.egress.take(), self.mirror.take()].into_iter().flatten()
+    }
 }
 
 /// An interface, as status shows it.
@@ -103,6 +115,8 @@ pub struct InterfaceFacts {
     pub xdp: Option<AttachMode>,
     /// How tc_egress runs on it, if it does.
     pub egress: Option<AttachMode>,
+    /// How tc_mirror runs on it, if it does.
+    pub mirror: Option<AttachMode>,
     /// What is wrong.
     pub reason: Option<String>,
 }
@@ -148,6 +162,7 @@ pub struct Firewall {
     kernel: XdpFirewall,
     egress: Option<TcEgress>,
     egress_failure: Option<String>,
+    mirror: Mirroring,
     guarded: Vec<Guarded>,
     xdp_mode: XdpMode,
     pins: PathBuf,
@@ -187,7 +202,20 @@ impl Firewall {
     }
 
     fn start_on_pins(start: Start<'_>, nothing_kept: bool) -> Result<Firewall> {
-        let Start { config, interfaces, xdp_mode, guard, pins, keep, chain, behind, store, alerts, metrics } = start;
+        let Start {
+            config,
+            interfaces,
+            xdp_mode,
+            multi_buffer,
+            guard,
+            pins,
+            keep,
+            chain,
+            behind,
+            store,
+            alerts,
+            metrics,
+        } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
@@ -208,7 +236,7 @@ impl Firewall {
             other_open_secs: config.timeouts.other_established_secs,
         };
         let kernel = XdpFirewall::load(&Switches {
-            multi_buffer: bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name)),
+            multi_buffer,
             write_meta: false,
             max_connections: config.max_connections,
             timeouts,
@@ -233,6 +261,7 @@ impl Firewall {
             kernel,
             egress,
             egress_failure,
+            mirror: Mirroring::load(),
             guarded,
             xdp_mode,
             pins,
@@ -288,16 +317,20 @@ impl Firewall {
         if self.keep {
             wanted.push(self.pins.join(CONNECTIONS_PIN));
             wanted.extend(self.kept.iter().cloned());
-            let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress]).flatten();
+            let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress, &one.mirror]).flatten();
             wanted.extend(attached.filter_map(|one| one.pinned().map(PathBuf::from)));
         }
         attach::release_pins(&self.pins, &wanted)
     }
 
+    /// The guarded interfaces, by number.
+    fn ports(&self) -> Vec<Port> {
+        self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect()
+    }
+
     /// Makes rules and policy live, or changes nothing.
     fn apply(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
-        let ports: Vec<Port> =
-            self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect();
+        let ports = self.ports();
         let book = Book { file: &config.rules, added: &added };
         book.check_counts(RULES_MAX).map_err(anyhow::Error::msg)?;
         let rules = book.in_order();
@@ -307,7 +340,9 @@ impl Firewall {
         }
         let number = self.generation + 1;
         let next = Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
+        self.mirror.prepare(&rules);
         self.kernel.swap(|tables| next.write(tables))?;
+        self.mirror.follow(&rules, &slots, &ports);
         self.names.fill(None);
         for rule in &rules {
             if let Some(slot) = slots.get(&rule.id) {
@@ -332,9 +367,9 @@ impl Firewall {
     }
 
     fn replace_all(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
-        let was_enabled = self.config.enabled;
+        let was = (self.config.enabled, self.mirror.is_wanted());
         self.apply(config, guard, added)?;
-        if was_enabled != self.config.enabled {
+        if was != (self.config.enabled, self.mirror.is_wanted()) {
             self.attach_all(false)?;
         }
         Ok(())
@@ -364,8 +399,7 @@ impl Firewall {
     fn attach_all(&mut self, first: bool) -> Result<()> {
         for at in 0..self.guarded.len() {
             if !self.config.enabled {
-                let guarded = &mut self.guarded[at];
-                for mut attached in [guarded.xdp.take(), guarded.egress.take()].into_iter().flatten() {
+                for mut attached in self.guarded[at].take_all() {
                     attached.unpin()?;
                 }
                 continue;
@@ -382,12 +416,23 @@ impl Firewall {
             } else {
                 self.guarded[at].reason = None;
             }
+            if let Err(error) = self.attach_mirror(at) {
+                let message = format!("nothing is mirrored: {error:#}");
+                if self.guarded[at].mirror_reason.as_ref() != Some(&message) {
+                    log::error!("{}: {message}", self.guarded[at].name);
+                }
+                self.guarded[at].mirror_reason = Some(message);
+            } else {
+                self.guarded[at].mirror_reason = None;
+            }
         }
+        self.mirror.begin();
         let runs = self.guarded.iter().any(|one| one.xdp.is_some());
         for program in std::iter::once("xdp_firewall").chain(self.behind.iter().copied()) {
             self.metrics.set_program_active(program, runs);
         }
         self.metrics.set_program_active("tc_egress", self.guarded.iter().any(|one| one.egress.is_some()));
+        self.metrics.set_program_active(mirror::PROGRAM, self.guarded.iter().any(|one| one.mirror.is_some()));
         Ok(())
     }
 
@@ -406,11 +451,26 @@ impl Firewall {
             && guarded.egress.is_none()
         {
             guarded.egress = Some(place(pin("egress"), self.keep, egress.program(), ifindex, |program| {
-                attach::egress(program, ifindex, &name)
+                attach::tc(program, "tc_egress", TcPlace::Egress, ifindex, &name)
             })?);
         }
         if let Some(failure) = &self.egress_failure {
             bail!("tc_egress is not loaded, so answers to this host's connections do not pass: {failure}");
+        }
+        Ok(())
+    }
+
+    /// Attaches tc_mirror as long as it is wanted. Packets are judged without it too, so its failure is not the firewall's.
+    fn attach_mirror(&mut self, at: usize) -> Result<()> {
+        let guarded = &mut self.guarded[at];
+        let Some(program) = self.mirror.program() else {
+            return guarded.mirror.take().map_or(Ok(()), |mut attached| attached.unpin());
+        };
+        if let Some(ifindex) = guarded.ifindex.filter(|_| guarded.mirror.is_none()) {
+            let pin = self.pins.join(format!("mirror_{}", pin_name(&guarded.name)));
+            guarded.mirror = Some(place(pin, self.keep, program, ifindex, |program| {
+                attach::tc(program, mirror::PROGRAM, TcPlace::Ingress, ifindex, &guarded.name)
+            })?);
         }
         Ok(())
     }
@@ -424,12 +484,14 @@ impl Firewall {
                 changed = true;
                 guarded.ifindex = ifindex;
                 // The links went with the old interface; their pins, if any, name nothing any more.
-                for mut attached in [guarded.xdp.take(), guarded.egress.take()].into_iter().flatten() {
+                for mut attached in guarded.take_all() {
                     attached.unpin()?;
                 }
             }
         }
-        if changed {
+        if !changed {
+            self.mirror.look(&self.ports());
+        } else {
             // Rules see interfaces by number; the new index must lead to it before the first packet is judged.
             self.apply(self.config.clone(), self.guard.clone(), self.added.clone())?;
         }
@@ -441,12 +503,17 @@ impl Firewall {
         if !self.config.enabled {
             return Vec::new();
         }
-        self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, self.reason_of(one)?))).collect()
+        let of_interfaces =
+            self.guarded.iter().filter_map(|one| Some(format!("{}: {}", one.name, self.reason_of(one)?)));
+        of_interfaces.chain(self.mirror.degraded(&self.ports())).collect()
     }
 
     /// What is wrong with an interface.
     fn reason_of(&self, one: &Guarded) -> Option<String> {
-        one.reason.clone().or_else(|| one.xdp.as_ref().and_then(|_| hidden_tags(&self.book(), &one.name)))
+        one.reason
+            .clone()
+            .or_else(|| one.mirror_reason.clone())
+            .or_else(|| one.xdp.as_ref().and_then(|_| hidden_tags(&self.book(), &one.name)))
     }
 
     /// For status.
@@ -468,6 +535,7 @@ impl Firewall {
             failure: self.egress_failure.clone(),
             maps: Vec::new(),
         });
+        programs.push(self.mirror.status(enabled));
         Facts {
             config: self.config.clone(),
             generation: self.generation,
@@ -483,6 +551,7 @@ impl Firewall {
                     ifindex: one.ifindex,
                     xdp: one.xdp.as_ref().map(|attached| attached.mode),
                     egress: one.egress.as_ref().map(|attached| attached.mode),
+                    mirror: one.mirror.as_ref().map(|attached| attached.mode),
                     reason: self.reason_of(one),
                 })
                 .collect(),
@@ -523,6 +592,7 @@ impl Firewall {
             events_lost: vec![("ring_full", misc.ring_full)],
             connections: self.config.stateful.then(|| self.kernel.connection_count()),
             limits: None,
+            mirrors: self.mirror.counters(&self.ports())?,
         })
     }
 
@@ -534,8 +604,7 @@ impl Firewall {
     /// The agent ends: what is pinned stays, the rest goes with it.
     pub fn stop(&mut self) {
         for guarded in &mut self.guarded {
-            guarded.xdp = None;
-            guarded.egress = None;
+            drop(guarded.take_all().collect::<Vec<_>>());
         }
     }
 
@@ -594,11 +663,14 @@ impl RuleOwner for Firewall {
 
     fn check(&self, rule: &Rule) -> Result<(), ChangeError> {
         let names: Vec<String> = self.guarded.iter().map(|one| one.name.clone()).collect();
+        if let Some(message) = rule.mirror_to.as_deref().and_then(|name| loop_of(name, &names)) {
+            return Err(ChangeError::Unfit(format!("rule {}: mirror_to: {message}", rule.id)));
+        }
         check_surroundings(rule, Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) })
     }
 
     fn replace_added(&mut self, added: Vec<Rule>) -> Result<()> {
-        self.apply(self.config.clone(), self.guard.clone(), added)
+        self.replace_all(self.config.clone(), self.guard.clone(), added)
     }
 
     fn snapshot(&self) -> Snapshot {

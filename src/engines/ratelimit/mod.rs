@@ -29,7 +29,7 @@ use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach;
 use crate::bpf::chain::Chain;
 use crate::bpf::xdp_ratelimit::{Bucket, Counts, Switches, XdpRatelimit};
-use crate::bpf::{self, ProgramStatus, offload};
+use crate::bpf::{self, ProgramStatus};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Port;
 use crate::classify::rules::Mode;
@@ -53,6 +53,8 @@ pub struct Start<'a> {
     pub config: RatelimitConfig,
     /// Names of the interfaces that the agent guards.
     pub interfaces: Vec<String>,
+    /// Whether their frames may stand in several buffers; see [`bpf::wants_multi_buffer`].
+    pub multi_buffer: bool,
     /// The lock-out guard.
     pub guard: Guard,
     /// The programs behind the firewall, of which it becomes one.
@@ -101,11 +103,9 @@ impl Ratelimit {
     /// Loads the program, puts the rules in force, and the program into the chain, which nothing runs before the firewall
     /// is attached.
     pub fn start(start: Start<'_>) -> Result<Ratelimit> {
-        let Start { config, interfaces, guard, chain, store, alerts, metrics } = start;
+        let Start { config, interfaces, multi_buffer, guard, chain, store, alerts, metrics } = start;
         let added = store.load()?;
         Book { file: &config.rules, added: &added }.warn_of_hidden();
-        let multi_buffer =
-            bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name));
         let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources })?;
         let ports = interfaces.into_iter().map(|name| Port { ifindex: attach::ifindex(&name), name }).collect();
         let mut limiter = Ratelimit {
