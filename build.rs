@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Objects with a skeleton, by the stem of their source.
-const OBJECTS: &[&str] = &["bpf/abi", "bpf/xdp_firewall", "bpf/xdp_ratelimit", "bpf/tc_egress", "bpf/tc_mirror"];
+const OBJECTS: &[&str] =
+    &["bpf/abi", "bpf/xdp_firewall", "bpf/xdp_ratelimit", "bpf/xdp_steer", "bpf/tc_egress", "bpf/tc_mirror"];
 
 fn main() {
     let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));

@@ -544,7 +544,10 @@ int xdp_firewall(struct xdp_md *ctx)
 		action = judge_packet(ctx);
 	if (action & EXPLAINED)
 		return action & ~EXPLAINED;
-	if (action == XDP_PASS)
+	if (action == XDP_PASS) {
 		chain_to(ctx, CHAIN_RATELIMIT);
+		if (steers)
+			chain_to(ctx, CHAIN_STEER);
+	}
 	return action;
 }

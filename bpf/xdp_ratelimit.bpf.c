@@ -11,6 +11,7 @@
 #include "classify.h"
 #include "policy.h"
 #include "bucket_table.h"
+#include "chain.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -289,39 +290,20 @@ __noinline int limit_packet(struct xdp_md *ctx, struct work *work, __u32 bytes)
 	return rule->action == RL_PASS || !t->policy.enforce ? XDP_PASS : XDP_DROP;
 }
 
-/* The common packet by the short way. False when it is not one. */
-static __always_inline bool read_common_packet(struct xdp_md *ctx, struct packet *p)
-{
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	struct flow_key key;
-
-	if (data + FLOW_FRAME_MIN > data_end)
-		return false;
-	key.iface = 0;
-	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
-		if (!read_flow_v4(data, 0, &key))
-			return false;
-	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
-		if (!read_flow_v6(data, data_end, 0, &key))
-			return false;
-	} else {
-		return false;
-	}
-	packet_of(&key, p);
-	return true;
-}
-
 SEC("xdp")
 int xdp_ratelimit(struct xdp_md *ctx)
 {
 	__u32 zero = 0, bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	struct work *work = bpf_map_lookup_elem(&rl_work, &zero);
+	int action = XDP_PASS;
 
 	if (!work)
 		return XDP_ABORTED; /* it is an array's first entry */
-	if (!read_common_packet(ctx, &work->packet) && !read_packet(ctx, &work->packet))
-		return XDP_PASS;
-	return limit_packet(ctx, work, bytes);
+	if (read_common_packet(ctx, &work->packet) || read_packet(ctx, &work->packet))
+		action = limit_packet(ctx, work, bytes);
+	if (action == XDP_PASS && steers)
+		chain_to(ctx, CHAIN_STEER);
+	return action;
 }
 
 /* What the timer walks on each call. */

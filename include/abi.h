@@ -536,6 +536,7 @@ struct rl_event {
 /* Slots of the map xdp_next (include/chain.h). An empty one is passed over. */
 enum xdp_chain {
 	CHAIN_RATELIMIT = 0,	    /* for what xdp_firewall passes */
+	CHAIN_STEER = 2,	    /* for what all others pass: the last one */
 	CHAIN_SLOTS = 4,
 };
 
@@ -554,6 +555,15 @@ struct xdp_meta {
 	__u8 family;
 	__u8 protocol;
 	__u16 vlan;
+};
+
+/* ---- steering: counted by xdp_steer, by the CPU that packets are sent to ---- */
+
+enum steer_limits { STEER_TARGETS = 1024 }; /* CPUs among which flows are spread; a power of two */
+
+struct steer_count {
+	__u64 steered;		    /* sent to that CPU, by the one that counts */
+	__u64 arrived;		    /* there */
 };
 
 /* ---- mirroring: written by the agent, read by tc_mirror ---- */

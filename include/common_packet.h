@@ -132,3 +132,25 @@ static __always_inline void packet_of(const struct flow_key *key, struct packet 
 	p->icmp_type = key->ports; /* where it has no ports */
 	p->icmp_code = key->ports >> 8;
 }
+
+/* A common packet, for programs that want all of it; p has everything else from before. False when it is not one. */
+static __always_inline bool read_common_packet(struct xdp_md *ctx, struct packet *p)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct flow_key key;
+
+	if (data + FLOW_FRAME_MIN > data_end)
+		return false;
+	key.iface = 0;
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
+		if (!read_flow_v4(data, 0, &key))
+			return false;
+	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
+		if (!read_flow_v6(data, data_end, 0, &key))
+			return false;
+	} else {
+		return false;
+	}
+	packet_of(&key, p);
+	return true;
+}

@@ -45,6 +45,7 @@ plain!(
     rl_cpu_counts,
     rl_event,
     xdp_meta,
+    steer_count,
     mirror_table,
     mirror_count,
     fw_question,

@@ -14,16 +14,18 @@ use crossbeam_channel::Sender;
 use libbpf_rs::MapHandle;
 use serde_json::Value;
 
+use crate::abi::xdp_chain;
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
+use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::component::Component;
-use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
 use crate::control::agent::{
@@ -138,11 +140,13 @@ pub fn run(options: Options) -> Result<()> {
     };
     let multi_buffer = bpf::wants_multi_buffer(&config.agent.interfaces, xdp_mode);
     let chain = Chain::new()?;
+    let steer = start_steering(&config.agent, multi_buffer, &chain).context("starting agent.cpu_steering")?;
     let limiter = if config.ratelimit.enabled {
         let start = ratelimit::Start {
             config: config.ratelimit.clone(),
             interfaces: config.agent.interfaces.clone(),
             multi_buffer,
+            steers: steer.is_some(),
             guard: guard.clone(),
             chain: &chain,
             store: Store::new(&config.agent.state_dir),
@@ -162,7 +166,11 @@ pub fn run(options: Options) -> Result<()> {
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
         chain: &chain,
-        behind: limiter.as_ref().map(behind).transpose()?.into_iter().collect(),
+        behind: [limiter.as_ref().map(behind).transpose()?, steer.as_ref().map(steering).transpose()?]
+            .into_iter()
+            .flatten()
+            .collect(),
+        steer,
         store: Store::new(&config.agent.state_dir),
         alerts,
         metrics: metrics.clone(),
@@ -599,6 +607,24 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
 /// The rate limiter as the firewall runs it.
 fn behind(limiter: &Ratelimit) -> Result<Behind> {
     Ok(Behind { name: ratelimit::PROGRAM, pins: limiter.pins()? })
+}
+
+/// Steering as the firewall runs it.
+fn steering(steer: &XdpSteer) -> Result<Behind> {
+    Ok(Behind { name: xdp_steer::PROGRAM, pins: steer.pins()? })
+}
+
+/// Loads the programs that spread flows over CPUs, and puts them at the chain's end.
+fn start_steering(config: &AgentConfig, multi_buffer: bool, chain: &Chain) -> Result<Option<XdpSteer>> {
+    let cpus = match &config.cpu_steering {
+        CpuSteering::Off => return Ok(None),
+        CpuSteering::Online => bpf::online_cpus()?,
+        CpuSteering::Cpus(cpus) => cpus.clone(),
+    };
+    let steer = XdpSteer::load(&cpus, multi_buffer)?;
+    chain.set(xdp_chain::CHAIN_STEER, steer.program())?;
+    log::info!("flows are spread over {} CPUs, {} frames may wait for each", cpus.len(), xdp_steer::QUEUE_FRAMES);
+    Ok(Some(steer))
 }
 
 /// Where the kernel's records are.

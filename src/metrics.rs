@@ -65,6 +65,10 @@ metrics! {
         silent and replaced by a new source's";
     LIMIT_PATHS = Counter "ratelimit_exceptional_packets" ["reason"] "Packets that went by their rule's common bucket \
         as there was no room for another one (crowded), or gave up on a bucket that other CPUs kept changing (contended)";
+    STEERED = Counter "steered_packets" ["cpu"] "Packets that were sent to a CPU by agent.cpu_steering";
+    STEERED_ARRIVED = Counter "steered_arrived_packets" ["cpu"] "Packets that arrived on the CPU that they were sent to";
+    STEERED_MISSING = Gauge "steered_missing_packets" ["cpu"] "Packets that were sent to a CPU and have not arrived there: \
+        they wait in its queue, or were lost as it was full";
     MIRRORED = Counter "mirrored_packets" ["interface"] "Packets that arrived on an interface and of which a copy was sent \
         to the interface that their rule's mirror_to names";
     MIRRORED_BYTES = Counter "mirrored" in "bytes" ["interface"] "Bytes of those packets";
@@ -123,6 +127,18 @@ pub struct KernelCounters {
     pub limits: Option<LimitCounters>,
     /// What was mirrored, by interface; empty as long as nothing is.
     pub mirrors: Vec<MirrorCounters>,
+    /// What was steered, by CPU; empty when nothing is.
+    pub steered: Vec<SteerCounters>,
+}
+
+/// Packets that were sent to a CPU.
+#[derive(Clone, Debug, Default)]
+pub struct SteerCounters {
+    /// Its number.
+    pub cpu: String,
+    pub steered: u64,
+    /// Of them, those that arrived.
+    pub arrived: u64,
 }
 
 /// Copies of packets that arrived on one interface.
@@ -309,6 +325,13 @@ impl Collector for State {
         out.counters(&UNPARSABLE, kernel.unparsable.iter().map(|(reason, n)| ([*reason], *n)))?;
         out.counters(&RULE_PACKETS, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.packets)))?;
         out.counters(&RULE_BYTES, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.bytes)))?;
+        let steered = &kernel.steered;
+        out.counters(&STEERED, steered.iter().map(|one| ([one.cpu.as_str()], one.steered)))?;
+        out.counters(&STEERED_ARRIVED, steered.iter().map(|one| ([one.cpu.as_str()], one.arrived)))?;
+        out.gauges(
+            &STEERED_MISSING,
+            steered.iter().map(|one| ([one.cpu.as_str()], one.steered.saturating_sub(one.arrived) as f64)),
+        )?;
         let mirrors = &kernel.mirrors;
         out.counters(&MIRRORED, mirrors.iter().map(|one| ([one.interface.as_str()], one.packets)))?;
         out.counters(&MIRRORED_BYTES, mirrors.iter().map(|one| ([one.interface.as_str()], one.bytes)))?;
@@ -394,6 +417,24 @@ impl Output<'_> {
 
     fn gauge(&mut self, metric: &Declared, value: f64) -> fmt::Result {
         self.describe(metric, |encoder| ConstGauge::new(value).encode(encoder))
+    }
+
+    fn gauges<'v, const N: usize>(
+        &mut self,
+        metric: &Declared,
+        samples: impl Iterator<Item = ([&'v str; N], f64)>,
+    ) -> fmt::Result {
+        let mut samples = samples.peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        self.describe(metric, |mut encoder| {
+            for (values, value) in samples {
+                let labels = metric.set(values);
+                ConstGauge::new(value).encode(encoder.encode_family(&labels)?)?;
+            }
+            Ok(())
+        })
     }
 
     fn family<M, C>(&mut self, metric: &Declared, family: &Family<Labels, M, C>) -> fmt::Result
@@ -482,6 +523,7 @@ mod tests {
                 exceptional: vec![("crowded", 7)],
                 events_lost: vec![("ring_full", 1)],
             }),
+            steered: vec![SteerCounters { cpu: "1".to_owned(), steered: 15, arrived: 13 }],
             mirrors: vec![MirrorCounters {
                 interface: "eth0".to_owned(),
                 packets: 11,

@@ -14,6 +14,7 @@ pub mod tc_egress;
 pub mod tc_mirror;
 pub mod xdp_firewall;
 pub mod xdp_ratelimit;
+pub mod xdp_steer;
 
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub(crate) mod skeletons {
     }
     pub mod xdp_ratelimit {
         include!(concat!(env!("OUT_DIR"), "/xdp_ratelimit.skel.rs"));
+    }
+    pub mod xdp_steer {
+        include!(concat!(env!("OUT_DIR"), "/xdp_steer.skel.rs"));
     }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
@@ -170,6 +174,30 @@ pub(crate) fn cpu_ids(which: &str) -> Result<usize> {
     let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
     let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
     Ok(highest + 1)
+}
+
+/// Numbers of the CPUs that are online.
+pub fn online_cpus() -> Result<Vec<u32>> {
+    let path = "/sys/devices/system/cpu/online";
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    parse_cpus(&text).with_context(|| format!("{path} says {text:?}"))
+}
+
+/// Reads a list of CPUs as the kernel and taskset write it: `0-3,6`. `None` when it is not one, or names more CPUs than
+/// there can be. The numbers come out in order, each once.
+pub fn parse_cpus(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (u32, u32) = (low.parse().ok()?, high.parse().ok()?);
+        if low > high || high as usize >= CPUS_MAX {
+            return None;
+        }
+        cpus.extend(low..=high);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
 }
 
 /// 64 random bits of the kernel's.

@@ -73,6 +73,8 @@ pub struct Switches<'a> {
     pub connections: Option<&'a MapHandle>,
     /// The programs behind it; without, there are none.
     pub chain: Option<&'a Chain>,
+    /// Whether xdp_steer is the last of them.
+    pub steers: bool,
 }
 
 impl Default for Switches<'_> {
@@ -84,6 +86,7 @@ impl Default for Switches<'_> {
             timeouts: ConnTimeouts::default(),
             connections: None,
             chain: None,
+            steers: false,
         }
     }
 }
@@ -148,6 +151,7 @@ impl XdpFirewall {
         let second = jiffies_per_second()?;
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_firewall has no constants")?;
         constants.multi_buffer = switches.multi_buffer.into();
+        constants.steers = switches.steers.into();
         constants.write_meta = switches.write_meta.into();
         constants.conn_timeout = switches.timeouts.jiffies()?;
         constants.fragment_timeout = FRAGMENT_SECS * second;

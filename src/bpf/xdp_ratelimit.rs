@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapHandle, ProgramInput};
 
+use super::chain::Chain;
 use super::generations::{Generations, WriteRows};
 use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_ratelimit::{XdpRatelimitSkel, XdpRatelimitSkelBuilder};
@@ -24,11 +25,15 @@ const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// What is fixed when the program is loaded.
 #[derive(Clone, Copy, Debug)]
-pub struct Switches {
+pub struct Switches<'a> {
     /// Frames may stand in several buffers (MTU above a page; 5.18+).
     pub multi_buffer: bool,
     /// Room for buckets, at least; rounded up to a power of two.
     pub buckets: u32,
+    /// The chain that it stands in; without, nothing runs behind it.
+    pub chain: Option<&'a Chain>,
+    /// Whether xdp_steer is the last of that chain.
+    pub steers: bool,
 }
 
 /// What all CPUs counted.
@@ -88,7 +93,7 @@ impl XdpRatelimit {
     ///
     /// # Errors
     /// What the kernel lacks or the verifier says.
-    pub fn load(switches: Switches) -> Result<XdpRatelimit> {
+    pub fn load(switches: Switches<'_>) -> Result<XdpRatelimit> {
         // The skeleton borrows its storage for as long as it lives, which is as long as the agent.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = XdpRatelimitSkelBuilder::default().open(storage).context("opening xdp_ratelimit")?;
@@ -102,6 +107,7 @@ impl XdpRatelimit {
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_ratelimit has no constants")?;
         let whiles = |time: Duration| ((time.as_secs() * second) >> fw_while::FW_WHILE_SHIFT.0) as u32;
         constants.multi_buffer = switches.multi_buffer.into();
+        constants.steers = switches.steers.into();
         constants.tick_ns = 1_000_000_000 / second;
         constants.tell_interval = second as u32;
         constants.rl_known_after = whiles(KNOWN_AFTER);
@@ -113,6 +119,9 @@ impl XdpRatelimit {
         }
         constants.count_cpus = possible as u32;
         let maps = &mut open.maps;
+        if let Some(chain) = switches.chain {
+            chain.give(&mut maps.xdp_next)?;
+        }
         let buckets = sets * rl_limits::RL_WAYS.0 as usize;
         maps.bss_buckets
             .set_value_size((sets * size_of::<rl_set>()) as u32)

@@ -10,5 +10,6 @@ mod mirror;
 mod modes;
 mod ratelimit;
 mod reload;
+mod steer;
 mod support;
 mod swap;

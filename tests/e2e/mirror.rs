@@ -360,8 +360,8 @@ fn a_monitor_may_come_late_be_down_and_go() {
     for _ in 0..2 {
         it.connect();
         it.lab.wait_ready(&mut agent);
-        let frame = it.lab.addressed(udp(WORLD, 7000)).build();
-        assert_eq!(it.copies(std::slice::from_ref(&frame)), [frame.clone()]);
+        let frame = [it.lab.addressed(udp(WORLD, 7000)).build()];
+        assert_eq!(it.copies(&frame), frame);
         it.lab.host.ip("link set mon0 down").unwrap();
         it.is_not_ready("mon0 is down");
         let before = it.lost("clone_failed");
@@ -370,7 +370,7 @@ fn a_monitor_may_come_late_be_down_and_go() {
         it.lab.host.ip("link set mon0 up").unwrap();
         it.lab.wait_ready(&mut agent);
         it.monitor.wait_up("tap0").unwrap();
-        assert_eq!(it.copies(std::slice::from_ref(&frame)), [frame]);
+        assert_eq!(it.copies(&frame), frame);
         it.lab.host.ip("link del mon0").unwrap();
         it.is_not_ready("interface mon0 does not exist");
         let before = it.lost("no_interface");
@@ -410,8 +410,8 @@ fn packets_without_metadata_are_told() {
 fn an_agent_that_keeps_goes_on_mirroring() {
     let it = Monitored::new();
     let keep = "on_exit = \"keep\"";
-    let frame = it.lab.addressed(udp(WORLD, 7000)).build();
-    let mirrors = |when: &str| assert_eq!(it.copies(std::slice::from_ref(&frame)), [frame.clone()], "{when}");
+    let frame = [it.lab.addressed(udp(WORLD, 7000)).build()];
+    let mirrors = |when: &str| assert_eq!(it.copies(&frame), frame, "{when}");
     it.lab.start(&text(keep)).kill();
     mirrors("killed");
     it.lab.start(&text(keep)).stop();

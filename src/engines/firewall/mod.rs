@@ -24,13 +24,14 @@ use self::explain::{Explanation, Question};
 use self::maps::Generation;
 use self::mirror::Mirroring;
 use self::rule::Rule;
-use crate::abi::{fw_limits, fw_verdict};
+use crate::abi::{fw_limits, fw_verdict, steer_count};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::counts::RuleCount;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{Clock, ConnTimeouts, Switches, XdpFirewall};
+use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, ProgramStatus};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::guard::Guard;
@@ -39,7 +40,7 @@ use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
 use crate::component::Component;
 use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict, unix_time_of};
-use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters};
+use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters, SteerCounters};
 use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
 use crate::supervise::Owned;
@@ -69,6 +70,8 @@ pub struct Start<'a> {
     pub chain: &'a Chain,
     /// What is in that chain.
     pub behind: Vec<Behind>,
+    /// Its last program, if flows are steered.
+    pub steer: Option<XdpSteer>,
     /// Where rules made through the API are kept.
     pub store: Store<Rule>,
     /// Where alerts go.
@@ -163,6 +166,7 @@ pub struct Firewall {
     egress: Option<TcEgress>,
     egress_failure: Option<String>,
     mirror: Mirroring,
+    steer: Option<XdpSteer>,
     guarded: Vec<Guarded>,
     xdp_mode: XdpMode,
     pins: PathBuf,
@@ -212,6 +216,7 @@ impl Firewall {
             keep,
             chain,
             behind,
+            steer,
             store,
             alerts,
             metrics,
@@ -242,6 +247,7 @@ impl Firewall {
             timeouts,
             connections: kept.as_ref(),
             chain: Some(chain),
+            steers: steer.is_some(),
         })?;
         let (egress, egress_failure) = if config.stateful {
             let loaded = TcEgress::load(&kernel.connections()?, &kernel.misc_counts_map()?, &timeouts);
@@ -262,6 +268,7 @@ impl Firewall {
             egress,
             egress_failure,
             mirror: Mirroring::load(),
+            steer,
             guarded,
             xdp_mode,
             pins,
@@ -536,6 +543,15 @@ impl Firewall {
             maps: Vec::new(),
         });
         programs.push(self.mirror.status(enabled));
+        if let Some(steer) = &self.steer {
+            programs.push(ProgramStatus {
+                name: xdp_steer::PROGRAM,
+                enabled,
+                facts: bpf::program_facts(steer.program()).ok(),
+                failure: None,
+                maps: steer.maps(),
+            });
+        }
         Facts {
             config: self.config.clone(),
             generation: self.generation,
@@ -593,7 +609,18 @@ impl Firewall {
             connections: self.config.stateful.then(|| self.kernel.connection_count()),
             limits: None,
             mirrors: self.mirror.counters(&self.ports())?,
+            steered: self.steered()?,
         })
+    }
+
+    fn steered(&self) -> Result<Vec<SteerCounters>> {
+        let counts = self.steer.as_ref().map_or(Ok(Vec::new()), XdpSteer::counts)?;
+        let shown = |(cpu, count): (u32, steer_count)| SteerCounters {
+            cpu: cpu.to_string(),
+            steered: count.steered,
+            arrived: count.arrived,
+        };
+        Ok(counts.into_iter().map(shown).collect())
     }
 
     /// A handle of the ring buffer, for the poller.

@@ -55,6 +55,8 @@ pub struct Start<'a> {
     pub interfaces: Vec<String>,
     /// Whether their frames may stand in several buffers; see [`bpf::wants_multi_buffer`].
     pub multi_buffer: bool,
+    /// Whether xdp_steer is the last of the chain.
+    pub steers: bool,
     /// The lock-out guard.
     pub guard: Guard,
     /// The programs behind the firewall, of which it becomes one.
@@ -103,10 +105,11 @@ impl Ratelimit {
     /// Loads the program, puts the rules in force, and the program into the chain, which nothing runs before the firewall
     /// is attached.
     pub fn start(start: Start<'_>) -> Result<Ratelimit> {
-        let Start { config, interfaces, multi_buffer, guard, chain, store, alerts, metrics } = start;
+        let Start { config, interfaces, multi_buffer, steers, guard, chain, store, alerts, metrics } = start;
         let added = store.load()?;
         Book { file: &config.rules, added: &added }.warn_of_hidden();
-        let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources })?;
+        let kernel =
+            XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources, chain: Some(chain), steers })?;
         let ports = interfaces.into_iter().map(|name| Port { ifindex: attach::ifindex(&name), name }).collect();
         let mut limiter = Ratelimit {
             kernel,
