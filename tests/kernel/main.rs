@@ -10,5 +10,6 @@ mod oracle;
 mod parser;
 mod ratelimit;
 mod state;
+mod steer;
 #[path = "../support/mod.rs"]
 pub mod support;
