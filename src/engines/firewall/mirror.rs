@@ -132,8 +132,8 @@ impl Mirroring {
             if without > STRAYS_MAX {
                 reasons.push(format!(
                     "{}: {without} packets came without the metadata that mirroring goes by, so they have no copy; its \
-                     driver has no room for metadata, or something between XDP and TC takes it away (agent.cpu_steering, \
-                     before Linux 6.15)",
+                     driver has no room for metadata, or something between XDP and TC takes it away \
+                     (agent.cpu_steering, on kernels whose CPUMAP does not carry it)",
                     port.name
                 ));
             }
