@@ -6,7 +6,15 @@ use std::path::{Path, PathBuf};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Objects with a skeleton, by the stem of their source.
-const OBJECTS: &[&str] = &["bpf/abi", "bpf/xdp_firewall", "bpf/xdp_ratelimit", "bpf/xdp_syncookie", "bpf/tc_egress"];
+const OBJECTS: &[&str] = &[
+    "bpf/abi",
+    "bpf/xdp_firewall",
+    "bpf/xdp_ratelimit",
+    "bpf/xdp_syncookie",
+    "bpf/xdp_steer",
+    "bpf/tc_egress",
+    "bpf/tc_mirror",
+];
 
 /// Objects of benches and tests.
 const TEST_SOURCES: &[&str] = &["benches/bench.bpf.c", "tests/support/syn_flood.bpf.c"];

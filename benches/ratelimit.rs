@@ -104,7 +104,7 @@ fn main() -> Result<()> {
 
 /// A limiter that drops nothing, by source, in packets.
 fn limiter(algorithm: rl_algorithm) -> Result<XdpRatelimit> {
-    let mut limiter = XdpRatelimit::load(Switches { multi_buffer: false, buckets: ROOM, chain: None })?;
+    let mut limiter = XdpRatelimit::load(Switches { multi_buffer: false, buckets: ROOM, chain: None, steers: false })?;
     let second = jiffies_per_second()?;
     let limit = Limit { rate: 1_000_000_000, burst: 1_000_000_000, unit: Unit::Packets };
     limiter.clear_slot(SLOT, algorithm)?;

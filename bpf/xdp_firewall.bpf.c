@@ -315,6 +315,37 @@ static __always_inline void answer_question(struct xdp_md *ctx, const struct pac
 	answered->jiffies = bpf_jiffies64();
 }
 
+/* Whether what passes takes metadata along: as long as a rule mirrors, or always. */
+static __always_inline bool notes_meta(const struct fw_policy *policy)
+{
+	return write_meta || policy->write_meta;
+}
+
+/*
+ * Writes the metadata of a common packet that passes, the same as judge_packet() writes: the slot tells the reason, and
+ * the rest stands at fixed places. A function of its own, so that nothing is paid as long as nobody reads metadata.
+ */
+__noinline int note_common_packet(struct xdp_md *ctx, __u32 slot, __u32 verdict)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct xdp_meta meta = { .magic = XDP_META_MAGIC, .slot = slot, .verdict = verdict, .l3_offset = 14 };
+
+	if (data + FLOW_FRAME_MIN > data_end)
+		return 0;
+	meta.reason = slot < FW_SLOTS ? FW_BY_RULE : slot - FW_SLOTS;
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP)) {
+		meta.l4_offset = 34;
+		meta.family = 4;
+		meta.protocol = *(__u8 *)(data + 23);
+	} else {
+		meta.l4_offset = 54;
+		meta.family = 6;
+		meta.protocol = *(__u8 *)(data + 20);
+	}
+	write_xdp_meta(ctx, &meta);
+	return 0;
+}
+
 /* Reads the packet into work, which it clears; the result is FW_PARSED or why not. A function of its own, verified once. */
 __noinline int parse_packet(struct xdp_md *ctx, struct work *work)
 {
@@ -387,7 +418,7 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	count_and_tell(ctx, &t->policy, work, verdict, iface, bytes);
 	if (verdict == FW_DROP)
 		return XDP_DROP;
-	if (write_meta) {
+	if (notes_meta(&t->policy)) {
 		struct xdp_meta meta = {
 			.magic = XDP_META_MAGIC,
 			.slot = slot_of(j),
@@ -408,7 +439,7 @@ __noinline int judge_packet(struct xdp_md *ctx)
 /* Whether a frame is not a question, and stands in one buffer. */
 static __always_inline bool is_plain(struct xdp_md *ctx)
 {
-	return !write_meta && !multi_buffer && ctx->data_meta == ctx->data;
+	return !multi_buffer && ctx->data_meta == ctx->data;
 }
 
 /* What is known of the connection that this host opened and the packet belongs to; 0 if there is none. */
@@ -517,12 +548,16 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 		 * not to be kept.
 		 */
 	}
-	return verdict == FW_DROP ? XDP_DROP : XDP_PASS;
+	if (verdict == FW_DROP)
+		return XDP_DROP;
+	if (notes_meta(&t->policy))
+		note_common_packet(ctx, slot, verdict);
+	return XDP_PASS;
 }
 
 /* What the cache says of a packet, counted; LEFT_OVER when there is more to do, and then it was not counted. */
-static __always_inline int answer_flow(const struct fw_policy *policy, __u64 *word, __u64 cpu, __u32 iface, __u32 bytes,
-				       __u64 now)
+static __always_inline int answer_flow(struct xdp_md *ctx, const struct fw_policy *policy, __u64 *word, __u64 cpu,
+				       __u32 iface, __u32 bytes, __u64 now)
 {
 	__u32 answer = *word >> FLOW_ANSWER, slot = answer & FLOW_SLOT_MASK;
 	__u32 reason = slot / FW_SLOTS, verdict = FW_PASS; /* a rule, or FW_BY_POLICY */
@@ -546,6 +581,8 @@ static __always_inline int answer_flow(const struct fw_policy *policy, __u64 *wo
 		note(&c, now);
 	}
 	count(&c, bytes);
+	if (notes_meta(policy) && !(verdict & FW_DROP))
+		note_common_packet(ctx, slot, verdict);
 	return XDP_PASS - (verdict & FW_DROP); /* without a branch, which nobody could foresee */
 }
 
@@ -566,13 +603,13 @@ static __always_inline int answer_common_packet(struct xdp_md *ctx)
 		if (!read_flow_v4(data, t->family[0].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
 		word = find_flow_v4(&key, cpu, turn);
-		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
+		return word ? answer_flow(ctx, &t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
 	}
 	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		if (!read_flow_v6(data, data_end, t->family[1].uses, &key) || !can_be_kept(&key))
 			return LEFT_OVER;
 		word = find_flow_v6(&key, cpu, turn);
-		return word ? answer_flow(&t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
+		return word ? answer_flow(ctx, &t->policy, word, cpu, key.iface, bytes, now) : LEFT_OVER;
 	}
 	return LEFT_OVER;
 }
@@ -588,7 +625,10 @@ int xdp_firewall(struct xdp_md *ctx)
 		action = judge_packet(ctx);
 	if (action & EXPLAINED)
 		return action & ~EXPLAINED;
-	if (action == XDP_PASS)
+	if (action == XDP_PASS) {
 		chain_to(ctx, CHAIN_RATELIMIT);
+		if (steers)
+			chain_to(ctx, CHAIN_STEER);
+	}
 	return action;
 }

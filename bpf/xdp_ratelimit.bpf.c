@@ -72,35 +72,17 @@ static __always_inline struct rl_cpu_counts *counts_of(__u64 cpu)
 	return counts;
 }
 
-/* Reads the common packet by the short way. False when it is not one. */
-static __always_inline bool read_common_packet(struct xdp_md *ctx, struct flow_key *key)
-{
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-
-	if (data + FLOW_FRAME_MIN > data_end)
-		return false;
-	key->iface = 0;
-	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP))
-		return read_flow_v4(data, 0, key);
-	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6))
-		return read_flow_v6(data, data_end, 0, key);
-	return false;
-}
-
 /* Reads any packet; false when no limit is meant for it. A function of its own, verified once. */
 __noinline int read_packet(struct xdp_md *ctx, struct packet *out)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct packet p = { .nothing = *(volatile __u32 *)&control.nothing };
-	struct flow_key key;
 	int why;
 
 	if (!out)
 		return false;
-	if (read_common_packet(ctx, &key)) {
-		packet_of(&key, out);
+	if (read_common_packet(ctx, out))
 		return true;
-	}
 	why = parse_frame(data, data_end, &p);
 	*out = p;
 	/* What cannot be parsed has met the firewall's policy already. A host that forgets its neighbours is off its link. */
@@ -426,7 +408,7 @@ static __always_inline int limit_common_packet(struct xdp_md *ctx)
 	if (multi_buffer || cpu >= count_cpus)
 		return LEFT_OVER;
 	counts = counts_of(cpu);
-	if (!read_common_packet(ctx, &key))
+	if (!read_common_flow(ctx, &key))
 		return LEFT_OVER;
 	six = key.family == 6;
 	if (r->ask[six])
@@ -456,18 +438,23 @@ int xdp_ratelimit(struct xdp_md *ctx)
 	struct work *work;
 	__u32 zero = 0;
 
-	if (action != LEFT_OVER)
+	if (action != LEFT_OVER) {
+		if (action == XDP_PASS && steers)
+			chain_to(ctx, CHAIN_STEER);
 		return action;
+	}
 	work = bpf_map_lookup_elem(&rl_work, &zero);
 	if (!work)
 		return XDP_ABORTED; /* it is an array's first entry */
-	if (!read_packet(ctx, &work->packet))
-		return XDP_PASS;
-	action = limit_packet(ctx, work, multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data);
+	action = XDP_PASS;
+	if (read_packet(ctx, &work->packet))
+		action = limit_packet(ctx, work, multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data);
 	if (action == ANSWER || (action == XDP_PASS && is_for_cookies(&work->packet))) {
 		chain_to(ctx, CHAIN_SYNCOOKIE);
-		return XDP_PASS;
+		action = XDP_PASS;
 	}
+	if (action == XDP_PASS && steers)
+		chain_to(ctx, CHAIN_STEER);
 	return action;
 }
 

@@ -831,5 +831,9 @@ int xdp_syncookie(struct xdp_md *ctx)
 		action = answer_common_syn(ctx, order, 4);
 	else if (!multi_buffer && ethernet->h_proto == bpf_htons(ETH_P_IPV6))
 		action = answer_common_syn(ctx, order, 6);
-	return action == LEFT_OVER ? judge_packet(ctx) : action;
+	if (action == LEFT_OVER)
+		action = judge_packet(ctx);
+	if (action == XDP_PASS && steers)
+		chain_to(ctx, CHAIN_STEER);
+	return action;
 }

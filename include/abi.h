@@ -210,12 +210,13 @@ struct fw_policy {
 	__u8 guard_ports;	    /* used entries of guard_port */
 	__u8 guard_nets;
 	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
-	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
-	__u16 guard_port[FW_GUARD_PORTS];
+	__u8 write_meta;	    /* a rule mirrors: what passes takes struct xdp_meta along */
 	__u8 rp_filter;		    /* enum fw_rp_filter */
 	__u8 next_hop;		    /* records say which way the packet goes */
 	__u8 flow_turn;		    /* the flow cache forgets in two turns of 2^flow_turn ticks, see flow_set() */
-	__u8 pad[5];
+	__u8 pad[4];
+	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
+	__u16 guard_port[FW_GUARD_PORTS];
 	struct fw_net guard_net[FW_GUARD_NETS];
 	struct fw_iface iface[FW_IFACE_SLOTS];
 };
@@ -656,6 +657,7 @@ enum syn_limits {
 enum xdp_chain {
 	CHAIN_RATELIMIT = 0,	    /* for what xdp_firewall passes */
 	CHAIN_SYNCOOKIE = 1,	    /* for SYNs and acknowledgements that xdp_ratelimit asks about */
+	CHAIN_STEER = 2,	    /* for what all others pass: the last one */
 	CHAIN_SLOTS = 4,
 };
 
@@ -674,6 +676,41 @@ struct xdp_meta {
 	__u8 family;
 	__u8 protocol;
 	__u16 vlan;
+};
+
+/* ---- steering: counted by xdp_steer, by the CPU that packets are sent to ---- */
+
+enum steer_limits { STEER_TARGETS = 1024 }; /* CPUs among which flows are spread; a power of two */
+
+struct steer_count {
+	__u64 steered;		    /* sent to that CPU, by the one that counts */
+	__u64 arrived;		    /* there */
+};
+
+/* ---- mirroring: written by the agent, read by tc_mirror ---- */
+
+enum mirror_limits { MIRROR_ABSENT = 0x7fffffff };
+
+/* Which rule's packets are sent where. */
+struct mirror_table {
+	__u32 active;		    /* 1: every packet should have metadata */
+	__u32 pad;
+	__u32 monitor[FW_SLOTS];    /* index of the interface; 0: none is asked for, MIRROR_ABSENT: it is not there */
+};
+
+/* Why a packet that passed has no copy, or, without metadata, may have none. */
+enum mirror_loss {
+	MIRROR_NO_METADATA = 0,	    /* the driver had no room for it, or it was lost on the way */
+	MIRROR_NO_INTERFACE = 1,    /* the monitor's is not there */
+	MIRROR_MTU = 2,		    /* longer than the monitor's MTU */
+	MIRROR_CLONE_FAILED = 3,    /* no memory, or the monitor's interface did not take it */
+	MIRROR_LOSSES = 4,
+};
+
+struct mirror_count {
+	__u64 packets;		    /* frames: GRO may have put several together */
+	__u64 bytes;
+	__u64 lost[MIRROR_LOSSES];
 };
 
 /* ---- explain ---- */
@@ -748,6 +785,7 @@ _Static_assert(sizeof(struct syn_order) == 8, "no hidden padding");
 _Static_assert(sizeof(struct syn_host) == 64, "no hidden padding");
 _Static_assert(sizeof(struct syn_service) == 64, "a cache line");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
+_Static_assert(sizeof(struct mirror_table) % 8 == 0, "mapped into the agent");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");
 _Static_assert(sizeof(struct rl_answered) == 32, "written over a question");

@@ -16,6 +16,9 @@ struct {
 	__type(value, __u32);
 } xdp_next SEC(".maps");
 
+/* Set by the agent when xdp_steer is in the chain: then every packet that passes the others goes there. */
+const volatile __u8 steers;
+
 /* Runs a program of the chain. Returns only when there is none. */
 static __always_inline void chain_to(struct xdp_md *ctx, __u32 slot)
 {

@@ -133,3 +133,29 @@ static __always_inline void packet_of(const struct flow_key *key, struct packet 
 	p->icmp_type = key->ports; /* where it has no ports */
 	p->icmp_code = key->ports >> 8;
 }
+
+/* Reads the common packet by the short way, as of no particular interface. False when it is not one. */
+static __always_inline bool read_common_flow(struct xdp_md *ctx, struct flow_key *key)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+
+	if (data + FLOW_FRAME_MIN > data_end)
+		return false;
+	key->iface = 0;
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IP))
+		return read_flow_v4(data, 0, key);
+	if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6))
+		return read_flow_v6(data, data_end, 0, key);
+	return false;
+}
+
+/* The same, as parse_frame() leaves it. */
+static __always_inline bool read_common_packet(struct xdp_md *ctx, struct packet *p)
+{
+	struct flow_key key;
+
+	if (!read_common_flow(ctx, &key))
+		return false;
+	packet_of(&key, p);
+	return true;
+}

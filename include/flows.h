@@ -22,7 +22,7 @@
 /*
  * IPv4 sets of a CPU, a power of two; there are half as many of IPv6. A machine with many CPUs gets fewer. Only CPUs below
  * flow_cpus have any: those that are online when the program is loaded; others judge without. None has when packets may
- * stand in several buffers, or take metadata along.
+ * stand in several buffers.
  */
 const volatile __u32 flow_sets = 4;
 const volatile __u32 flow_cpus = 1;

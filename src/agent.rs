@@ -14,17 +14,19 @@ use crossbeam_channel::Sender;
 use libbpf_rs::MapHandle;
 use serde_json::Value;
 
+use crate::abi::xdp_chain;
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
+use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
 use crate::component::Component;
-use crate::config::agent::{AgentConfig, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
 use crate::control::agent::{
@@ -132,11 +134,20 @@ pub fn run(options: Options) -> Result<()> {
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
+    let xdp_mode = match config.agent.xdp_mode {
+        WrittenXdpMode::Auto => XdpMode::Auto,
+        WrittenXdpMode::Native => XdpMode::Native,
+        WrittenXdpMode::Generic => XdpMode::Generic,
+    };
+    let multi_buffer = bpf::wants_multi_buffer(&config.agent.interfaces, xdp_mode);
     let chain = Chain::new()?;
+    let steer = start_steering(&config.agent, multi_buffer, &chain).context("starting agent.cpu_steering")?;
     let limiter = if config.ratelimit.enabled {
         let start = ratelimit::Start {
             config: config.ratelimit.clone(),
             interfaces: config.agent.interfaces.clone(),
+            multi_buffer,
+            steers: steer.is_some(),
             guard: guard.clone(),
             chain: &chain,
             store: Store::new(&config.agent.state_dir),
@@ -151,16 +162,18 @@ pub fn run(options: Options) -> Result<()> {
         config: config.firewall.clone(),
         interfaces: config.agent.interfaces.clone(),
         devices,
-        xdp_mode: match config.agent.xdp_mode {
-            WrittenXdpMode::Auto => XdpMode::Auto,
-            WrittenXdpMode::Native => XdpMode::Native,
-            WrittenXdpMode::Generic => XdpMode::Generic,
-        },
+        xdp_mode,
+        multi_buffer,
         guard,
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
         chain: &chain,
-        behind: limiter.as_ref().map(behind).transpose()?.unwrap_or_default(),
+        behind: [limiter.as_ref().map(behind).transpose()?, steer.as_ref().map(steering).transpose()?]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect(),
+        steer,
         store: Store::new(&config.agent.state_dir),
         alerts,
         metrics: metrics.clone(),
@@ -534,7 +547,11 @@ impl AgentControl for Front {
                     .interfaces
                     .iter()
                     .filter_map(|one| {
-                        let mode = if program.name == "tc_egress" { one.egress } else { one.xdp }?;
+                        let mode = match program.name {
+                            "tc_egress" => one.egress,
+                            "tc_mirror" => one.mirror,
+                            _ => one.xdp,
+                        }?;
                         Some(shown::AttachPoint { interface: one.name.clone(), mode: shown_mode(mode) })
                     })
                     .collect();
@@ -602,6 +619,24 @@ fn behind(limiter: &Ratelimit) -> Result<Vec<Behind>> {
         limiter.programs().into_iter().map(|name| Behind { name, pins: Vec::new() }).collect();
     behind[0].pins = limiter.pins()?;
     Ok(behind)
+}
+
+/// Steering as the firewall runs it.
+fn steering(steer: &XdpSteer) -> Result<Vec<Behind>> {
+    Ok(vec![Behind { name: xdp_steer::PROGRAM, pins: steer.pins()? }])
+}
+
+/// Loads the programs that spread flows over CPUs, and puts them at the chain's end.
+fn start_steering(config: &AgentConfig, multi_buffer: bool, chain: &Chain) -> Result<Option<XdpSteer>> {
+    let cpus = match &config.cpu_steering {
+        CpuSteering::Off => return Ok(None),
+        CpuSteering::Online => bpf::online_cpus()?,
+        CpuSteering::Cpus(cpus) => cpus.clone(),
+    };
+    let steer = XdpSteer::load(&cpus, multi_buffer)?;
+    chain.set(xdp_chain::CHAIN_STEER, steer.program())?;
+    log::info!("flows are spread over {} CPUs, {} frames may wait for each", cpus.len(), xdp_steer::QUEUE_FRAMES);
+    Ok(Some(steer))
 }
 
 /// Where the kernel's records are.

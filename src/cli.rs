@@ -397,6 +397,10 @@ add_args! {
         state: Option<String>,
     }
     {
+        /// interface that copies are sent to
+        #[argh(option, arg_name = "name")]
+        mirror_to: Option<String>,
+
         /// record each packet that matches
         #[argh(switch)]
         log: bool,
@@ -847,6 +851,7 @@ fn rule_body(command: &str, mut args: AddArgs) -> Result<Value, String> {
     fields.extend([
         ("action", args.action.map(Value::from)),
         ("state", args.state.map(list)),
+        ("mirror_to", args.mirror_to.map(Value::from)),
         ("log", args.log.then_some(Value::Bool(true))),
     ]);
     body_of(command, args.json, fields, &["id", "priority", "action"])

@@ -70,6 +70,16 @@ metrics! {
     COOKIES = Counter "ratelimit_syn_cookies" ["result"] "SYNs beyond the threshold of a rule with syn_cookie: answered, \
         limited (dropped, their source had its answers), full (dropped, the listener takes no more), and passed as they \
         were (no_listener, not_mine, known); acknowledgements meanwhile that were accepted, or forged and dropped";
+    STEERED = Counter "steered_packets" ["cpu"] "Packets that were sent to a CPU by agent.cpu_steering";
+    STEERED_ARRIVED = Counter "steered_arrived_packets" ["cpu"] "Packets that arrived on the CPU that they were sent to";
+    STEERED_MISSING = Gauge "steered_missing_packets" ["cpu"] "Packets that were sent to a CPU and have not arrived there: \
+        they wait in its queue, or were lost as it was full";
+    MIRRORED = Counter "mirrored_packets" ["interface"] "Packets that arrived on an interface and of which a copy was sent \
+        to the interface that their rule's mirror_to names";
+    MIRRORED_BYTES = Counter "mirrored" in "bytes" ["interface"] "Bytes of those packets";
+    MIRROR_LOST = Counter "mirror_lost_packets" ["interface", "reason"] "Packets that arrived on an interface and have no \
+        copy: longer than the MTU of the one that it should have gone to (mtu), which is not there (no_interface) or did \
+        not take it (clone_failed); or it is not known whether they should have one (no_metadata)";
     CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
     EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
@@ -120,6 +130,30 @@ pub struct KernelCounters {
     pub connections: Option<u64>,
     /// The rate limiter's; `None` when it does not run.
     pub limits: Option<LimitCounters>,
+    /// What was mirrored, by interface; empty as long as nothing is.
+    pub mirrors: Vec<MirrorCounters>,
+    /// What was steered, by CPU; empty when nothing is.
+    pub steered: Vec<SteerCounters>,
+}
+
+/// Packets that were sent to a CPU.
+#[derive(Clone, Debug, Default)]
+pub struct SteerCounters {
+    /// Its number.
+    pub cpu: String,
+    pub steered: u64,
+    /// Of them, those that arrived.
+    pub arrived: u64,
+}
+
+/// Copies of packets that arrived on one interface.
+#[derive(Clone, Debug, Default)]
+pub struct MirrorCounters {
+    pub interface: String,
+    pub packets: u64,
+    pub bytes: u64,
+    /// Why packets have no copy, and how many.
+    pub lost: Vec<(&'static str, u64)>,
 }
 
 /// Counters of one interface.
@@ -302,6 +336,18 @@ impl Collector for State {
         out.counters(&UNPARSABLE, kernel.unparsable.iter().map(|(reason, n)| ([*reason], *n)))?;
         out.counters(&RULE_PACKETS, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.packets)))?;
         out.counters(&RULE_BYTES, kernel.rules.iter().map(|r| ([r.rule.as_str(), r.family], r.bytes)))?;
+        let steered = &kernel.steered;
+        out.counters(&STEERED, steered.iter().map(|one| ([one.cpu.as_str()], one.steered)))?;
+        out.counters(&STEERED_ARRIVED, steered.iter().map(|one| ([one.cpu.as_str()], one.arrived)))?;
+        out.gauges(
+            &STEERED_MISSING,
+            steered.iter().map(|one| ([one.cpu.as_str()], one.steered.saturating_sub(one.arrived) as f64)),
+        )?;
+        let mirrors = &kernel.mirrors;
+        out.counters(&MIRRORED, mirrors.iter().map(|one| ([one.interface.as_str()], one.packets)))?;
+        out.counters(&MIRRORED_BYTES, mirrors.iter().map(|one| ([one.interface.as_str()], one.bytes)))?;
+        let lost = mirrors.iter().flat_map(|one| one.lost.iter().map(|(why, n)| ([one.interface.as_str(), *why], *n)));
+        out.counters(&MIRROR_LOST, lost)?;
         if let Some(connections) = kernel.connections {
             out.gauge(&CONNECTIONS, connections as f64)?;
         }
@@ -383,6 +429,24 @@ impl Output<'_> {
 
     fn gauge(&mut self, metric: &Declared, value: f64) -> fmt::Result {
         self.describe(metric, |encoder| ConstGauge::new(value).encode(encoder))
+    }
+
+    fn gauges<'v, const N: usize>(
+        &mut self,
+        metric: &Declared,
+        samples: impl Iterator<Item = ([&'v str; N], f64)>,
+    ) -> fmt::Result {
+        let mut samples = samples.peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        self.describe(metric, |mut encoder| {
+            for (values, value) in samples {
+                let labels = metric.set(values);
+                ConstGauge::new(value).encode(encoder.encode_family(&labels)?)?;
+            }
+            Ok(())
+        })
     }
 
     fn family<M, C>(&mut self, metric: &Declared, family: &Family<Labels, M, C>) -> fmt::Result
@@ -473,6 +537,13 @@ mod tests {
                 cookies: vec![("answered", 2)],
                 events_lost: vec![("ring_full", 1)],
             }),
+            steered: vec![SteerCounters { cpu: "1".to_owned(), steered: 15, arrived: 13 }],
+            mirrors: vec![MirrorCounters {
+                interface: "eth0".to_owned(),
+                packets: 11,
+                bytes: 1100,
+                lost: vec![("mtu", 12)],
+            }],
         }
     }
 

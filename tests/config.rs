@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ebpfsentinel::classify::rules::Mode;
-use ebpfsentinel::config::agent::{GuardFrom, OnExit, XdpMode};
+use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
 use ebpfsentinel::engines::ratelimit::rule::{Action, Algorithm, Scope};
@@ -314,6 +314,20 @@ fn details_show_the_line() {
 }
 
 #[test]
+fn cpus_to_steer_to_are_a_switch_or_a_list() {
+    let steering = |value: &str| parse(&format!("{MINIMAL}cpu_steering = {value}\n")).unwrap().agent.cpu_steering;
+    assert_eq!(steering("true"), CpuSteering::Online);
+    assert_eq!(steering("false"), CpuSteering::Off);
+    assert_eq!(steering("\"0\""), CpuSteering::Cpus(vec![0]));
+    assert_eq!(steering("\"0-0,0\""), CpuSteering::Cpus(vec![0]));
+    let variable =
+        |value| with(MINIMAL, &[("EBPFSENTINEL_AGENT_CPU_STEERING", value)], &[]).unwrap().agent.cpu_steering;
+    assert_eq!((variable("true"), variable("0")), (CpuSteering::Online, CpuSteering::Cpus(vec![0])));
+    let off = parse(&format!("{MINIMAL}cpu_steering = true\n[firewall]\nenabled = false\n")).unwrap_err();
+    assert!(off.contains("flows are steered behind the firewall"), "{off}");
+}
+
+#[test]
 fn a_reload_names_what_needs_a_restart() {
     let old = parse(MINIMAL).unwrap();
     let changed = |text: &str| parse(text).unwrap().restart_needed(&old);
@@ -321,8 +335,8 @@ fn a_reload_names_what_needs_a_restart() {
     assert_eq!(changed("[agent]\ninterfaces=['eth1']\nhttp_port=1"), ["agent.interfaces", "agent.http_port"]);
     assert_eq!(changed(&format!("{MINIMAL}log_level='debug'\n[firewall]\nmode='block'")), [""; 0]);
     assert_eq!(
-        changed(&format!("{MINIMAL}on_exit='keep'\n[firewall]\nstateful=false")),
-        ["agent.on_exit", "firewall.stateful"]
+        changed(&format!("{MINIMAL}cpu_steering=true\non_exit='keep'\n[firewall]\nstateful=false")),
+        ["agent.cpu_steering", "agent.on_exit", "firewall.stateful"]
     );
     assert_eq!(changed(&format!("{MINIMAL}[firewall.timeouts]\ntcp_closing_secs=1")), ["firewall.timeouts"]);
     assert_eq!(changed(&format!("{MINIMAL}[ratelimit]\nmode='block'\nenabled=false\ndefault_rate=7")), [""; 0]);

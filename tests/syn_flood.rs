@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ebpfsentinel::bpf::attach::{self, Attached, XdpMode};
+use ebpfsentinel::bpf::attach::{self, Attached, TcPlace, XdpMode};
 use ebpfsentinel::bpf::offload;
 use ebpfsentinel::lab::{FrameSocket, Namespace};
 use ebpfsentinel::packet::build::Packet;
@@ -130,7 +130,7 @@ fn vlan_on(namespace: &Namespace, flood: &SynFlood) -> Attached {
             .hook(libbpf_rs::TC_INGRESS);
         hook.create().unwrap();
         hook.attach().unwrap();
-        attach::egress(tag, index, "eth0").unwrap()
+        attach::tc(tag, "tag", TcPlace::Egress, index, "eth0").unwrap()
     };
     namespace.run(hook).unwrap()
 }

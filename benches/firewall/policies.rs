@@ -85,6 +85,7 @@ fn rule(place: usize, src: IpNet, dst: IpNet, src_port: PortRange, dst_port: Por
             dst_port: Some(dst_port),
             ..Match::default()
         },
+        mirror_to: None,
         description: String::new(),
     }
 }

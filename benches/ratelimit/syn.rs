@@ -100,8 +100,12 @@ impl Ours {
             let v6 = compile_v6(&[], v4.entries(), family_v6, &mut tables.v6)?;
             anyhow::Ok(BothRows { v4, v6 })
         })?;
-        let mut limiter =
-            XdpRatelimit::load(xdp_ratelimit::Switches { multi_buffer: false, buckets: 1 << 16, chain: Some(&chain) })?;
+        let mut limiter = XdpRatelimit::load(xdp_ratelimit::Switches {
+            multi_buffer: false,
+            buckets: 1 << 16,
+            chain: Some(&chain),
+            steers: false,
+        })?;
         let rule = rule();
         limiter.clear_slot(0, rl_algorithm::RL_SYN_COOKIE)?;
         limiter.swap(|tables, rules| {
@@ -109,8 +113,10 @@ impl Ours {
             let guard = Guard::default();
             Generation { number: 1, enforce: true, rules: &placed, ports: &[], guard: &guard }.write(tables, rules)
         })?;
-        let mut cookies =
-            XdpSyncookie::load(&xdp_syncookie::Switches { multi_buffer: false, chain: Some(&chain) }, &limiter)?;
+        let mut cookies = XdpSyncookie::load(
+            &xdp_syncookie::Switches { multi_buffer: false, chain: Some(&chain), steers: false },
+            &limiter,
+        )?;
         cookies.set_host(syn_host {
             timestamps: 1,
             window_scaling: 1,

@@ -159,16 +159,34 @@ pub fn xdp_pass(ifindex: u32, name: &str) -> Result<Attached> {
     xdp(program.as_fd(), ifindex, name, XdpMode::Native)
 }
 
-/// Attaches a TC program to what leaves an interface.
-pub fn egress(program: BorrowedFd<'_>, ifindex: u32, name: &str) -> Result<Attached> {
+/// Which packets a TC program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcPlace {
+    /// What leaves the interface, behind the programs that are there already.
+    Egress,
+    /// What arrives on it, before them: with tcx, none of them takes a packet away unseen.
+    Ingress,
+}
+
+/// Attaches a TC program, which is called `program_name`, to an interface.
+pub fn tc(
+    program: BorrowedFd<'_>,
+    program_name: &str,
+    place: TcPlace,
+    ifindex: u32,
+    interface: &str,
+) -> Result<Attached> {
+    let (kind, flags, hook) = match place {
+        TcPlace::Egress => (libbpf_sys::BPF_TCX_EGRESS, 0, libbpf_rs::TC_EGRESS),
+        TcPlace::Ingress => (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE, libbpf_rs::TC_INGRESS),
+    };
     let options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
+        flags,
         ..Default::default()
     };
     // SAFETY: options is a whole bpf_link_create_opts of the size that it says.
-    let fd = unsafe {
-        libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, libbpf_sys::BPF_TCX_EGRESS, &options)
-    };
+    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, kind, &options) };
     match check(fd) {
         Ok(fd) => {
             // SAFETY: a fresh descriptor that nobody else owns.
@@ -177,16 +195,16 @@ pub fn egress(program: BorrowedFd<'_>, ifindex: u32, name: &str) -> Result<Attac
         }
         // EINVAL: a kernel before 6.6 does not know the attach type.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        Err(error) => return Err(error).with_context(|| format!("attaching tc_egress to {name}")),
+        Err(error) => return Err(error).with_context(|| format!("attaching {program_name} to {interface}")),
     }
     let mut hook = libbpf_rs::TcHookBuilder::new(program)
         .ifindex(ifindex as i32)
         .replace(true)
         .handle(0xeb5)
         .priority(0xeb5)
-        .hook(libbpf_rs::TC_EGRESS);
-    hook.create().with_context(|| format!("making the clsact qdisc on {name}"))?;
-    let hook = hook.attach().with_context(|| format!("attaching tc_egress to {name}"))?;
+        .hook(hook);
+    hook.create().with_context(|| format!("making the clsact qdisc on {interface}"))?;
+    let hook = hook.attach().with_context(|| format!("attaching {program_name} to {interface}"))?;
     Ok(Attached { hold: Hold::Filter(hook), mode: AttachMode::Clsact, ifindex, pin: None })
 }
 
@@ -268,7 +286,7 @@ impl Drop for Attached {
         if let Hold::Filter(hook) = &mut self.hold
             && let Err(error) = hook.detach()
         {
-            log::warn!("taking tc_egress off interface {}: {error}", self.ifindex);
+            log::warn!("taking a TC program off interface {}: {error}", self.ifindex);
         }
     }
 }
@@ -289,6 +307,12 @@ pub fn ifindex(name: &str) -> Option<u32> {
 /// Name of an interface in this network namespace; `None` when none has this index.
 pub fn interface_name(ifindex: u32) -> Option<String> {
     nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()
+}
+
+/// Whether an interface of this network namespace is there and up.
+pub fn is_up(name: &str) -> bool {
+    let Ok(mut all) = nix::ifaddrs::getifaddrs() else { return false };
+    all.any(|one| one.interface_name == name && one.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP))
 }
 
 /// Mounts the BPF file system where it is not, as `on_exit = "keep"` needs it, and makes our directory there.

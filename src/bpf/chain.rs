@@ -10,6 +10,7 @@ use crate::abi::xdp_chain;
 
 /// The programs behind xdp_firewall, by slot. All programs of the chain are loaded with this map; what it holds is a
 /// program's as long as somebody holds the map.
+#[derive(Debug)]
 pub struct Chain {
     map: MapHandle,
 }

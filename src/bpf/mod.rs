@@ -11,8 +11,10 @@ pub mod map;
 pub mod offload;
 pub mod ringbuf;
 pub mod tc_egress;
+pub mod tc_mirror;
 pub mod xdp_firewall;
 pub mod xdp_ratelimit;
+pub mod xdp_steer;
 pub mod xdp_syncookie;
 
 use std::time::Duration;
@@ -37,8 +39,14 @@ pub(crate) mod skeletons {
     pub mod xdp_syncookie {
         include!(concat!(env!("OUT_DIR"), "/xdp_syncookie.skel.rs"));
     }
+    pub mod xdp_steer {
+        include!(concat!(env!("OUT_DIR"), "/xdp_steer.skel.rs"));
+    }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
+    }
+    pub mod tc_mirror {
+        include!(concat!(env!("OUT_DIR"), "/tc_mirror.skel.rs"));
     }
 }
 
@@ -142,6 +150,14 @@ fn has_xdp_helper(helper: libbpf_sys::bpf_func_id) -> bool {
     has == 1
 }
 
+/// Whether the programs of a chain are loaded for frames that stand in several buffers: all of them, or none.
+///
+/// Not where nothing but generic mode is allowed. There the kernel puts frames into one buffer for a program that wants
+/// that; for another one it copies them (since 6.9), and with the copy the place of the Ethernet header is lost to TC.
+pub fn wants_multi_buffer(interfaces: &[String], mode: XdpMode) -> bool {
+    mode != XdpMode::Generic && has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name))
+}
+
 /// What this kernel lacks that the agent would use, and what it does instead.
 pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     let release =
@@ -151,7 +167,7 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     [
         (has_multi_buffer(), "multi-buffer XDP", "interfaces with an MTU above 3000 are filtered in generic mode"),
         (has_raw_cookies(), "raw SYN cookies", "a SYN that is answered is looked up among the sockets first"),
-        (version >= (6, 6), "tcx", "tc_egress is a filter of the clsact qdisc"),
+        (version >= (6, 6), "tcx", "tc_egress and tc_mirror are filters of the clsact qdisc"),
     ]
     .into_iter()
     .filter_map(|(has, name, fallback)| (!has).then_some((name, fallback)))
@@ -166,6 +182,30 @@ pub(crate) fn cpu_ids(which: &str) -> Result<usize> {
     let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
     let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
     Ok(highest + 1)
+}
+
+/// Numbers of the CPUs that are online.
+pub fn online_cpus() -> Result<Vec<u32>> {
+    let path = "/sys/devices/system/cpu/online";
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    parse_cpus(&text).with_context(|| format!("{path} says {text:?}"))
+}
+
+/// Reads a list of CPUs as the kernel and taskset write it: `0-3,6`. `None` when it is not one, or names more CPUs than
+/// there can be. The numbers come out in order, each once.
+pub fn parse_cpus(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let (low, high): (u32, u32) = (low.parse().ok()?, high.parse().ok()?);
+        if low > high || high as usize >= CPUS_MAX {
+            return None;
+        }
+        cpus.extend(low..=high);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
 }
 
 /// 64 random bits of the kernel's.

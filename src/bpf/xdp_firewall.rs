@@ -64,7 +64,7 @@ impl ConnTimeouts {
 pub struct Switches<'a> {
     /// Frames may stand in several buffers (MTU above a page; 5.18+).
     pub multi_buffer: bool,
-    /// A TC program reads the metadata.
+    /// The metadata of all packets is read, whether a rule mirrors or not.
     pub write_meta: bool,
     /// Room for connections.
     pub max_connections: u32,
@@ -74,6 +74,8 @@ pub struct Switches<'a> {
     pub connections: Option<&'a MapHandle>,
     /// The programs behind it; without, there are none.
     pub chain: Option<&'a Chain>,
+    /// Whether xdp_steer is the last of them.
+    pub steers: bool,
 }
 
 impl Default for Switches<'_> {
@@ -85,6 +87,7 @@ impl Default for Switches<'_> {
             timeouts: ConnTimeouts::default(),
             connections: None,
             chain: None,
+            steers: false,
         }
     }
 }
@@ -150,6 +153,7 @@ impl XdpFirewall {
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_firewall has no constants")?;
         constants.multi_buffer = switches.multi_buffer.into();
         constants.has_raw_helpers = super::has_raw_cookies().into();
+        constants.steers = switches.steers.into();
         constants.write_meta = switches.write_meta.into();
         constants.conn_timeout = switches.timeouts.jiffies()?;
         constants.fragment_timeout = FRAGMENT_SECS * second;
@@ -168,7 +172,7 @@ impl XdpFirewall {
         let (possible, online) = (cpu_ids("possible")?, cpu_ids("online")?);
         let sets = flow_sets(online);
         constants.flow_sets = sets as u32;
-        constants.flow_cpus = if switches.multi_buffer || switches.write_meta { 0 } else { online as u32 };
+        constants.flow_cpus = if switches.multi_buffer { 0 } else { online as u32 };
         let (sets_v4, sets_v6) = (online * sets, online * sets / 2);
         ensure!(
             possible <= CPUS_MAX,

@@ -33,8 +33,10 @@ pub struct Switches<'a> {
     pub multi_buffer: bool,
     /// Room for buckets, at least; rounded up to a power of two.
     pub buckets: u32,
-    /// The programs behind it; without, there are none.
+    /// The chain that it stands in; without, nothing runs behind it.
     pub chain: Option<&'a Chain>,
+    /// Whether xdp_steer is the last of that chain.
+    pub steers: bool,
 }
 
 /// What all CPUs counted.
@@ -129,6 +131,7 @@ impl XdpRatelimit {
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_ratelimit has no constants")?;
         let whiles = |time: Duration| ((time.as_secs() * second) >> fw_while::FW_WHILE_SHIFT.0) as u32;
         constants.multi_buffer = switches.multi_buffer.into();
+        constants.steers = switches.steers.into();
         constants.tick_ns = 1_000_000_000 / second;
         constants.tell_interval = second as u32;
         constants.rl_known_after = whiles(KNOWN_AFTER);
@@ -140,6 +143,9 @@ impl XdpRatelimit {
         }
         constants.count_cpus = possible as u32;
         let maps = &mut open.maps;
+        if let Some(chain) = switches.chain {
+            chain.give(&mut maps.xdp_next)?;
+        }
         let buckets = sets * rl_limits::RL_WAYS.0 as usize;
         maps.bss_buckets
             .set_value_size((sets * size_of::<rl_set>()) as u32)

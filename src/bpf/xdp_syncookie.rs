@@ -20,6 +20,8 @@ pub struct Switches<'a> {
     pub multi_buffer: bool,
     /// The programs behind it; without, there are none.
     pub chain: Option<&'a Chain>,
+    /// Whether xdp_steer is the last of that chain.
+    pub steers: bool,
 }
 
 /// The loaded object. One thread owns it; it is the only writer of its host and its interfaces.
@@ -41,6 +43,7 @@ impl XdpSyncookie {
         let second = jiffies_per_second()?;
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_syncookie has no constants")?;
         constants.multi_buffer = switches.multi_buffer.into();
+        constants.steers = switches.steers.into();
         constants.has_raw_helpers = super::has_raw_cookies().into();
         constants.second = second as u32;
         constants.tick_ns = 1_000_000_000 / second;

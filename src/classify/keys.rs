@@ -145,6 +145,22 @@ pub(super) fn read_states(field: &Field<'_>) -> States {
     states
 }
 
+/// The name of an interface.
+pub fn read_interface(field: &Field<'_>) -> Option<String> {
+    let name = field.text()?;
+    let wrong = name.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':'));
+    if name.is_empty() || name.len() > INTERFACE_NAME_MAX {
+        field.error(format!("an interface name has 1 to {INTERFACE_NAME_MAX} bytes; this one has {}", name.len()));
+    } else if let Some(wrong) = wrong {
+        field.error(format!("{wrong:?} cannot be in the name of an interface"));
+    } else if matches!(name, "." | "..") {
+        field.error(format!("\"{name}\" cannot be the name of an interface"));
+    } else {
+        return Some(name.to_owned());
+    }
+    None
+}
+
 /// A list of different interface names, at most `max`; empty lists are errors.
 pub fn read_interfaces(field: &Field<'_>, max: usize) -> Option<Vec<String>> {
     let items = field.items()?;
@@ -159,22 +175,13 @@ pub fn read_interfaces(field: &Field<'_>, max: usize) -> Option<Vec<String>> {
     let mut names: Vec<String> = Vec::with_capacity(items.len());
     let mut good = true;
     for item in items {
-        let Some(name) = item.text() else {
-            good = false;
-            continue;
-        };
-        let wrong = name.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':'));
-        if name.is_empty() || name.len() > INTERFACE_NAME_MAX {
-            item.error(format!("an interface name has 1 to {INTERFACE_NAME_MAX} bytes; this one has {}", name.len()));
-        } else if let Some(wrong) = wrong {
-            item.error(format!("{wrong:?} cannot be in the name of an interface"));
-        } else if matches!(name, "." | "..") {
-            item.error(format!("\"{name}\" cannot be the name of an interface"));
-        } else if names.iter().any(|known| known == name) {
-            item.error(format!("\"{name}\" stands here already"));
-        } else {
-            names.push(name.to_owned());
-            continue;
+        match read_interface(&item) {
+            Some(name) if names.contains(&name) => item.error(format!("\"{name}\" stands here already")),
+            Some(name) => {
+                names.push(name);
+                continue;
+            }
+            None => {}
         }
         good = false;
     }

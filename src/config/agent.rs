@@ -8,6 +8,7 @@ use log::LevelFilter;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
+use crate::bpf;
 use crate::classify::keys::{read_interfaces, read_network};
 use crate::logging::Format;
 use crate::written::{Field, Reader};
@@ -37,6 +38,55 @@ pub enum XdpMode {
 impl XdpMode {
     const WORDS: &'static [(&'static str, XdpMode)] =
         &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+}
+
+/// Among which CPUs flows are spread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuSteering {
+    /// A packet is handled where it arrives.
+    Off,
+    /// Among all that are online when the agent starts.
+    Online,
+    /// Among these, at least one, in order, each once.
+    Cpus(Vec<u32>),
+}
+
+impl CpuSteering {
+    fn read(field: &Field<'_>) -> CpuSteering {
+        let list = field.as_text().filter(|text| !matches!(*text, "true" | "false"));
+        let Some(text) = list else {
+            return if field.boolean() == Some(true) { CpuSteering::Online } else { CpuSteering::Off };
+        };
+        let Some(cpus) = bpf::parse_cpus(text) else {
+            field.error(format!("\"{}\" is not true, false or a list of CPUs such as \"0-3,6\"", text.escape_debug()));
+            return CpuSteering::Off;
+        };
+        match bpf::online_cpus() {
+            Ok(online) => {
+                if let Some(missing) = cpus.iter().find(|cpu| !online.contains(cpu)) {
+                    field.error(format!("CPU {missing} is not online on this host"));
+                }
+            }
+            Err(error) => field.error(format!("it cannot be told which CPUs are online: {error:#}")),
+        }
+        CpuSteering::Cpus(cpus)
+    }
+}
+
+impl Serialize for CpuSteering {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            CpuSteering::Off => serializer.serialize_bool(false),
+            CpuSteering::Online => serializer.serialize_bool(true),
+            CpuSteering::Cpus(cpus) => {
+                serializer.serialize_str(&cpus.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+}
+
+fn cpu_steering_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "anyOf": [{ "type": "boolean" }, { "type": "string" }] })
 }
 
 /// What happens to the kernel side when the agent ends.
@@ -120,6 +170,9 @@ pub struct AgentConfig {
     pub allow_unauthenticated_api: bool,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
+    /// Among which CPUs flows are spread: `false`, `true` (all that are online) or a list such as `"0-3,6"`.
+    #[schemars(schema_with = "cpu_steering_schema")]
+    pub cpu_steering: CpuSteering,
     /// What happens to the kernel side when the agent ends.
     pub on_exit: OnExit,
     /// Where rules made through the API are kept.
@@ -157,6 +210,7 @@ impl AgentConfig {
         }
         let host_names = read_host_names(&r.key("host_names"));
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
+        let cpu_steering = CpuSteering::read(&r.key("cpu_steering"));
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
         let state_dir = read_state_dir(&r.key("state_dir"));
         let anti_lockout = AntiLockout::read(&r.key("anti_lockout"));
@@ -171,6 +225,7 @@ impl AgentConfig {
             host_names,
             allow_unauthenticated_api,
             xdp_mode,
+            cpu_steering,
             on_exit,
             state_dir,
             anti_lockout,

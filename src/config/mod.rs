@@ -13,6 +13,8 @@ use crate::written::Field;
 pub mod agent;
 mod load;
 
+use agent::CpuSteering;
+
 pub use agent::AgentConfig;
 pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
 
@@ -42,6 +44,12 @@ impl Config {
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
             );
         }
+        if config.agent.cpu_steering != CpuSteering::Off && !config.firewall.enabled {
+            agent_field.error(
+                "cpu_steering: flows are steered behind the firewall; set firewall.enabled = true (without rules it passes \
+                 everything)",
+            );
+        }
         Some(config)
     }
 
@@ -61,6 +69,7 @@ impl Config {
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
             ("agent.host_names", agent.host_names != was.host_names),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
+            ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),
             ("agent.state_dir", agent.state_dir != was.state_dir),
         ];

@@ -164,6 +164,68 @@ fn metadata_says_what_was_found() {
     assert_eq!((ran.action, out), (XDP_PASS, denied), "nothing when nobody reads it");
 }
 
+/// The short ways write what the long one writes: a program for jumbo frames takes that for every packet.
+#[test]
+fn all_ways_write_the_same_metadata() {
+    let rules = RULES.replace("[\"eth7\"]", "[\"lo\"]").replace(
+        "rules = [",
+        "rules = [{ id = \"echo\", priority = 9, \
+        action = \"allow\", protocol = \"icmp\", icmp_type = 8 },",
+    );
+    let packets = |from: &str, to: &str| {
+        let packet = || Packet::new().between(from, to);
+        let payload = || packet().udp(9, 2).payload(&[7; 1400]);
+        vec![
+            ("allowed TCP", packet().tcp(4000, 80)),
+            ("TCP by policy", packet().tcp(4000, 81)),
+            ("TCP that would be dropped", packet().tcp(4000, 23)),
+            ("UDP that would be dropped", packet().udp(1, 2)),
+            ("large UDP", payload()),
+            ("a ping", packet().ping(1, 1)),
+            ("GRE", packet().protocol(47).payload(&[0; 40])),
+            ("tagged", packet().tcp(4000, 80).vlan(7)),
+        ]
+    };
+    for policy in ["mode = \"alert\"\ndefault_policy = \"drop\"\n", PASS, DROP] {
+        let load = |multi_buffer| {
+            let switches = Switches { write_meta: true, multi_buffer, ..Switches::default() };
+            Kernel::with(&format!("{policy}{rules}"), &switches, &Guard::default())
+        };
+        let (short, long) = (load(false), load(true));
+        for (from, to) in [("10.0.0.1", "10.0.0.2"), ("2001:db8::1", "2001:db8::2")] {
+            for (what, packet) in packets(from, to) {
+                let frame = packet.build();
+                let (ran, wanted) = long.xdp.test_run_output(&frame, 0).unwrap();
+                assert_eq!(wanted.len(), frame.len() + if ran.action == XDP_PASS { 16 } else { 0 }, "{what}");
+                // The first one may be told, the second is judged by the rules, and the cache knows the others.
+                for round in 0..5 {
+                    let (again, out) = short.xdp.test_run_output(&frame, 0).unwrap();
+                    assert_eq!((again.action, out), (ran.action, wanted.clone()), "{what} from {from}, round {round}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn metadata_is_there_as_long_as_a_rule_mirrors() {
+    let plain = format!("{PASS}{RULES}");
+    let mut kernel = Kernel::new(&plain);
+    let frames = [tcp(80).build(), tcp(81).build(), tcp(80).vlan(7).build()];
+    let lengths = |kernel: &Kernel| -> Vec<usize> {
+        let once = || frames.iter().map(|frame| kernel.xdp.test_run_output(frame, 0).unwrap().1.len() - frame.len());
+        // Thrice, so that the cache has its turn.
+        (0..3).flat_map(|_| once()).collect()
+    };
+    assert_eq!(lengths(&kernel), [0; 9]);
+    let mirror = "{ id = \"m\", priority = 9, action = \"allow\", protocol = \"icmp\", mirror_to = \"mon0\" },";
+    kernel.swap(&plain.replace("rules = [", &format!("rules = [{mirror}")));
+    assert_eq!(lengths(&kernel), [16; 9]);
+    let off = mirror.replace("mirror_to", "enabled = false, mirror_to");
+    kernel.swap(&plain.replace("rules = [", &format!("rules = [{off}")));
+    assert_eq!(lengths(&kernel), [0; 9]);
+}
+
 #[test]
 fn the_next_program_runs_after_a_pass_only() {
     let chain = Chain::new().unwrap();

@@ -29,7 +29,8 @@ type Counted = Vec<(u64, u64)>;
 
 impl Limits {
     fn new(rules: &[Rule], guard: &Guard) -> Limits {
-        let mut xdp = XdpRatelimit::load(Switches { multi_buffer: false, buckets: 65_536, chain: None }).unwrap();
+        let mut xdp =
+            XdpRatelimit::load(Switches { multi_buffer: false, buckets: 65_536, chain: None, steers: false }).unwrap();
         let (slots, _) = Slots::default().next(rules.iter().map(|rule| rule.id.as_str())).unwrap();
         let placed: Vec<Placed<'_>> = rules
             .iter()

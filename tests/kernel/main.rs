@@ -12,6 +12,7 @@ mod parser;
 mod ratelimit;
 mod routes;
 mod state;
+mod steer;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod syn_cookies;

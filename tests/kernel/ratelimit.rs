@@ -68,8 +68,8 @@ impl Limiter {
     }
 
     fn with_room(rule: Rule, buckets: u32) -> Limiter {
-        let xdp =
-            XdpRatelimit::load(Switches { multi_buffer: false, buckets, chain: None }).expect("loading xdp_ratelimit");
+        let xdp = XdpRatelimit::load(Switches { multi_buffer: false, buckets, chain: None, steers: false })
+            .expect("loading xdp_ratelimit");
         let mut limiter = Limiter { xdp, instance: 0 };
         limiter.replace(rule);
         limiter

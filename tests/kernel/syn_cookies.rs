@@ -57,9 +57,9 @@ impl Host {
         host.sysctl("ipv4/tcp_syncookies", "2").unwrap();
         host.sysctl("ipv4/tcp_timestamps", timestamps).unwrap();
         let ifindex = host.interface("eth0").unwrap().index;
-        let switches = xdp_ratelimit::Switches { multi_buffer: false, buckets: 1024, chain: None };
+        let switches = xdp_ratelimit::Switches { multi_buffer: false, buckets: 1024, chain: None, steers: false };
         let limiter = XdpRatelimit::load(switches).expect("loading xdp_ratelimit");
-        let mut program = XdpSyncookie::load(&Switches { multi_buffer: false, chain: None }, &limiter)
+        let mut program = XdpSyncookie::load(&Switches { multi_buffer: false, chain: None, steers: false }, &limiter)
             .expect("loading xdp_syncookie");
         program.set_host(host.run(HostTcp::read).unwrap().in_kernel());
         program.set_interfaces(&[(ifindex, HOST_MAC)]).unwrap();

@@ -509,6 +509,7 @@ impl Filter {
                 dst_port: range(self.service.destination),
                 ..Match::default()
             },
+            mirror_to: None,
             description: String::new(),
         }
     }

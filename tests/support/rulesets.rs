@@ -18,6 +18,7 @@ pub fn open_rule(place: usize) -> Rule {
         action: if place.is_multiple_of(2) { Action::Deny } else { Action::Allow },
         log: false,
         matches: Match::default(),
+        mirror_to: None,
         description: String::new(),
     }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::rule::{Action, Rule};
 use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
+use crate::classify::keys::read_interface;
 use crate::classify::matching::Match;
 use crate::classify::rules::{Mode, check_counts, read_description, read_id};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
@@ -187,6 +188,8 @@ impl AnyRule for Rule {
         let enabled = r.key("enabled").boolean().unwrap_or(true);
         let log_field = r.key("log");
         let log = log_field.boolean();
+        let mirror_field = r.key("mirror_to");
+        let mirror_to = read_interface(&mirror_field);
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -194,10 +197,17 @@ impl AnyRule for Rule {
         if action == Some(Action::Log) && log == Some(false) {
             log_field.error("action = \"log\" always records; to pass without a record write action = \"allow\"");
         }
+        if mirror_to.is_some() && action == Some(Action::Deny) {
+            mirror_field
+                .error("what is denied does not go on, and only what goes on is mirrored; write action = \"allow\"");
+        }
+        if let Some(message) = mirror_to.as_deref().and_then(|name| loop_of(name, surroundings.interfaces?)) {
+            mirror_field.error(message);
+        }
         let (id, priority, action) = (id?, priority?, action?);
         written.check_surroundings(surroundings);
         let log = log.unwrap_or(false) || action == Action::Log;
-        Some(Rule { id, priority, enabled, action, log, matches: written.matches, description })
+        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, description })
     }
 
     fn text(&self) -> RuleText {
@@ -219,6 +229,16 @@ impl AnyRule for Rule {
     fn matches(&self) -> &Match {
         &self.matches
     }
+}
+
+/// Why an interface cannot be one that packets are mirrored to, when it is among the guarded ones.
+pub(super) fn loop_of(mirror_to: &str, guarded: &[String]) -> Option<String> {
+    guarded.iter().any(|name| name == mirror_to).then(|| {
+        format!(
+            "\"{mirror_to}\" is among agent.interfaces: what it sends counts as this host's own connections; name one that \
+             is not guarded"
+        )
+    })
 }
 
 const fn yes() -> bool {
@@ -247,6 +267,10 @@ pub struct RuleText {
     /// Record each packet that matches.
     #[schemars(default)]
     pub log: bool,
+    /// Interface, none of agent.interfaces, that a copy of each packet that matches is sent to. The packet itself goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub mirror_to: Option<String>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -273,6 +297,7 @@ impl From<&Rule> for RuleText {
             matches: MatchText::from(&rule.matches),
             enabled: rule.enabled,
             log: rule.log,
+            mirror_to: rule.mirror_to.clone(),
             description: rule.description.clone(),
         }
     }
@@ -317,6 +342,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_denied_is_not_mirrored() {
+        let rule = |action: &str| {
+            messages(&format!(r#"{{"id":"a","priority":1,"action":"{action}","mirror_to":"mon0"}}"#)).join("; ")
+        };
+        assert!(rule("drop").starts_with("mirror_to: what is denied does not go on"), "{}", rule("drop"));
+        assert_eq!((rule("allow"), rule("log")), (String::new(), String::new()));
+    }
+
+    #[test]
     fn the_schema_has_the_keys_that_are_read() {
         let schema = serde_json::to_value(schemars::schema_for!(RuleText)).unwrap();
         let mut described = schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -337,10 +371,12 @@ mod tests {
             (enabled, log) in any::<(bool, bool)>(),
             action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
             matches in any_match(),
+            mirror_to in prop::option::of("[a-z][a-z0-9.@_-]{0,14}"),
             description in "\\PC{0,256}",
         ) -> Rule {
             let matches = Match { fragment: None, ..matches };
-            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, description }
+            let mirror_to = mirror_to.filter(|_| action != Action::Deny);
+            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, description }
         }
     }
 

@@ -61,6 +61,7 @@ impl Generation<'_> {
         policy.rp_filter = config.rp_filter.number();
         policy.next_hop = config.next_hop.into();
         policy.flow_turn = flow_turn(config.rp_filter != RpFilter::Off)?;
+        policy.write_meta = self.rules.iter().any(|rule| rule.is_mirroring()).into();
         self.guard.write(policy);
         (policy.iface_multiplier, policy.iface) = hash_of_interfaces(self.ports)?;
         Ok(())

@@ -1,4 +1,4 @@
-//! Decides which packets pass, in the kernel. Owns xdp_firewall and tc_egress and all of their maps.
+//! Decides which packets pass, in the kernel. Owns xdp_firewall, tc_egress and tc_mirror and all of their maps.
 //!
 //! Section `[firewall]`; routes under `/api/v1/firewall` and `/api/v1/explain`. This thread compiles rules into the
 //! idle generation of the tables, swaps, attaches, and turns the kernel's records into alerts; the verdict itself falls
@@ -9,6 +9,7 @@ pub mod config;
 pub mod explain;
 mod forwarding;
 pub mod maps;
+mod mirror;
 pub mod rule;
 
 use std::path::PathBuf;
@@ -19,19 +20,21 @@ use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
 use self::api::RuleView;
-use self::config::{FirewallConfig, RpFilter};
+use self::config::{FirewallConfig, RpFilter, loop_of};
 use self::explain::{Asked, Explanation, Question};
 use self::forwarding::Forwarding;
 use self::maps::Generation;
+use self::mirror::Mirroring;
 use self::rule::Rule;
-use crate::abi::{fw_limits, fw_verdict};
+use crate::abi::{fw_limits, fw_verdict, steer_count};
 use crate::alert::{Alert, AlertSender, Severity};
-use crate::bpf::attach::{self, AttachMode, Attached, XdpMode};
+use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::counts::RuleCount;
 use crate::bpf::offload;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{Clock, ConnTimeouts, Switches, XdpFirewall};
+use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, ProgramStatus};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::guard::Guard;
@@ -41,7 +44,7 @@ use crate::classify::slots::Slots;
 use crate::classify::text::Surroundings;
 use crate::component::Component;
 use crate::event::{Event, Outcome, Reason, UNPARSABLE, Verdict, unix_time_of};
-use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters};
+use crate::metrics::{InterfaceCounters, KernelCounters, Metrics, RuleCounters, SteerCounters};
 use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source, check_surroundings, hidden_tags};
 use crate::supervise::Owned;
@@ -61,6 +64,8 @@ pub struct Start<'a> {
     pub devices: Vec<Device>,
     /// XDP modes that the user allows.
     pub xdp_mode: XdpMode,
+    /// Whether frames may stand in several buffers; see [`bpf::wants_multi_buffer`].
+    pub multi_buffer: bool,
     /// The lock-out guard.
     pub guard: Guard,
     /// Where an agent with `on_exit = "keep"` pins its links and connections.
@@ -71,6 +76,8 @@ pub struct Start<'a> {
     pub chain: &'a Chain,
     /// What is in that chain.
     pub behind: Vec<Behind>,
+    /// Its last program, if flows are steered.
+    pub steer: Option<XdpSteer>,
     /// Where rules made through the API are kept.
     pub store: Store<Rule>,
     /// Where alerts go.
@@ -94,7 +101,16 @@ struct Guarded {
     ifindex: Option<u32>,
     xdp: Option<Attached>,
     egress: Option<Attached>,
+    mirror: Option<Attached>,
     reason: Option<String>,
+    mirror_reason: Option<String>,
+}
+
+impl Guarded {
+    /// Everything that is attached, taken out.
+    fn take_all(&mut self) -> impl Iterator<Item = Attached> {
+        [self.xdp.take(), self.egress.take(), self.mirror.take()].into_iter().flatten()
+    }
 }
 
 /// An interface, as status shows it.
@@ -108,6 +124,8 @@ pub struct InterfaceFacts {
     pub xdp: Option<AttachMode>,
     /// How tc_egress runs on it, if it does.
     pub egress: Option<AttachMode>,
+    /// How tc_mirror runs on it, if it does.
+    pub mirror: Option<AttachMode>,
     /// What is wrong.
     pub reason: Option<String>,
 }
@@ -153,6 +171,8 @@ pub struct Firewall {
     kernel: XdpFirewall,
     egress: Option<TcEgress>,
     egress_failure: Option<String>,
+    mirror: Mirroring,
+    steer: Option<XdpSteer>,
     guarded: Vec<Guarded>,
     devices: Vec<Device>,
     forwarding: Forwarding,
@@ -196,8 +216,22 @@ impl Firewall {
     }
 
     fn start_on_pins(start: Start<'_>, nothing_kept: bool) -> Result<Firewall> {
-        let Start { config, interfaces, devices, xdp_mode, guard, pins, keep, chain, behind, store, alerts, metrics } =
-            start;
+        let Start {
+            config,
+            interfaces,
+            devices,
+            xdp_mode,
+            multi_buffer,
+            guard,
+            pins,
+            keep,
+            chain,
+            behind,
+            steer,
+            store,
+            alerts,
+            metrics,
+        } = start;
         if interfaces.len() > INTERFACES_MAX {
             bail!("{} interfaces, and {INTERFACES_MAX} is the limit", interfaces.len());
         }
@@ -218,12 +252,13 @@ impl Firewall {
             other_open_secs: config.timeouts.other_established_secs,
         };
         let kernel = XdpFirewall::load(&Switches {
-            multi_buffer: bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name)),
+            multi_buffer,
             write_meta: false,
             max_connections: config.max_connections,
             timeouts,
             connections: kept.as_ref(),
             chain: Some(chain),
+            steers: steer.is_some(),
         })?;
         let (egress, egress_failure) = if config.stateful {
             let loaded = TcEgress::load(&kernel.connections()?, &kernel.misc_counts_map()?, &timeouts);
@@ -243,6 +278,8 @@ impl Firewall {
             kernel,
             egress,
             egress_failure,
+            mirror: Mirroring::load(),
+            steer,
             guarded,
             devices,
             forwarding: Forwarding::default(),
@@ -301,16 +338,20 @@ impl Firewall {
         if self.keep {
             wanted.push(self.pins.join(CONNECTIONS_PIN));
             wanted.extend(self.kept.iter().cloned());
-            let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress]).flatten();
+            let attached = self.guarded.iter().flat_map(|one| [&one.xdp, &one.egress, &one.mirror]).flatten();
             wanted.extend(attached.filter_map(|one| one.pinned().map(PathBuf::from)));
         }
         attach::release_pins(&self.pins, &wanted)
     }
 
+    /// The guarded interfaces, by number.
+    fn ports(&self) -> Vec<Port> {
+        self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect()
+    }
+
     /// Makes rules and policy live, or changes nothing.
     fn apply(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
-        let ports: Vec<Port> =
-            self.guarded.iter().map(|one| Port { name: one.name.clone(), ifindex: one.ifindex }).collect();
+        let ports = self.ports();
         let book = Book { file: &config.rules, added: &added };
         book.check_counts(RULES_MAX).map_err(anyhow::Error::msg)?;
         let rules = book.in_order();
@@ -321,7 +362,9 @@ impl Firewall {
         self.prepare_routes(&config);
         let number = self.generation + 1;
         let next = Generation { number, config: &config, rules: &rules, slots: &slots, ports: &ports, guard: &guard };
+        self.mirror.prepare(&rules);
         self.kernel.swap(|tables| next.write(tables))?;
+        self.mirror.follow(&rules, &slots, &ports);
         self.names.fill(None);
         for rule in &rules {
             if let Some(slot) = slots.get(&rule.id) {
@@ -368,9 +411,9 @@ impl Firewall {
     }
 
     fn replace_all(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
-        let was_enabled = self.config.enabled;
+        let was = (self.config.enabled, self.mirror.is_wanted());
         self.apply(config, guard, added)?;
-        if was_enabled != self.config.enabled {
+        if was != (self.config.enabled, self.mirror.is_wanted()) {
             self.attach_all(false)?;
         }
         Ok(())
@@ -402,8 +445,7 @@ impl Firewall {
     fn attach_all(&mut self, first: bool) -> Result<()> {
         for at in 0..self.guarded.len() {
             if !self.config.enabled {
-                let guarded = &mut self.guarded[at];
-                for mut attached in [guarded.xdp.take(), guarded.egress.take()].into_iter().flatten() {
+                for mut attached in self.guarded[at].take_all() {
                     attached.unpin()?;
                 }
                 continue;
@@ -420,12 +462,23 @@ impl Firewall {
             } else {
                 self.guarded[at].reason = None;
             }
+            if let Err(error) = self.attach_mirror(at) {
+                let message = format!("nothing is mirrored: {error:#}");
+                if self.guarded[at].mirror_reason.as_ref() != Some(&message) {
+                    log::error!("{}: {message}", self.guarded[at].name);
+                }
+                self.guarded[at].mirror_reason = Some(message);
+            } else {
+                self.guarded[at].mirror_reason = None;
+            }
         }
+        self.mirror.begin();
         let runs = self.guarded.iter().any(|one| one.xdp.is_some());
         for program in std::iter::once("xdp_firewall").chain(self.behind.iter().copied()) {
             self.metrics.set_program_active(program, runs);
         }
         self.metrics.set_program_active("tc_egress", self.guarded.iter().any(|one| one.egress.is_some()));
+        self.metrics.set_program_active(mirror::PROGRAM, self.guarded.iter().any(|one| one.mirror.is_some()));
         Ok(())
     }
 
@@ -444,11 +497,26 @@ impl Firewall {
             && guarded.egress.is_none()
         {
             guarded.egress = Some(place(pin("egress"), self.keep, egress.program(), ifindex, |program| {
-                attach::egress(program, ifindex, &name)
+                attach::tc(program, "tc_egress", TcPlace::Egress, ifindex, &name)
             })?);
         }
         if let Some(failure) = &self.egress_failure {
             bail!("tc_egress is not loaded, so answers to this host's connections do not pass: {failure}");
+        }
+        Ok(())
+    }
+
+    /// Attaches tc_mirror as long as it is wanted. Packets are judged without it too, so its failure is not the firewall's.
+    fn attach_mirror(&mut self, at: usize) -> Result<()> {
+        let guarded = &mut self.guarded[at];
+        let Some(program) = self.mirror.program() else {
+            return guarded.mirror.take().map_or(Ok(()), |mut attached| attached.unpin());
+        };
+        if let Some(ifindex) = guarded.ifindex.filter(|_| guarded.mirror.is_none()) {
+            let pin = self.pins.join(format!("mirror_{}", pin_name(&guarded.name)));
+            guarded.mirror = Some(place(pin, self.keep, program, ifindex, |program| {
+                attach::tc(program, mirror::PROGRAM, TcPlace::Ingress, ifindex, &guarded.name)
+            })?);
         }
         Ok(())
     }
@@ -463,7 +531,7 @@ impl Firewall {
                 changed = true;
                 guarded.ifindex = ifindex;
                 // The links went with the old interface; their pins, if any, name nothing any more.
-                for mut attached in [guarded.xdp.take(), guarded.egress.take()].into_iter().flatten() {
+                for mut attached in guarded.take_all() {
                     attached.unpin()?;
                 }
             }
@@ -472,6 +540,7 @@ impl Firewall {
             // Rules see interfaces by number; the new index must lead to it before the first packet is judged.
             self.apply(self.config.clone(), self.guard.clone(), self.added.clone())?;
         } else {
+            self.mirror.look(&self.ports());
             self.prepare_routes(&self.config.clone());
         }
         self.attach_all(false)
@@ -495,12 +564,16 @@ impl Firewall {
                     .map(|one| format!("firewall.rp_filter: {} is in a VRF, whose routes are not looked at", one.name)),
             );
         }
+        reasons.extend(self.mirror.degraded(&self.ports()));
         reasons
     }
 
     /// What is wrong with an interface.
     fn reason_of(&self, one: &Guarded) -> Option<String> {
-        one.reason.clone().or_else(|| one.xdp.as_ref().and_then(|_| hidden_tags(&self.book(), &one.name)))
+        one.reason
+            .clone()
+            .or_else(|| one.mirror_reason.clone())
+            .or_else(|| one.xdp.as_ref().and_then(|_| hidden_tags(&self.book(), &one.name)))
     }
 
     /// For status.
@@ -522,6 +595,16 @@ impl Firewall {
             failure: self.egress_failure.clone(),
             maps: Vec::new(),
         });
+        programs.push(self.mirror.status(enabled));
+        if let Some(steer) = &self.steer {
+            programs.push(ProgramStatus {
+                name: xdp_steer::PROGRAM,
+                enabled,
+                facts: bpf::program_facts(steer.program()).ok(),
+                failure: None,
+                maps: steer.maps(),
+            });
+        }
         Facts {
             config: self.config.clone(),
             generation: self.generation,
@@ -537,6 +620,7 @@ impl Firewall {
                     ifindex: one.ifindex,
                     xdp: one.xdp.as_ref().map(|attached| attached.mode),
                     egress: one.egress.as_ref().map(|attached| attached.mode),
+                    mirror: one.mirror.as_ref().map(|attached| attached.mode),
                     reason: self.reason_of(one),
                 })
                 .collect(),
@@ -580,7 +664,19 @@ impl Firewall {
             events_lost: vec![("ring_full", misc.ring_full)],
             connections: self.config.stateful.then(|| self.kernel.connection_count()),
             limits: None,
+            mirrors: self.mirror.counters(&self.ports())?,
+            steered: self.steered()?,
         })
+    }
+
+    fn steered(&self) -> Result<Vec<SteerCounters>> {
+        let counts = self.steer.as_ref().map_or(Ok(Vec::new()), XdpSteer::counts)?;
+        let shown = |(cpu, count): (u32, steer_count)| SteerCounters {
+            cpu: cpu.to_string(),
+            steered: count.steered,
+            arrived: count.arrived,
+        };
+        Ok(counts.into_iter().map(shown).collect())
     }
 
     /// A handle of the ring buffer, for the poller.
@@ -591,8 +687,7 @@ impl Firewall {
     /// The agent ends: what is pinned stays, the rest goes with it.
     pub fn stop(&mut self) {
         for guarded in &mut self.guarded {
-            guarded.xdp = None;
-            guarded.egress = None;
+            drop(guarded.take_all().collect::<Vec<_>>());
         }
         if !self.keep {
             self.forwarding.put_back();
@@ -659,11 +754,14 @@ impl RuleOwner for Firewall {
 
     fn check(&self, rule: &Rule) -> Result<(), ChangeError> {
         let names: Vec<String> = self.guarded.iter().map(|one| one.name.clone()).collect();
+        if let Some(message) = rule.mirror_to.as_deref().and_then(|name| loop_of(name, &names)) {
+            return Err(ChangeError::Unfit(format!("rule {}: mirror_to: {message}", rule.id)));
+        }
         check_surroundings(rule, Surroundings { stateful: Some(self.config.stateful), interfaces: Some(&names) })
     }
 
     fn replace_added(&mut self, added: Vec<Rule>) -> Result<()> {
-        self.apply(self.config.clone(), self.guard.clone(), added)
+        self.replace_all(self.config.clone(), self.guard.clone(), added)
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -56,11 +56,18 @@ pub struct Rule {
     pub log: bool,
     /// Which packets those are.
     pub matches: Match,
+    /// Interface that a copy of each packet that passes by this rule is sent to. Never of a rule that denies.
+    pub mirror_to: Option<String>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }
 
 impl Rule {
+    /// Whether copies of its packets are sent somewhere.
+    pub fn is_mirroring(&self) -> bool {
+        self.enabled && self.mirror_to.is_some()
+    }
+
     /// What a hit tells the kernel, as bits of `enum fw_answer`. `slot` is the rule's counter.
     pub fn answer(&self, slot: u16) -> u32 {
         let flag = |on: bool, flag: fw_answer| if on { flag.0 } else { 0 };

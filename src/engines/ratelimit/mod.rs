@@ -33,7 +33,7 @@ use crate::bpf::attach;
 use crate::bpf::chain::Chain;
 use crate::bpf::xdp_ratelimit::{Bucket, Counts, Switches, XdpRatelimit};
 use crate::bpf::xdp_syncookie::{self, XdpSyncookie};
-use crate::bpf::{self, ProgramStatus, offload};
+use crate::bpf::{self, ProgramStatus};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Port;
 use crate::classify::matching::proto;
@@ -60,6 +60,10 @@ pub struct Start<'a> {
     pub config: RatelimitConfig,
     /// Names of the interfaces that the agent guards.
     pub interfaces: Vec<String>,
+    /// Whether their frames may stand in several buffers; see [`bpf::wants_multi_buffer`].
+    pub multi_buffer: bool,
+    /// Whether xdp_steer is the last of the chain.
+    pub steers: bool,
     /// The lock-out guard.
     pub guard: Guard,
     /// The programs behind the firewall, of which it becomes one.
@@ -111,13 +115,12 @@ impl Ratelimit {
     /// Loads the program, puts the rules in force, and the program into the chain, which nothing runs before the firewall
     /// is attached.
     pub fn start(start: Start<'_>) -> Result<Ratelimit> {
-        let Start { config, interfaces, guard, chain, store, alerts, metrics } = start;
+        let Start { config, interfaces, multi_buffer, steers, guard, chain, store, alerts, metrics } = start;
         let added = store.load()?;
         Book { file: &config.rules, added: &added }.warn_of_hidden();
-        let multi_buffer =
-            bpf::has_multi_buffer() && interfaces.iter().any(|name| offload::needs_several_buffers(name));
-        let kernel = XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources, chain: Some(chain) })?;
-        let switches = xdp_syncookie::Switches { multi_buffer, chain: Some(chain) };
+        let kernel =
+            XdpRatelimit::load(Switches { multi_buffer, buckets: config.max_sources, chain: Some(chain), steers })?;
+        let switches = xdp_syncookie::Switches { multi_buffer, chain: Some(chain), steers };
         // A kernel that cannot have it limits all the same, and readiness says what is missing if a rule needs it.
         let cookies = XdpSyncookie::load(&switches, &kernel).map_err(|error| format!("{error:#}"));
         let ports = interfaces.into_iter().map(|name| Port { ifindex: attach::ifindex(&name), name }).collect();
