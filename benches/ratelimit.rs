@@ -69,6 +69,7 @@ fn main() -> Result<()> {
     if std::env::args().any(|arg| arg == "--only-syn") {
         syn::measure(&mut bench, &mut figures, rounds)?;
         print(&figures);
+        figures.starting_with("").for_each(|(name, value)| println!("{name} {value:.2}"));
         return Ok(());
     }
     for (name, algorithm) in ALGORITHMS {

@@ -696,7 +696,8 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 		count_result(SYN_LIMITED);
 		return XDP_DROP;
 	}
-	if (q.has_timestamp)
+	/* The second half is for the verifier of 6.1, which does not see that it follows from the first. */
+	if (q.has_timestamp && (void *)(options + 5) <= data_end)
 		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 40) :
 				       bpf_tcp_raw_gen_syncookie_ipv6(ipv6, tcp, 40);
 	else

@@ -45,8 +45,9 @@ static __always_inline bool read_flow_transport(const __u8 *l4, __u32 header, __
 	if (key->protocol == IPPROTO_TCP) {
 		if (claimed < header + 20 || l4[12] < 0x50)
 			return false;
-		kind = FLOW_TCP;
 		key->tcp_flags = l4[13];
+		/* What opens a flow is no flow yet. Nobody has to be remembered for a SYN, least of all who was invented. */
+		kind = (key->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN ? FLOW_NONE : FLOW_TCP;
 		flags = key->tcp_flags & TCP_FIN; /* the end of a connection has to be seen */
 		if (uses & FW_USES_TCP_FLAGS) {
 			flags = key->tcp_flags & 63;
