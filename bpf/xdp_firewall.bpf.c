@@ -59,13 +59,10 @@ struct {
 static __always_inline __u32 classify_packet(struct fw_tables *t, struct fw_family *f, __u32 index,
 					     const struct packet *p, __u32 iface, struct classes *c)
 {
-	if (p->family == 4) {
-		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
-		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
-	} else {
-		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
-		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
-	}
+	if (p->family == 4)
+		find_rows_v4(t, p, c);
+	else
+		find_rows_v6(t, p, c);
 	find_classes(f, p, iface, c);
 	return classify(f, c, index, 0);
 }
@@ -482,15 +479,15 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 		if (!read_flow_v4(data, f->uses, &key))
 			return LEFT_OVER;
 		packet_of(&key, p);
-		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
-		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
+		if (f->mode != FW_MODE_EMPTY)
+			find_rows_v4(t, p, c);
 	} else if (*(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6)) {
 		f = &t->family[1];
 		if (!read_flow_v6(data, data_end, f->uses, &key))
 			return LEFT_OVER;
 		packet_of(&key, p);
-		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
-		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
+		if (f->mode != FW_MODE_EMPTY)
+			find_rows_v6(t, p, c);
 	} else {
 		return LEFT_OVER;
 	}

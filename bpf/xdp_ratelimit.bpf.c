@@ -81,8 +81,6 @@ __noinline int read_packet(struct xdp_md *ctx, struct packet *out)
 
 	if (!out)
 		return false;
-	if (read_common_packet(ctx, out))
-		return true;
 	why = parse_frame(data, data_end, &p);
 	*out = p;
 	/* What cannot be parsed has met the firewall's policy already. A host that forgets its neighbours is off its link. */
@@ -102,13 +100,10 @@ static __always_inline __u32 find_rule(struct fw_tables *t, const struct rl_rule
 		return r->any[six];
 	if (f->mode == FW_MODE_EMPTY)
 		return FW_NO_MATCH;
-	if (six) {
-		c->src_row = lookup_ipv6(&t->v6, 0, p->src[0], p->src[1]);
-		c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0], p->dst[1]);
-	} else {
-		c->src_row = lookup_ipv4(&t->v4, 0, p->src[1]);
-		c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1]);
-	}
+	if (six)
+		find_rows_v6(t, p, c);
+	else
+		find_rows_v4(t, p, c);
 	find_classes(f, p, iface_number(&t->policy, ifindex), c);
 	return classify(f, c, index, 0);
 }
@@ -398,6 +393,7 @@ static __always_inline int limit_common_packet(struct xdp_md *ctx)
 {
 	__u32 index = *(volatile __u32 *)&control.active & 1, bytes = ctx->data_end - ctx->data, six, seen, slot;
 	__u64 tick = bpf_jiffies64(), cpu = bpf_get_smp_processor_id(), *word, old, next;
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	struct rl_rules *r = &rules[index];
 	struct rl_cpu_counts *counts;
 	const struct rl_rule *rule;
@@ -405,13 +401,11 @@ static __always_inline int limit_common_packet(struct xdp_md *ctx)
 	struct flow_key key;
 	struct rl_key of;
 
-	if (multi_buffer || cpu >= count_cpus)
+	if (multi_buffer || cpu >= count_cpus || data + sizeof(struct ethhdr) > data_end)
 		return LEFT_OVER;
 	counts = counts_of(cpu);
-	if (!read_common_flow(ctx, &key))
-		return LEFT_OVER;
-	six = key.family == 6;
-	if (r->ask[six])
+	six = ((struct ethhdr *)data)->h_proto == bpf_htons(ETH_P_IPV6);
+	if (r->ask[six] || !read_common_flow(ctx, &key))
 		return LEFT_OVER;
 	if (r->any[six] & FW_NO_MATCH)
 		return XDP_PASS;
@@ -447,7 +441,7 @@ int xdp_ratelimit(struct xdp_md *ctx)
 	if (!work)
 		return XDP_ABORTED; /* it is an array's first entry */
 	action = XDP_PASS;
-	if (read_packet(ctx, &work->packet))
+	if (read_common_packet(ctx, &work->packet) || read_packet(ctx, &work->packet))
 		action = limit_packet(ctx, work, multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data);
 	if (action == ANSWER || (action == XDP_PASS && is_for_cookies(&work->packet))) {
 		chain_to(ctx, CHAIN_SYNCOOKIE);

@@ -43,6 +43,8 @@ enum fw_uses {
 	FW_USES_IFACE = 16,
 	FW_USES_STATE = 32,
 	FW_USES_FRAGMENT = 64,	    /* or a field that a later fragment does not have */
+	FW_USES_SRC = 128,
+	FW_USES_DST = 256,
 };
 
 /* A rule as a hit sees it: slot | flags. Also the low bits of a cached answer. */
@@ -646,8 +648,8 @@ struct syn_counts {
 
 enum syn_limits {
 	SYN_SERVICES = 256,	    /* remembered, by CPU */
-	SYN_SOURCES = 262144,	    /* cells of what sources were answered */
-	SYN_FLOWS = 262144,	    /* cells of flows; see xdp_syncookie */
+	SYN_SOURCES = 65536,	    /* cells of what sources were answered */
+	SYN_FLOWS = 131072,	    /* cells of flows; see xdp_syncookie */
 	SYN_EPOCH_SECS = 8,	    /* unit of their time */
 };
 

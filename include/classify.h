@@ -139,6 +139,27 @@ static __always_inline __u32 port_class(const struct fw_family *f, __u32 field, 
 	return f->port_class[field][above_byte(block, port)];
 }
 
+/*
+ * Rows of a packet's addresses. One that no rule looks at is as good as any other, and 0 is in the cache: else packets
+ * from everywhere would fetch all of the tables to learn nothing.
+ */
+static __always_inline void find_rows_v4(struct fw_tables *t, const struct packet *p, struct classes *c)
+{
+	__u32 uses = t->family[0].uses, src = -(uses / FW_USES_SRC & 1), dst = -(uses / FW_USES_DST & 1);
+
+	c->src_row = lookup_ipv4(&t->v4, 0, p->src[1] & src);
+	c->dst_row = lookup_ipv4(&t->v4, 1, p->dst[1] & dst);
+}
+
+static __always_inline void find_rows_v6(struct fw_tables *t, const struct packet *p, struct classes *c)
+{
+	__u32 uses = t->family[1].uses;
+	__u64 src = -(__u64)(uses / FW_USES_SRC & 1), dst = -(__u64)(uses / FW_USES_DST & 1);
+
+	c->src_row = lookup_ipv6(&t->v6, 0, p->src[0] & src, p->src[1] & src);
+	c->dst_row = lookup_ipv6(&t->v6, 1, p->dst[0] & dst, p->dst[1] & dst);
+}
+
 /* All classes of a packet but its addresses, and for the merged form the first cell. */
 static __always_inline void find_classes(const struct fw_family *f, const struct packet *p, __u32 iface,
 					 struct classes *c)

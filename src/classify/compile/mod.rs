@@ -135,6 +135,8 @@ fn uses(rules: &[Placed]) -> u32 {
         let flag = |on: bool, flag: fw_uses| if on { flag.0 } else { 0 };
         uses | flag(matches.src_port.is_some() || matches.dst_port.is_some(), fw_uses::FW_USES_PORTS)
             | flag(matches.tcp_flags.is_some(), fw_uses::FW_USES_TCP_FLAGS)
+            | flag(matches.src_ip.is_some(), fw_uses::FW_USES_SRC)
+            | flag(matches.dst_ip.is_some(), fw_uses::FW_USES_DST)
             | flag(matches.icmp_type.is_some() || matches.icmp_code.is_some(), fw_uses::FW_USES_ICMP)
             | flag(matches.vlan_id.is_some(), fw_uses::FW_USES_VLAN)
             | flag(placed.interfaces != Placed::ALL_INTERFACES, fw_uses::FW_USES_IFACE)
