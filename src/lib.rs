@@ -6,7 +6,8 @@
 //! answer from the flow cache (`include/flows.h`). With `firewall.rp_filter` the host's routes are asked whether the source
 //! of what would pass is forged (`include/routes.h`). What it passes goes on to `bpf/xdp_ratelimit.bpf.c`, by a tail call, if
 //! the limiter runs: a rule by the same classifier with tables of its own, a bucket that all CPUs share
-//! (`include/bucket_table.h`), one step of an algorithm (`include/buckets.h`). With `agent.cpu_steering`
+//! (`include/bucket_table.h`), one step of an algorithm (`include/buckets.h`). SYNs beyond the threshold of a rule with
+//! `syn_cookie`, and meanwhile acknowledgements, go on to `bpf/xdp_syncookie.bpf.c`. With `agent.cpu_steering`
 //! `bpf/xdp_steer.bpf.c` comes last and sends the packet to its flow's CPU. At TC `bpf/tc_mirror.bpf.c` sends copies of
 //! what a rule with `mirror_to` has passed, by the slot that xdp_firewall notes in front of the packet
 //! (`include/xdp_meta.h`).
