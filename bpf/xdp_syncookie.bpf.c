@@ -161,21 +161,31 @@ static __always_inline __u32 flow_cell(const struct packet *p)
 	return mixed(hash + ((__u32)p->src_port << 16 | p->dst_port) * secret[3]) & (SYN_FLOWS - 1);
 }
 
-static __always_inline __u8 epoch_of(__u64 tick)
+/* The order at hand, with the clocks of this tick. */
+static __always_inline struct syn_order *order_now(void)
 {
-	return 1 + tick / (SYN_EPOCH_SECS * second) % EPOCHS;
+	struct syn_order *order = order_at_hand();
+	__u64 tick = bpf_jiffies64();
+
+	if (order && order->tick != (__u32)tick) {
+		order->tick = tick;
+		order->second = tick / second;
+		order->milliseconds = (host.tick_zero_ns + tick * tick_ns) / 1000000;
+		order->epoch = 1 + order->second / SYN_EPOCH_SECS % EPOCHS;
+	}
+	return order;
 }
 
-static __always_inline bool is_within(__u8 cell, __u8 now, __u32 epochs)
+static __always_inline bool is_within(__u8 cell, __u32 now, __u32 epochs)
 {
-	return cell && (__u32)(now + EPOCHS - cell) % EPOCHS <= epochs;
+	return cell && now - cell + (now < cell ? EPOCHS : 0) <= epochs;
 }
 
 /* Whether a source may have another answer in this second. */
-static __always_inline bool may_answer(const struct packet *p, const struct syn_order *order, __u64 tick)
+static __always_inline bool may_answer(const struct packet *p, const struct syn_order *order)
 {
 	__u64 high = p->src[0], low = p->src[1];
-	__u32 now = tick / second, *cell, old;
+	__u32 now = order->second, *cell, old;
 
 	if (p->family == 6) {
 		if (order->prefix < 64)
@@ -477,10 +487,9 @@ static __always_inline __s64 make_cookie(struct xdp_md *ctx, struct work *work)
  * Time stamp of an answer: the kernel's own clock in milliseconds, with window scale and SACK in its lowest bits, where
  * cookie_timestamp_decode() finds them. Never ahead of that clock.
  */
-static __always_inline __u32 timestamp_of(const struct question *q, bool has_wscale, bool has_sack, __u64 tick)
+static __always_inline __u32 timestamp_of(const struct question *q, bool has_wscale, bool has_sack, __u32 now)
 {
 	enum { NO_WSCALE = 15, SACK = 16, BITS = 6 };
-	__u32 now = (host.tick_zero_ns + tick * tick_ns) / 1000000;
 	__u32 options = (has_wscale ? q->wscale : NO_WSCALE) | (has_sack ? SACK : 0);
 	__u32 stamp = (now >> BITS << BITS) | options;
 
@@ -502,7 +511,7 @@ enum { SYN_ACK_WORDS = 10, SYN_ACK_STAMP_WORDS = 9, SYN_ACK_MSS_WORDS = 6, SYN_A
 
 /* Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. */
 static __always_inline bool put_answer(struct xdp_md *ctx, void *data, void *data_end, __u32 l3, const struct question *q,
-				       const struct syn_service *service, __u32 cookie)
+				       const struct syn_service *service, __u32 cookie, __u32 milliseconds)
 {
 	__u32 *ip = data + l3, length = q->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr), *tcp;
 	__u32 count = SYN_ACK_BARE_WORDS, bytes = data_end - data, ports, sequence, control, stamp, check;
@@ -534,7 +543,7 @@ static __always_inline bool put_answer(struct xdp_md *ctx, void *data, void *dat
 	}
 	if (count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end) {
 		kinds = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
-		stamp = bpf_htonl(timestamp_of(q, has_wscale, has_sack, bpf_jiffies64()));
+		stamp = bpf_htonl(timestamp_of(q, has_wscale, has_sack, milliseconds));
 		sum += (__u64)kinds + stamp + q->timestamp;
 		tcp[6] = kinds;
 		tcp[7] = stamp;
@@ -583,7 +592,8 @@ static __always_inline bool put_answer(struct xdp_md *ctx, void *data, void *dat
 }
 
 /* Answers the segment in work. False when the frame is not what it was taken for. A function of its own, verified once. */
-__noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct syn_service *service, __u32 cookie)
+__noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct syn_service *service, __u32 cookie,
+			    __u32 milliseconds)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	const struct segment *s;
@@ -609,14 +619,14 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 		__builtin_memcpy(q->saddr, s->ipv6.saddr, sizeof(q->saddr));
 		__builtin_memcpy(q->daddr, s->ipv6.daddr, sizeof(q->daddr));
 	}
-	return put_answer(ctx, data, data_end, work->packet.l3_offset & 31, q, service, cookie);
+	return put_answer(ctx, data, data_end, work->packet.l3_offset & 31, q, service, cookie, milliseconds);
 }
 
 /* Whether a flow may have ended within TCP's TIME_WAIT, or so lately that nobody was watching yet. */
-static __always_inline bool may_have_ended(const struct packet *p, __u64 tick)
+static __always_inline bool may_have_ended(const struct packet *p, const struct syn_order *order)
 {
-	return (__u32)tick - host.watched_since < ENDED_EPOCHS * SYN_EPOCH_SECS * second ||
-	       is_within(ended_flows[flow_cell(p)], epoch_of(tick), ENDED_EPOCHS);
+	return order->tick - host.watched_since < ENDED_EPOCHS * SYN_EPOCH_SECS * second ||
+	       is_within(ended_flows[flow_cell(p)], order->epoch, ENDED_EPOCHS);
 }
 
 static __always_inline bool is_to(const struct ethhdr *ethernet, const struct syn_service *service)
@@ -641,7 +651,7 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 	__u32 *options = (void *)(tcp + 1), claimed;
 	struct question q = { .family = family };
 	struct packet p = { .family = family };
-	__u64 tick = bpf_jiffies64(), *address = (void *)ipv6->saddr;
+	__u64 *address = (void *)ipv6->saddr;
 	struct syn_service *service;
 	__s64 cookie;
 
@@ -689,10 +699,10 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 		return LEFT_OVER;
 	}
 	service = service_at(&p);
-	if (!service || !is_about(service, &p, ctx->ingress_ifindex) || (__s32)(service->until - (__u32)tick) <= 0 ||
-	    service->state != SYN_LISTENER || !is_to(data, service) || may_have_ended(&p, tick))
+	if (!service || !is_about(service, &p, ctx->ingress_ifindex) || (__s32)(service->until - order->tick) <= 0 ||
+	    service->state != SYN_LISTENER || !is_to(data, service) || may_have_ended(&p, order))
 		return LEFT_OVER;
-	if (!may_answer(&p, order, tick)) {
+	if (!may_answer(&p, order)) {
 		count_result(SYN_LIMITED);
 		return XDP_DROP;
 	}
@@ -703,7 +713,8 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 	else
 		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 20) :
 				       bpf_tcp_raw_gen_syncookie_ipv6(ipv6, tcp, 20);
-	if (cookie < 0 || !put_answer(ctx, data, data_end, sizeof(struct ethhdr), &q, service, cookie))
+	if (cookie < 0 || !put_answer(ctx, data, data_end, sizeof(struct ethhdr), &q, service, cookie,
+				       order->milliseconds))
 		return LEFT_OVER;
 	count_result(SYN_ANSWERED);
 	return XDP_TX;
@@ -712,15 +723,14 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 /* A SYN that is to be answered. */
 static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, const struct syn_order *order)
 {
-	__u64 tick = bpf_jiffies64();
 	struct syn_service *service = service_at(&work->packet);
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	__s64 cookie;
 
 	if (!service || !read_segment(ctx, work))
 		return XDP_PASS;
-	if (!is_about(service, &work->packet, ctx->ingress_ifindex) || (__s32)(service->until - (__u32)tick) <= 0 ||
-	    may_have_ended(&work->packet, tick))
+	if (!is_about(service, &work->packet, ctx->ingress_ifindex) || (__s32)(service->until - order->tick) <= 0 ||
+	    may_have_ended(&work->packet, order))
 		look_at_service(ctx, work, service);
 	if (service->state != SYN_LISTENER) {
 		count_result(service->state == SYN_NOBODY     ? SYN_NO_LISTENER :
@@ -732,7 +742,7 @@ static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, con
 		count_result(SYN_NOT_MINE);
 		return XDP_PASS;
 	}
-	if (!may_answer(&work->packet, order, tick)) {
+	if (!may_answer(&work->packet, order)) {
 		count_result(SYN_LIMITED);
 		return XDP_DROP;
 	}
@@ -741,7 +751,7 @@ static __always_inline int answer_syn(struct xdp_md *ctx, struct work *work, con
 		count_result(SYN_FULL);
 		return XDP_DROP;
 	}
-	if (!write_answer(ctx, work, service, cookie))
+	if (!write_answer(ctx, work, service, cookie, order->milliseconds))
 		return XDP_PASS;
 	count_result(SYN_ANSWERED);
 	return XDP_TX;
@@ -765,9 +775,8 @@ static __always_inline bool has_cookie(struct work *work, struct bpf_sock *liste
 /* An acknowledgement while cookies are in use, or the end of a connection. */
 static __always_inline int check_ack(struct xdp_md *ctx, struct work *work, const struct syn_order *order)
 {
-	__u64 tick = bpf_jiffies64();
 	struct packet *p = &work->packet;
-	__u8 now = epoch_of(tick), *cell = &open_flows[flow_cell(p)];
+	__u8 now = order->epoch, *cell = &open_flows[flow_cell(p)];
 	struct syn_service *service;
 	struct bpf_sock *socket;
 	bool is_connection, is_good;
@@ -807,7 +816,7 @@ static __always_inline int judge_packet(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
 	struct work *work = bpf_map_lookup_elem(&syn_work, &zero);
-	struct syn_order *order = order_at_hand();
+	struct syn_order *order = order_now();
 
 	if (!work || !order)
 		return XDP_ABORTED; /* they are arrays' first entries */
@@ -822,7 +831,7 @@ SEC("xdp")
 int xdp_syncookie(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	struct syn_order *order = order_at_hand();
+	struct syn_order *order = order_now();
 	struct ethhdr *ethernet = data;
 	int action = LEFT_OVER;
 

@@ -580,11 +580,15 @@ struct rl_event {
 
 /* ---- SYN cookies: asked for by xdp_ratelimit, made and checked by xdp_syncookie ---- */
 
-/* From xdp_ratelimit to xdp_syncookie, for the packet at hand. */
+/* From xdp_ratelimit to xdp_syncookie, for the packet at hand; and the clocks of xdp_syncookie, by CPU. */
 struct syn_order {
 	__u16 per_source;	    /* answers to a source in a second */
 	__u8 prefix;		    /* of an IPv6 source: how many bits of it count */
 	__u8 active;		    /* cookies are in use: acknowledgements without a connection have to carry one */
+	__u32 tick;		    /* in which the rest was reckoned: divisions cost more than all else but the cookie */
+	__u32 second;		    /* number of the second */
+	__u32 milliseconds;	    /* of CLOCK_MONOTONIC */
+	__u32 epoch;		    /* of SYN_EPOCH_SECS; see xdp_syncookie */
 	__u32 pad;
 };
 
@@ -783,7 +787,7 @@ _Static_assert(sizeof(struct rl_bucket) == 32, "two to a cache line");
 _Static_assert(sizeof(struct rl_back) == 48, "no hidden padding");
 _Static_assert(sizeof(struct rl_common) == 128, "no two in one cache line");
 _Static_assert(sizeof(struct rl_event) == 72, "no hidden padding");
-_Static_assert(sizeof(struct syn_order) == 8, "no hidden padding");
+_Static_assert(sizeof(struct syn_order) == 24, "no hidden padding");
 _Static_assert(sizeof(struct syn_host) == 64, "no hidden padding");
 _Static_assert(sizeof(struct syn_service) == 64, "a cache line");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
