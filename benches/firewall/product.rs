@@ -8,6 +8,7 @@ use ebpfsentinel::bpf::program_facts;
 use ebpfsentinel::bpf::tc_egress::TcEgress;
 use ebpfsentinel::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
 use ebpfsentinel::classify::compile::{BothRows, Placed, compile_v4, compile_v6};
+use ebpfsentinel::engines::firewall::maps::flow_turn;
 use ebpfsentinel::engines::firewall::rule::Rule;
 
 /// What the policy says beside the rules. Mode is always block.
@@ -94,6 +95,7 @@ fn write_policy(tables: &mut fw_tables, wanted: Policy, generation: u32) {
     policy.drop_unparsable = wanted.drop_unmatched.into();
     policy.stateful = wanted.stateful.into();
     policy.dhcp = 1;
+    policy.flow_turn = flow_turn(false).expect("a turn that depends on nothing");
     policy.guard_ports = 1;
     policy.guard_port[0] = 22;
     policy.guard_nets = 2;

@@ -14,7 +14,7 @@ use crate::classify::slots::Slots;
 
 /// Binary logarithm of the ticks in a turn of the flow cache: half a second at most where its answers may change with the
 /// routes, since they live for two turns. Else 2^15, with which 16 bits of the clock tell one tick from another.
-fn flow_turn(by_routes: bool) -> Result<u8> {
+pub fn flow_turn(by_routes: bool) -> Result<u8> {
     const TICK_BITS_LESS_ONE: u8 = 15;
     if !by_routes {
         return Ok(TICK_BITS_LESS_ONE);
