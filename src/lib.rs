@@ -51,6 +51,7 @@ pub mod control;
 pub mod engines;
 pub mod event;
 pub mod explain;
+pub mod flow;
 pub mod lab;
 pub mod logging;
 pub mod metrics;

@@ -1,3 +1,4 @@
 //! Bytes on the wire, without I/O.
 
 pub mod build;
+pub mod proto;
