@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::ratelimit::config::RatelimitConfig;
+use crate::flow::config::CaptureConfig;
 use crate::written::Field;
 
 pub mod agent;
@@ -27,18 +28,22 @@ pub struct Config {
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
     pub ratelimit: RatelimitConfig,
+    /// Section `[ids]`.
+    pub ids: CaptureConfig,
 }
 
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let ids_field = r.key("ids");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit? };
+        let ids = ids_field.table().map(CaptureConfig::read);
+        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
@@ -86,7 +91,18 @@ impl Config {
             ("ratelimit.enabled", ratelimit.enabled != was.enabled),
             ("ratelimit.max_sources", ratelimit.max_sources != was.max_sources),
         ];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys);
+        let (ids, was) = (&self.ids, &old.ids);
+        let ids_keys = [
+            ("ids.enabled", ids.enabled != was.enabled),
+            ("ids.stream_depth", ids.stream_depth != was.stream_depth),
+            ("ids.udp_packets", ids.udp_packets != was.udp_packets),
+            ("ids.sampling", ids.sampling != was.sampling),
+            ("ids.workers", ids.workers != was.workers),
+            ("ids.max_flows", ids.max_flows != was.max_flows),
+            ("ids.memory", ids.memory != was.memory),
+            ("ids.check_checksums", ids.check_checksums != was.check_checksums),
+        ];
+        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

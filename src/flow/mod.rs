@@ -4,6 +4,8 @@
 //! would, finds the protocol, and tells a [`Watcher`] of transactions, anomalies, and flows that ended. Everything it keeps
 //! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
 
+pub mod config;
+
 use std::net::SocketAddr;
 
 use crate::packet::proto::{AppProto, Side, Told};

@@ -1,0 +1,4 @@
+//! Inspection: the threads that read flows.
+
+mod batch;
+mod reset;
