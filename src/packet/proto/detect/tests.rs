@@ -180,7 +180,7 @@ fn leaves_others_alone() {
 #[test]
 fn gives_up_soon() {
     let table: &[(&[u8], &[u8])] = &[
-        (b"\x10\x1a\0\x04MQTT\x04\x02\0\x3c\0\x0ebob\0\0", b"\x20\x02\0\0\x90\x03\0\x01"),
+        (b"\x10\x1a\0\x04MQTT\x04\x02\0\x3c\0\x0ebob\0\0", b"\x20\x02\0\0\x90\x03\0\x02"),
         (b"\x13BitTorrent", b"\x13BitTorrent"),
         (b"\x03\0\0\x13\x0e\xe0\0", b"\x03\0\0\x13\x0e\xd0\0"),
         (b"CAPA\r\n", b"+OK POP3\r\n"),
