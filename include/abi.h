@@ -201,6 +201,16 @@ struct fw_net {
 	__u64 mask[2];
 };
 
+/* The lock-out guard. */
+struct fw_guard {
+	__u64 filter;		    /* bit port % 64 of each guarded port: most packets look no further */
+	__u16 port[FW_GUARD_PORTS];
+	__u8 ports;		    /* used entries of port */
+	__u8 nets;
+	__u8 pad[6];
+	struct fw_net net[FW_GUARD_NETS];
+};
+
 struct fw_policy {
 	__u32 generation;	    /* counts the swaps, from 1 */
 	__u32 iface_multiplier;	    /* slot = ifindex * multiplier >> 24 */
@@ -209,17 +219,13 @@ struct fw_policy {
 	__u8 drop_unparsable;
 	__u8 stateful;
 	__u8 dhcp;		    /* DHCP answers to this host always pass */
-	__u8 guard_ports;	    /* used entries of guard_port */
-	__u8 guard_nets;
 	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
 	__u8 write_meta;	    /* a rule mirrors: what passes takes struct xdp_meta along */
 	__u8 rp_filter;		    /* enum fw_rp_filter */
 	__u8 next_hop;		    /* records say which way the packet goes */
 	__u8 flow_turn;		    /* the flow cache forgets in two turns of 2^flow_turn ticks, see flow_set() */
-	__u8 pad[4];
-	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
-	__u16 guard_port[FW_GUARD_PORTS];
-	struct fw_net guard_net[FW_GUARD_NETS];
+	__u8 pad[6];
+	struct fw_guard guard;
 	struct fw_iface iface[FW_IFACE_SLOTS];
 };
 
@@ -807,20 +813,13 @@ struct ids_back {
 	__u64 pad[2];
 };
 
-struct ids_set {
-	struct ids_entry way[IDS_WAYS];
-};
-
-struct ids_set_back {
-	struct ids_back way[IDS_WAYS];
-};
-
 /* Where a record is put together, by CPU: it is copied into the ring buffer whole. */
 struct ids_scratch {
 	struct ids_record record;
 	__u8 frame[IDS_FRAME_MAX];
 	__u8 head[IDS_HEAD];
-	__u8 pad[32];
+	struct ids_entry no_entry;  /* of a packet that has none */
+	struct ids_back no_back;
 };
 
 /* Why a packet that should have been recorded was not. */
@@ -877,14 +876,10 @@ struct block {
 
 /* Who must not be blocked, and whether anything is. */
 struct block_policy {
-	__u32 blocks;		    /* entries of both tables */
-	__u8 dhcp;		    /* DHCP answers to this host always pass */
-	__u8 guard_ports;	    /* used entries of guard_port */
-	__u8 guard_nets;
-	__u8 pad;
-	__u64 guard_filter;	    /* as in struct fw_policy */
-	__u16 guard_port[FW_GUARD_PORTS];
-	struct fw_net guard_net[FW_GUARD_NETS];
+	__u32 flows, addresses;	    /* entries of the tables: most hosts block nothing */
+	__u32 dhcp;		    /* 1: DHCP between this host and its server always passes */
+	__u32 pad;
+	struct fw_guard guard;
 };
 
 /* ---- explain ---- */

@@ -23,6 +23,7 @@ macro_rules! plain {
 }
 plain!(
     fw_tables,
+    fw_guard,
     fw_control,
     fw_flow_set_v4,
     fw_flow_set_v6,
@@ -55,8 +56,6 @@ plain!(
     ids_record,
     ids_entry,
     ids_back,
-    ids_set,
-    ids_set_back,
     ids_scratch,
     ids_count,
     ids_counts,
