@@ -6,7 +6,9 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
+use crate::engines::l7::config::L7Config;
 use crate::engines::ratelimit::config::RatelimitConfig;
 use crate::flow::config::CaptureConfig;
 use crate::written::Field;
@@ -30,6 +32,8 @@ pub struct Config {
     pub ratelimit: RatelimitConfig,
     /// Section `[ids]`.
     pub ids: CaptureConfig,
+    /// Section `[l7]`.
+    pub l7: L7Config,
 }
 
 impl Config {
@@ -37,16 +41,27 @@ impl Config {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
+        let l7_field = r.key("l7");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids? };
+        let l7 = l7_field.table().map(L7Config::read);
+        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
+            );
+        }
+        if config.l7.enabled && config.ids.enabled == Some(false) {
+            ids_field.error("enabled: the rules of [l7] judge what is inspected; set ids.enabled = true, or l7.enabled = false");
+        }
+        if config.l7.enabled && config.l7.mode == Mode::Block && !config.firewall.enabled {
+            l7_field.error(
+                "flows are blocked by the firewall's program; set firewall.enabled = true (without rules it passes \
+                 everything), or l7.mode = \"alert\"",
             );
         }
         if config.agent.cpu_steering != CpuSteering::Off && !config.firewall.enabled {
@@ -56,6 +71,11 @@ impl Config {
             );
         }
         Some(config)
+    }
+
+    /// Whether flows are inspected.
+    pub fn inspects(&self) -> bool {
+        self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
     /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
@@ -102,7 +122,8 @@ impl Config {
             ("ids.memory", ids.memory != was.memory),
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys);
+        let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
+        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }
