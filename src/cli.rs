@@ -106,6 +106,8 @@ pub enum Remote {
     RatelimitList,
     /// So many of those who are over a rate limit.
     RatelimitTop(u32),
+    /// The target, with its query.
+    Flows(String),
     /// One request whose answer is printed as it is.
     Call(Call),
 }
@@ -189,6 +191,7 @@ enum Sub {
     Metrics(MetricsArgs),
     Firewall(FirewallArgs),
     Ratelimit(RatelimitArgs),
+    Flows(FlowsArgs),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
@@ -526,6 +529,27 @@ struct BucketsArgs {
     address: std::net::IpAddr,
 }
 
+/// List the live flows, the heaviest first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "flows", help_triggers("-h", "--help", "help"))]
+struct FlowsArgs {
+    /// bytes (default) or packets
+    #[argh(option, default = "String::from(\"bytes\")")]
+    sort: String,
+
+    /// only flows of this address
+    #[argh(option, arg_name = "address")]
+    ip: Option<std::net::IpAddr>,
+
+    /// only flows of this protocol: tcp, udp, or http, tls...
+    #[argh(option, arg_name = "name")]
+    protocol: Option<String>,
+
+    /// how many; else 20
+    #[argh(option, arg_name = "number", default = "20")]
+    limit: u32,
+}
+
 /// Show, reload and confirm the agent's configuration.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "config", help_triggers("-h", "--help", "help"))]
@@ -808,12 +832,24 @@ fn command(sub: Sub) -> Result<Command, Exit> {
                 update("ratelimit update", LIMITS, limit_body("ratelimit update", args.0).map_err(usage)?, confirm)?
             }
         },
+        Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
 }
 
 const RULES: &str = "/api/v1/firewall/rules";
 const LIMITS: &str = "/api/v1/ratelimit/rules";
+
+fn flows_target(args: &FlowsArgs) -> String {
+    let mut target = format!("/api/v1/flows?sort={}&limit={}", encoded(&args.sort), args.limit);
+    if let Some(ip) = args.ip {
+        target += &format!("&ip={}", encoded(&ip.to_string()));
+    }
+    if let Some(protocol) = &args.protocol {
+        target += &format!("&protocol={}", encoded(protocol));
+    }
+    target
+}
 
 fn delete(rules: &str, args: &DeleteArgs) -> Remote {
     let target = confirmed(&rule_path(rules, &args.id), args.confirm);
@@ -991,6 +1027,7 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let target = format!("/api/v1/ratelimit/top?limit={limit}");
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
         }
+        Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)
@@ -1075,6 +1112,20 @@ const LIMIT_COLUMNS: &[Column] = &[
     ("FROM", &["source"]),
     ("PASSED", &["passed"]),
     ("OVER LIMIT", &["over_limit"]),
+];
+
+const FLOW_COLUMNS: &[Column] = &[
+    ("CLIENT", &["client_ip", "client_port"]),
+    ("SERVER", &["server_ip", "server_port"]),
+    ("PROTOCOL", &["protocol", "app_proto"]),
+    ("STATE", &["state"]),
+    ("VLANS", &["vlans"]),
+    ("SENT PACKETS", &["client_packets"]),
+    ("SENT BYTES", &["client_bytes"]),
+    ("GOT PACKETS", &["server_packets"]),
+    ("GOT BYTES", &["server_bytes"]),
+    ("BLOCKED", &["blocked"]),
+    ("LAST", &["last"]),
 ];
 
 const TOP_COLUMNS: &[Column] = &[

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Alert;
+use crate::flow::community_id::community_id;
 use crate::flow::{Direction, Flow};
 use crate::packet::proto::{Fact, Told, ftp, http, smb, smtp, tls};
 
@@ -28,6 +29,7 @@ impl Alert {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         });
+        self.community_id = Some(community_id(flow));
         self.app_proto = flow.app_proto.map(|protocol| protocol.name());
     }
 
@@ -182,7 +184,8 @@ mod tests {
         let facts = facts_of(&Fact::Smtp(Arc::new(mail)));
         assert_eq!(texts(&facts), [format!("smtp_to={}...", "a@b,".repeat(8))]);
 
-        let login = ftp::Exchange { command: b"PASS".to_vec(), argument: b"secret".to_vec(), ..ftp::Exchange::default() };
+        let login =
+            ftp::Exchange { command: b"PASS".to_vec(), argument: b"secret".to_vec(), ..ftp::Exchange::default() };
         assert_eq!(texts(&facts_of(&Fact::Ftp(Arc::new(login)))), ["ftp_command=PASS"]);
     }
 }

@@ -281,6 +281,12 @@ impl Blocks {
         self.addresses.page(after, limit, |&address| address_key(address))
     }
 
+    /// Whether a flow is blocked now.
+    pub fn is_blocked(&self, flow: &BlockedFlow) -> bool {
+        let lasts = |until: &Option<u64>| until.is_none_or(|until| boot_seconds().is_ok_and(|now| now < until));
+        self.flows.entries.get(flow).is_some_and(lasts)
+    }
+
     /// How many flows and addresses are blocked, those included that have expired and were not taken away so far.
     pub fn len(&self) -> (usize, usize) {
         (self.flows.entries.len(), self.addresses.entries.len())

@@ -105,6 +105,12 @@ pub fn decode(record: &[u8]) -> Option<Record<'_>> {
     (is_whole && is_known).then_some(Record { head, frame })
 }
 
+/// Which worker a record is for, by the keyed hash of its two addresses; `None` when it is too short for one. The worker
+/// decodes the rest.
+pub fn pair_hash(record: &[u8]) -> Option<u32> {
+    Some(from_bytes::<ids_record>(record)?.pair)
+}
+
 impl Record<'_> {
     fn has(&self, flag: ids_flag) -> bool {
         u32::from(self.head.flags) & flag.0 != 0

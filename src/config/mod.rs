@@ -56,7 +56,9 @@ impl Config {
             );
         }
         if config.l7.enabled && config.ids.enabled == Some(false) {
-            ids_field.error("enabled: the rules of [l7] judge what is inspected; set ids.enabled = true, or l7.enabled = false");
+            ids_field.error(
+                "enabled: the rules of [l7] judge what is inspected; set ids.enabled = true, or l7.enabled = false",
+            );
         }
         if config.l7.enabled && config.l7.mode == Mode::Block && !config.firewall.enabled {
             l7_field.error(

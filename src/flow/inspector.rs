@@ -427,6 +427,11 @@ impl Inspector {
 
     /// After a packet: the flow goes to its list, and what it keeps is counted.
     fn settle(&mut self, slot: u32, watcher: &mut dyn Watcher) {
+        if let Some(entry) = self.table.get_mut(slot)
+            && entry.flow.is_blocked
+        {
+            watcher.blocked_packet(&entry.flow);
+        }
         self.table.touch(slot, self.now_ns);
         self.recount(slot);
         while let Some((id, transfer)) = self.named.pop() {

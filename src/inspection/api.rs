@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::Worker;
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Request, Role, Spec};
-use crate::flow::{Direction, Flow, community_id};
+use crate::flow::community_id::community_id;
+use crate::flow::{Direction, Flow};
 use crate::logging::rfc3339;
 use crate::packet::proto::{AppProto, Side};
 use crate::ruled::api::gone;
@@ -64,7 +65,7 @@ impl From<&Flow> for FlowView {
         let of = |counts: [u64; 2], side: Side| counts[side as usize];
         FlowView {
             flow_id: flow.id,
-            community_id: community_id::of(flow.protocol, flow.client, flow.server),
+            community_id: community_id(flow),
             client_ip: flow.client.ip(),
             client_port: flow.client.port(),
             server_ip: flow.server.ip(),

@@ -67,7 +67,6 @@ impl Used {
 /// The poller's end: one lane for each worker.
 pub struct Outgoing {
     lanes: Vec<Lane>,
-    delivered: Counter,
     lost: Counter,
 }
 
@@ -78,8 +77,8 @@ struct Lane {
 }
 
 impl Outgoing {
-    /// Lanes to so many workers. `delivered` counts records that were handed over, `lost` those that found no room.
-    pub fn new(workers: usize, delivered: Counter, lost: Counter) -> (Outgoing, Vec<Incoming>) {
+    /// Lanes to so many workers. `lost` counts records that found no room.
+    pub fn new(workers: usize, lost: Counter) -> (Outgoing, Vec<Incoming>) {
         let (lanes, incoming) = (0..workers.max(1))
             .map(|_| {
                 let (batches, to_read) = bounded(BATCHES_MAX);
@@ -88,7 +87,7 @@ impl Outgoing {
                 (lane, Incoming { batches: to_read, used: Used(give_back) })
             })
             .unzip();
-        (Outgoing { lanes, delivered, lost }, incoming)
+        (Outgoing { lanes, lost }, incoming)
     }
 
     /// Takes a record for the worker that `hash` names.
@@ -113,21 +112,11 @@ impl Outgoing {
         let lane = &mut self.lanes[at];
         let records = lane.batch.records;
         let next = lane.used.try_recv().unwrap_or_default();
-        match lane.batches.try_send(std::mem::replace(&mut lane.batch, next)) {
-            Ok(()) => {
-                self.delivered.inc_by(records);
-            }
-            Err(refused) => {
-                self.lost.inc_by(records);
-                lane.batch = refused.into_inner();
-                lane.batch.clear();
-            }
+        if let Err(refused) = lane.batches.try_send(std::mem::replace(&mut lane.batch, next)) {
+            self.lost.inc_by(records);
+            lane.batch = refused.into_inner();
+            lane.batch.clear();
         }
-    }
-
-    /// Batches that wait for each worker.
-    pub fn waiting(&self) -> Vec<usize> {
-        self.lanes.iter().map(|lane| lane.batches.len()).collect()
     }
 }
 
@@ -143,15 +132,14 @@ mod tests {
 
     #[test]
     fn each_record_arrives_once_and_in_order_or_is_counted() {
-        let (delivered, lost) = (Counter::default(), Counter::default());
-        let (mut outgoing, incoming) = Outgoing::new(3, delivered.clone(), lost.clone());
+        let lost = Counter::default();
+        let (mut outgoing, incoming) = Outgoing::new(3, lost.clone());
         let all = 200_000u32;
         for number in 0..all {
             outgoing.push(number.wrapping_mul(0x9e37_79b9), &record(number));
         }
         outgoing.flush();
         assert!(lost.get() > 0, "the queues hold less than what was sent");
-        assert_eq!(delivered.get() + lost.get(), u64::from(all));
         let mut arrived = 0;
         for worker in &incoming {
             let mut last = None;
@@ -166,12 +154,12 @@ mod tests {
                 worker.used.give_back(batch);
             }
         }
-        assert_eq!(arrived, delivered.get());
+        assert_eq!(arrived + lost.get(), u64::from(all));
     }
 
     #[test]
     fn a_hash_always_means_the_same_worker() {
-        let (mut outgoing, incoming) = Outgoing::new(4, Counter::default(), Counter::default());
+        let (mut outgoing, incoming) = Outgoing::new(4, Counter::default());
         for hash in [0, 1, u32::MAX / 2, u32::MAX] {
             outgoing.push(hash, &hash.to_ne_bytes());
             outgoing.push(hash, &hash.to_ne_bytes());

@@ -435,7 +435,8 @@ impl Judge {
         }
         scratch.candidates = candidates;
         let wanted = first.map_or(default.unwrap_or(Action::Allow), |number| self.rules[number as usize].action);
-        let is_opposed = |waiting: &[bool; 3]| (0..).zip(waiting).any(|(action, waits)| *waits && action != wanted as usize);
+        let is_opposed =
+            |waiting: &[bool; 3]| (0..).zip(waiting).any(|(action, waits)| *waits && action != wanted as usize);
         if !asked.is_final && (is_opposed(&waiting) || self.is_opposed_by_unknown(scratch, asked, first, wanted)) {
             return Judgement::Later;
         }
