@@ -92,7 +92,7 @@ impl Outgoing {
 
     /// Takes a record for the worker that `hash` names.
     pub fn push(&mut self, hash: u32, record: &[u8]) {
-        let at = (u64::from(hash) * self.lanes.len() as u64 >> 32) as usize;
+        let at = ((u64::from(hash) * self.lanes.len() as u64) >> 32) as usize;
         self.lanes[at].batch.push(record);
         if self.lanes[at].batch.bytes.len() >= BATCH_BYTES {
             self.hand_over(at);
