@@ -56,6 +56,7 @@ pub mod lab;
 pub mod logging;
 pub mod metrics;
 pub mod packet;
+pub mod replay;
 pub mod ruled;
 pub mod supervise;
 pub mod system;
