@@ -168,7 +168,7 @@ impl Eve {
         ends(json, flow.protocol, source, destination);
         if let Some(app_proto) = flow.app_proto {
             json.text("app_proto", app_proto.name());
-        } else if event_type == "flow" {
+        } else if event_type == "flow" && matches!(flow.protocol, 6 | 17) {
             json.text("app_proto", "failed");
         }
     }
