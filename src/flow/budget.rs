@@ -411,3 +411,188 @@ fn transport(frame: &[u8], network: &Network) -> Option<(u64, Counted, u8, usize
         _ => (0, Counted::Packets, 0, 0),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::build::Packet;
+    use proptest::prelude::*;
+
+    const SECRET: [u64; 4] = [3, 5, 7, 11];
+    const SECOND: u64 = 1_000_000_000;
+    const ACK: u8 = 0x10;
+
+    fn budgets(stream_depth: u64, udp_packets: u64) -> Budgets {
+        Budgets::new(BudgetLimits { stream_depth, udp_packets, entries: 16 }, SECRET)
+    }
+
+    fn tcp(flags: u8, payload: usize) -> Vec<u8> {
+        Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]).tcp(1000, 80).flags(flags).payload(&vec![1; payload]).build()
+    }
+
+    fn udp(source: u16, destination: u16) -> Vec<u8> {
+        Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]).udp(source, destination).payload(&[1; 10]).build()
+    }
+
+    fn whole(frame: &[u8], unseen: (u64, u64)) -> Spent {
+        Spent::Recorded { length: frame.len(), unseen }
+    }
+
+    #[test]
+    fn tcp_spends_payload_and_goes_beyond_by_one_packet() {
+        let mut budgets = budgets(1000, 1);
+        let data = tcp(ACK, 600);
+        assert_eq!(budgets.spend(&tcp(SYN, 0), 0), whole(&tcp(SYN, 0), (0, 0)));
+        assert_eq!(budgets.spend(&data, 0), whole(&data, (0, 0)));
+        assert_eq!(budgets.spend(&data, 0), whole(&data, (0, 0)));
+        assert_eq!(budgets.spend(&data, 0), Spent::Past);
+        assert_eq!(budgets.spend(&data, 0), Spent::Past);
+        // A FIN is told by its headers, and brings what was not seen.
+        let length = data.len() as u64;
+        assert_eq!(budgets.spend(&tcp(ACK | FIN, 600), 0), Spent::Recorded { length: 54, unseen: (2, 2 * length) });
+        assert_eq!(budgets.spend(&tcp(RST, 0), 0), Spent::Recorded { length: 54, unseen: (0, 0) });
+        // A SYN starts the direction anew.
+        assert_eq!(budgets.spend(&tcp(SYN, 0), 0), whole(&tcp(SYN, 0), (0, 0)));
+        assert_eq!(budgets.spend(&data, 0), whole(&data, (0, 0)));
+    }
+
+    #[test]
+    fn a_direction_past_its_budget_is_heard_of_every_ten_seconds() {
+        let mut budgets = budgets(1, 1);
+        let data = tcp(ACK, 100);
+        budgets.spend(&data, 0);
+        let mut told = Vec::new();
+        for second in 1..=30 {
+            if let Spent::Recorded { length, unseen } = budgets.spend(&data, second * SECOND) {
+                told.push((second, length, unseen.0));
+            }
+        }
+        assert_eq!(told, [(10, 54, 9), (20, 54, 9), (30, 54, 9)]);
+    }
+
+    #[test]
+    fn packets_of_tcp_without_payload_have_a_share_of_their_own() {
+        let mut budgets = budgets(2048, 1);
+        let empty = tcp(ACK, 0);
+        let recorded = (0..100).filter(|_| budgets.spend(&empty, 0) == whole(&empty, (0, 0))).count();
+        assert_eq!(recorded, 18);
+        // Which leaves the payload's alone.
+        assert!(matches!(budgets.spend(&tcp(ACK, 5), 0), Spent::Recorded { length: 59, .. }));
+    }
+
+    #[test]
+    fn all_else_spends_packets_and_starts_anew_after_a_minute() {
+        let mut budgets = budgets(1, 2);
+        let packet = udp(5, 53);
+        let mut run = |time: u64| budgets.spend(&packet, time * SECOND);
+        assert_eq!(run(0), whole(&packet, (0, 0)));
+        assert_eq!(run(0), whole(&packet, (0, 0)));
+        assert_eq!(run(1), Spent::Past);
+        assert_eq!(run(61), whole(&packet, (1, packet.len() as u64)));
+        assert_eq!(run(61), whole(&packet, (0, 0)));
+        assert_eq!(run(62), Spent::Past);
+        let ping = Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]).ping(1, 1).build();
+        let told: Vec<_> = (0..3).map(|_| budgets.spend(&ping, 0)).collect();
+        assert_eq!(told, [whole(&ping, (0, 0)), whole(&ping, (0, 0)), Spent::Past]);
+    }
+
+    #[test]
+    fn directions_and_vlans_are_told_apart() {
+        let mut budgets = budgets(1, 1);
+        let base = || Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]);
+        let packets = [
+            base().udp(1, 2).build(),
+            base().udp(2, 1).build(),
+            base().vlan(7).udp(1, 2).build(),
+            base().vlan(7).vlan(8).udp(1, 2).build(),
+            base().vlan(8).vlan(7).udp(1, 2).build(),
+            Packet::new().ipv4([10, 0, 0, 2], [10, 0, 0, 1]).udp(1, 2).build(),
+            Packet::new().between("2001:db8::1", "2001:db8::2").udp(1, 2).build(),
+        ];
+        for packet in &packets {
+            assert_eq!(budgets.spend(packet, 0), whole(packet, (0, 0)));
+            assert_eq!(budgets.spend(packet, 0), Spent::Past);
+        }
+    }
+
+    #[test]
+    fn what_carries_others_has_no_budget_and_what_is_no_ip_is_not_looked_at() {
+        let mut budgets = budgets(1, 1);
+        let base = || Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]).payload(&[0x45; 64]);
+        let fragments = base().udp(1, 2).payload(&[1; 3000]).fragments(9, 1480);
+        let mut free = vec![udp(5, VXLAN_PORT), fragments[0].clone(), fragments[1].clone()];
+        free.extend([IPV4_IN_IP, IPV6_IN_IP, GRE].map(|number| base().protocol(number).build()));
+        // Not to be parsed: a header that is cut off.
+        free.push(tcp(ACK, 0)[..40].to_vec());
+        for packet in &free {
+            for _ in 0..3 {
+                assert_eq!(budgets.spend(packet, 0), whole(packet, (0, 0)), "{packet:x?}");
+            }
+        }
+        let arp = Packet::new().arp_request([10, 0, 0, 1].into(), [10, 0, 0, 2].into()).build();
+        assert_eq!(budgets.spend(&arp, 0), Spent::NotLookedAt);
+        assert_eq!(budgets.spend(&[], 0), Spent::NotLookedAt);
+        let deep = Packet::new().vlan(1).vlan(2).vlan(3).ipv4([10, 0, 0, 1], [10, 0, 0, 2]).udp(1, 2).build();
+        assert_eq!(budgets.spend(&deep, 0), Spent::NotLookedAt);
+    }
+
+    #[test]
+    fn the_one_that_was_silent_longest_makes_room() {
+        let mut budgets = budgets(1, 1);
+        for port in 0..1000u16 {
+            let packet = udp(port, 53);
+            let time = u64::from(port) * SECOND;
+            assert_eq!(budgets.spend(&packet, time), whole(&packet, (0, 0)));
+            assert_eq!(budgets.spend(&packet, time), Spent::Past);
+        }
+        assert_eq!(budgets.evicted, 1000 - 16);
+        // The last eight are in whatever set they fell into.
+        for port in 992..1000 {
+            assert_eq!(budgets.spend(&udp(port, 53), 1000 * SECOND), Spent::Past, "{port}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_between_records(
+            steps in proptest::collection::vec((0u8..4, 0usize..1500, 0u64..40), 1..200),
+        ) {
+            let mut budgets = budgets(4000, 3);
+            let (mut time, mut past, mut told) = (0, (0, 0), (0, 0));
+            for (flags, payload, pause) in steps {
+                time += pause * SECOND / 4;
+                let frame = tcp([ACK, ACK, SYN, FIN | ACK][usize::from(flags)], payload);
+                match budgets.spend(&frame, time) {
+                    Spent::Past => past = (past.0 + 1, past.1 + frame.len() as u64),
+                    Spent::Recorded { length, unseen } => {
+                        prop_assert!(length == frame.len() || length == 54);
+                        told = (told.0 + unseen.0, told.1 + unseen.1);
+                    }
+                    Spent::NotLookedAt => prop_assert!(false),
+                }
+            }
+            if let Spent::Recorded { unseen, .. } = budgets.spend(&tcp(RST, 0), time) {
+                told = (told.0 + unseen.0, told.1 + unseen.1);
+            }
+            prop_assert_eq!(told, past);
+        }
+
+        #[test]
+        fn whatever_comes_is_recorded_within_its_length(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+            ethertype in proptest::sample::select(vec![0x0800u16, 0x86dd, 0x8100, 0x88a8]),
+            version in proptest::sample::select(vec![0x45u8, 0x60, 0x4f]),
+        ) {
+            if let Some(place) = bytes.get_mut(12..15) {
+                place[..2].copy_from_slice(&ethertype.to_be_bytes());
+                place[2] = version;
+            }
+            let mut budgets = budgets(0, 0);
+            for _ in 0..3 {
+                if let Spent::Recorded { length, .. } = budgets.spend(&bytes, 0) {
+                    prop_assert!(length <= bytes.len());
+                }
+            }
+        }
+    }
+}
