@@ -5,14 +5,20 @@
 //! caps beside each parser), and never fails: what does not follow its protocol is told as an [`Oddity`], and a stream that
 //! it lost is skipped until it finds its place again, if the protocol has one.
 
+pub mod detect;
 pub mod dns;
 pub mod ftp;
 pub mod http;
+pub(crate) mod inner;
+pub(crate) mod lines;
 pub mod quic;
 pub mod smb;
 pub mod smtp;
 pub mod ssh;
 pub mod tls;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -205,6 +211,8 @@ pub trait Parser: Send {
 
 /// The parser of a protocol, for one conversation.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
-    let _ = protocol;
-    None
+    Some(match protocol {
+        AppProto::Smtp => Box::new(smtp::Conversation::default()),
+        _ => return None,
+    })
 }
