@@ -9,10 +9,14 @@ pub mod dns;
 pub mod ftp;
 pub mod http;
 pub mod quic;
+pub(crate) mod reader;
 pub mod smb;
 pub mod smtp;
 pub mod ssh;
 pub mod tls;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -205,6 +209,9 @@ pub trait Parser: Send {
 
 /// The parser of a protocol, for one conversation.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
-    let _ = protocol;
-    None
+    Some(match protocol {
+        AppProto::Tls => Box::new(tls::Conversation::default()),
+        AppProto::Ssh => Box::new(ssh::Conversation::default()),
+        _ => return None,
+    })
 }
