@@ -12,6 +12,7 @@ pub mod http;
 pub(crate) mod inner;
 pub(crate) mod lines;
 pub mod quic;
+pub(crate) mod reader;
 pub mod smb;
 pub mod smtp;
 pub mod ssh;
@@ -209,10 +210,22 @@ pub trait Parser: Send {
     fn memory(&self) -> usize;
 }
 
-/// The parser of a protocol, for one conversation.
+/// The parser of a protocol, for one conversation over TCP; of QUIC, which is never there, over UDP.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
+        AppProto::Tls => Box::new(tls::Conversation::default()),
+        AppProto::Ssh => Box::new(ssh::Conversation::default()),
+        AppProto::Dns => Box::new(dns::Stream::default()),
+        AppProto::Quic => return datagram_parser_for(protocol),
+        _ => return None,
+    })
+}
+
+/// The parser of a protocol, for one conversation over UDP.
+pub fn datagram_parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
+    Some(match protocol {
+        AppProto::Dns => Box::new(dns::Datagrams::default()),
         _ => return None,
     })
 }
