@@ -8,6 +8,8 @@
 pub mod dns;
 pub mod ftp;
 pub mod http;
+mod http1;
+mod http2;
 pub mod quic;
 pub mod smb;
 pub mod smtp;
@@ -205,6 +207,9 @@ pub trait Parser: Send {
 
 /// The parser of a protocol, for one conversation.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
-    let _ = protocol;
-    None
+    match protocol {
+        AppProto::Http => Some(Box::new(http1::Http1::default())),
+        AppProto::Http2 => Some(Box::new(http2::Http2::default())),
+        _ => None,
+    }
 }
