@@ -11,6 +11,8 @@ pub mod ftp;
 pub mod http;
 pub(crate) mod inner;
 pub(crate) mod lines;
+mod http1;
+mod http2;
 pub mod quic;
 pub(crate) mod reader;
 pub mod smb;
@@ -213,6 +215,8 @@ pub trait Parser: Send {
 /// The parser of a protocol, for one conversation over TCP; of QUIC, which is never there, over UDP.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
+        AppProto::Http => Box::new(http1::Http1::default()),
+        AppProto::Http2 => Box::new(http2::Http2::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         AppProto::Tls => Box::new(tls::Conversation::default()),
         AppProto::Ssh => Box::new(ssh::Conversation::default()),
