@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+pub use crate::packet::frame::Link;
 use crate::packet::proto::{AppProto, Side, Told};
 
 /// Which way a packet went, seen from this host.
@@ -35,21 +36,6 @@ pub struct PacketMeta {
     /// Packets and bytes of the frame's flow and direction that were not handed over since the last one, because the
     /// flow's budget was spent or they found no room.
     pub unseen: (u64, u64),
-}
-
-/// Link layer of the packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Link {
-    /// Ethernet.
-    Ethernet,
-    /// IPv4 or IPv6 without a link layer.
-    Raw,
-    /// BSD loopback: four bytes of address family in either order.
-    Null,
-    /// Linux cooked capture, version 1.
-    Sll,
-    /// Linux cooked capture, version 2.
-    Sll2,
 }
 
 /// How a TCP flow stands. UDP's are `New` until both sides sent, then `Established`.
