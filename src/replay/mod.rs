@@ -20,8 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::config::Config;
-use crate::flow::inspector::{Inspector, Limits};
-use crate::flow::{Direction, Link, PacketMeta};
+use crate::flow::{Direction, Inspector, Limits, Link, PacketMeta};
 
 use capture::{Capture, OpenError};
 use gate::{Gate, Passage};

@@ -10,8 +10,7 @@ mod time;
 
 use std::net::SocketAddr;
 
-use crate::flow::{Anomaly, EndReason, Flow};
-use crate::packet::community;
+use crate::flow::{Anomaly, EndReason, Flow, community_id};
 use crate::packet::proto::{AppProto, Side, Told};
 
 use json::Json;
@@ -166,6 +165,7 @@ impl Eve {
             Side::Server => (flow.server, flow.client),
         };
         ends(json, flow.protocol, source, destination);
+        json.text("community_id", &community_id(flow));
         if let Some(app_proto) = flow.app_proto {
             json.text("app_proto", app_proto.name());
         } else if event_type == "flow" && matches!(flow.protocol, 6 | 17) {
@@ -180,7 +180,7 @@ impl Eve {
     }
 }
 
-/// Addresses, ports, protocol, and the flow's common name.
+/// Addresses, ports, protocol.
 fn ends(json: &mut Json, protocol: u8, source: SocketAddr, destination: SocketAddr) {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
@@ -209,12 +209,6 @@ fn ends(json: &mut Json, protocol: u8, source: SocketAddr, destination: SocketAd
     if name.is_empty() {
         json.raw(b"\"");
         json.padded(u64::from(protocol), 3);
-        json.raw(b"\"");
-    }
-    if has_ports {
-        json.key("community_id");
-        json.raw(b"\"");
-        json.raw(&community::id(protocol, source, destination));
         json.raw(b"\"");
     }
 }

@@ -256,7 +256,7 @@ fn protocols_without_ports() {
         let flow = Flow { protocol: number, ..flow() };
         let line: serde_json::Value = serde_json::from_slice(eve.flow(&flow, EndReason::Timeout, TIME, false)).unwrap();
         assert_eq!(line["proto"], name);
-        assert!(line.get("src_port").is_none() && line.get("community_id").is_none());
+        assert!(line.get("src_port").is_none());
     }
 }
 
