@@ -4,7 +4,29 @@
 //! would, finds the protocol, and tells a [`Watcher`] of transactions, anomalies, and flows that ended. Everything it keeps
 //! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
 
+mod app;
+pub mod community_id;
+pub mod defrag;
+mod entry;
+mod expect;
+mod fold;
+mod history;
+mod inspector;
+mod limits;
+pub mod reassembly;
+mod stats;
+mod table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
+
+pub use app::Protocols;
+pub use community_id::community_id;
+pub use inspector::Inspector;
+pub use limits::{Checksums, Limits, SECOND_NS};
+pub use stats::Stats;
 
 pub use crate::packet::frame::Link;
 use crate::packet::proto::{AppProto, Side, Told};
