@@ -443,7 +443,10 @@ impl Http2 {
         match self.half(side).decoder.decode(bytes, |name, value| block.add(name, value)) {
             Ok(unknown) => block.unknown = unknown,
             // The fields in front of the error are right.
-            Err(_) => out.odd(side, "http2.bad_hpack"),
+            Err(_) => {
+                out.odd(side, "http2.bad_hpack");
+                block.is_broken = true;
+            }
         }
         block.oddities().for_each(|name| out.odd(side, name));
         let (id, of) = match open.promised {

@@ -302,3 +302,6 @@ impl<'a> Wire<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

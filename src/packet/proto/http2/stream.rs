@@ -44,7 +44,7 @@ impl Stream {
                 if block.status.is_some_and(|status| (100..200).contains(&status)) {
                     return false;
                 }
-                if block.status.is_none() && block.unknown == 0 {
+                if block.status.is_none() && block.is_whole() {
                     odd.push("http2.bad_pseudo_field");
                 }
                 exchange.status = block.status;
@@ -85,6 +85,8 @@ pub(super) struct Block {
     pub status: Option<u16>,
     /// Fields that were left out because nobody knows them.
     pub unknown: u32,
+    /// The block ended in an error: there may have been more.
+    pub is_broken: bool,
     codings: Codings,
     has_scheme: bool,
     hosts: u32,
@@ -154,6 +156,10 @@ impl Block {
         self.oddity = if is_odd { Some("http2.bad_pseudo_field") } else { self.oddity };
     }
 
+    fn is_whole(&self) -> bool {
+        self.unknown == 0 && !self.is_broken
+    }
+
     /// What was odd in it.
     pub fn oddities(&self) -> impl Iterator<Item = &'static str> + use<> {
         let too_long = self.is_too_long.then_some("http2.header_list_too_long");
@@ -169,7 +175,7 @@ fn take_request(exchange: &mut Exchange, block: &Block, odd: &mut Vec<&'static s
     exchange.target = block.path.clone().unwrap_or_default();
     let is_connect = exchange.method == b"CONNECT";
     let is_complete = block.method.is_some() && (is_connect || (block.path.is_some() && block.has_scheme));
-    if (!is_complete && block.unknown == 0) || block.status.is_some() {
+    if (!is_complete && block.is_whole()) || block.status.is_some() {
         odd.push("http2.bad_pseudo_field");
     }
     if exchange.target.iter().any(|&b| b <= b' ' || b == 0x7f) {
