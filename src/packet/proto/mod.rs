@@ -230,6 +230,7 @@ pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
 pub fn datagram_parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Dns => Box::new(dns::Datagrams::default()),
+        AppProto::Quic => Box::new(quic::Conversation::default()),
         _ => return None,
     })
 }

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 
 use super::message::read;
 use super::*;
-use crate::packet::proto::testing::{Cut, Piece, assert_cuts_agree, assert_mutations_are_harmless, end, feed};
 use crate::packet::proto::reader::hex;
+use crate::packet::proto::testing::{Cut, Piece, assert_cuts_agree, assert_mutations_are_harmless, end, feed};
 use crate::packet::proto::{Fact, Out, Parser, Side, Stage};
 
 type Labels = Vec<Vec<u8>>;
