@@ -160,9 +160,13 @@ pub struct Told {
 pub struct Oddity(pub &'static str);
 
 /// A connection that a conversation announced: FTP's data.
+///
+/// It may be told before the transfer is known, and again, for the same `server`, when it is: the later one counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Where it will go to.
+    /// Where it will go to, as it was announced; 0.0.0.0 stands for the conversation's own host at that end (EPSV says
+    /// a port only). An announced address may be any: where it is not that host's, whoever holds the flow's addresses
+    /// refuses it and tells of `ftp.bounce`.
     pub server: SocketAddr,
     /// Who will open it: the same host that is this side of the announcing conversation.
     pub opener: Side,
@@ -217,6 +221,8 @@ pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Http => Box::new(http1::Http1::default()),
         AppProto::Http2 => Box::new(http2::Http2::default()),
+        AppProto::Ftp => Box::new(ftp::Conversation::default()),
+        AppProto::FtpData => Box::new(ftp::Carrier::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         AppProto::Tls => Box::new(tls::Conversation::default()),
         AppProto::Ssh => Box::new(ssh::Conversation::default()),

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::Exchange;
 use super::mail::{Data, Head};
-use crate::packet::proto::inner::Inner;
+use crate::packet::proto::inner::{Grant, Inner, Next};
 use crate::packet::proto::lines::{Line, Lines};
-use crate::packet::proto::{AppProto, Fact, Out, Parser, Side, Stage};
+use crate::packet::proto::{Fact, Out, Parser, Side, Stage};
 
 /// Longest command line that is kept; servers take 512 bytes, with extensions more (RFC 5321, 4.5.3.1.4).
 const COMMAND_MAX: usize = 1024;
@@ -21,8 +21,6 @@ const RECIPIENTS_MAX: usize = 100;
 /// Commands that may wait for their replies, and bytes that are kept of them.
 const PENDING_MAX: usize = 1024;
 const PENDING_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of TLS that are kept when they are seen before the reply that grants it.
-const EARLY_MAX: usize = 16 * 1024;
 
 /// What the client's next bytes are.
 #[derive(Debug, Default)]
@@ -94,11 +92,7 @@ pub struct Conversation {
     is_lmtp: bool,
     mail: Option<Mail>,
     is_greeted: bool,
-    /// A STARTTLS waits for its reply.
-    is_tls_asked: bool,
-    /// Replies are missing, one of which may have granted TLS.
-    is_tls_likely: bool,
-    early: Vec<u8>,
+    grant: Grant,
     inner: Option<Inner>,
 }
 
@@ -125,9 +119,8 @@ impl Parser for Conversation {
             Side::Server => {
                 self.lines[Side::Server as usize].lose();
                 self.is_greeted = true;
-                self.is_tls_likely |= self.is_tls_asked;
                 self.give_up_replies(out);
-                if !self.early.is_empty() {
+                if self.grant.lose() {
                     self.begin_tls(out);
                 }
             }
@@ -150,7 +143,7 @@ impl Parser for Conversation {
         let lines: usize = self.lines.iter().map(Lines::memory).sum();
         let inner = self.inner.as_ref().map_or(0, Inner::memory);
         let pending = self.pending.capacity() * size_of::<Pending>() + self.pending_bytes;
-        size_of::<Self>() + lines + pending + mail + self.early.capacity() + inner
+        size_of::<Self>() + lines + pending + mail + self.grant.memory() + inner
     }
 }
 
@@ -173,16 +166,10 @@ impl Conversation {
     }
 
     fn take_lines(&mut self, rest: &mut &[u8], out: &mut Out) {
-        // A record of TLS where a command would begin: the reply that grants it was not seen yet, or is missing.
-        let is_record = self.lines[Side::Client as usize].is_at_start() && rest.first() == Some(&0x16);
-        if !self.early.is_empty() || is_record && self.is_tls_asked {
-            let room = EARLY_MAX - self.early.len();
-            self.early.extend_from_slice(&rest[..rest.len().min(room)]);
-            *rest = &[];
-            return;
-        }
-        if is_record && self.is_tls_likely {
-            return self.begin_tls(out);
+        match self.grant.next(self.lines[Side::Client as usize].is_at_start(), rest) {
+            Next::Plain => {}
+            Next::Tls => return self.begin_tls(out),
+            Next::Held => return,
         }
         let mut lines = mem::take(&mut self.lines[Side::Client as usize]);
         if let Some(line) = lines.next(rest, COMMAND_MAX) {
@@ -212,7 +199,7 @@ impl Conversation {
         if line.is_cut && word != b"AUTH" {
             out.odd(Side::Client, "smtp.long_command");
         }
-        if self.is_tls_asked {
+        if self.grant.is_asked() {
             // It waits for the reply (RFC 3207, 4.2): else what it sends may be taken for said under TLS (CVE-2011-0411).
             out.odd(Side::Client, "smtp.starttls_pipelined");
         }
@@ -242,7 +229,7 @@ impl Conversation {
             }
             b"STARTTLS" => {
                 self.close_mail(out);
-                self.is_tls_asked = true;
+                self.grant.ask();
                 self.plain(Kind::StartTls, word, argument, out);
             }
             b"RSET" | b"QUIT" => {
@@ -448,7 +435,9 @@ impl Conversation {
 
     /// Its reply will not be seen.
     fn give_up(&mut self, pending: Pending, out: &mut Out) {
-        self.is_tls_asked &= pending.kind != Kind::StartTls;
+        if pending.kind == Kind::StartTls {
+            self.grant.lose();
+        }
         if let Some(exchange) = pending.exchange {
             out.tell(pending.tx, Stage::Done, Fact::Smtp(exchange));
         }
@@ -564,11 +553,10 @@ impl Conversation {
                 }
             }
             Kind::StartTls => {
-                self.is_tls_asked = false;
                 if code == 220 {
                     self.begin_tls(out);
                 } else {
-                    let early = mem::take(&mut self.early);
+                    let early = self.grant.refuse();
                     self.take(Side::Client, &early, out);
                 }
             }
@@ -602,8 +590,6 @@ impl Conversation {
         self.give_up_replies(out);
         self.close_mail(out);
         self.lines = Default::default();
-        let mut inner = Inner::begin(AppProto::Tls, self.next_tx, out);
-        inner.take(Side::Client, &mem::take(&mut self.early), out);
-        self.inner = Some(inner);
+        self.inner = Some(self.grant.begin(self.next_tx, out));
     }
 }
