@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::eve::{Alert, Eve};
 use super::summary::Summary;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
-use crate::packet::proto::{Stage, Told};
+use crate::packet::proto::{Fact, Stage, Told};
 
 /// The watcher of a replay.
 pub struct Teller<'o> {
@@ -74,7 +74,9 @@ fn put(out: &mut Option<&mut dyn Write>, error: &mut Option<io::Error>, lines: &
 
 impl Watcher for Teller<'_> {
     fn transaction(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
-        if told.stage == Stage::Done && self.has_lines() {
+        // A query of DNS has a line of its own: that of its response says nothing of when it was asked, and may not come.
+        let is_due = told.stage == Stage::Done || matches!(told.fact, Fact::Dns(_));
+        if is_due && self.has_lines() {
             let line = self.eve.transaction(flow, time_ns, told);
             put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
         }
