@@ -89,8 +89,21 @@ pub enum Command {
     Check(Option<PathBuf>),
     /// Show the agent at work in a laboratory.
     Demo,
+    /// Run a capture file through the same judgement and inspection.
+    Replay(Replay),
     /// Ask a running agent.
     Remote(Remote),
+}
+
+/// What to replay, and how.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// The capture file.
+    pub file: PathBuf,
+    /// Whether the kernel's programs see the packets; else their models.
+    pub kernel: bool,
+    /// Whether there are lines for transactions, anomalies and flows, too.
+    pub events: bool,
 }
 
 /// A command that a running agent answers.
@@ -198,6 +211,7 @@ enum Sub {
     Ebpf(EbpfArgs),
     Openapi(OpenapiArgs),
     Demo(DemoArgs),
+    Replay(ReplayArgs),
 }
 
 /// Display version and build information.
@@ -229,6 +243,25 @@ struct OpenapiArgs {}
 #[derive(FromArgs)]
 #[argh(subcommand, name = "demo", help_triggers("-h", "--help", "help"))]
 struct DemoArgs {}
+
+/// Run a capture file (pcap or pcapng) through the loaded programs, the inspection and the rules of --config, with the
+/// capture's time as the clock. Prints a line of EVE JSON for each alert, and a summary to stderr; with -o table only the
+/// summary, to stdout. A capture that is cut off or broken is read as far as it goes.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "replay", help_triggers("-h", "--help", "help"))]
+struct ReplayArgs {
+    /// the capture file
+    #[argh(positional)]
+    file: PathBuf,
+
+    /// print lines for transactions, anomalies and flows, too
+    #[argh(switch)]
+    events: bool,
+
+    /// use models of the kernel's programs: needs no root, and prints the same
+    #[argh(switch)]
+    no_kernel: bool,
+}
 
 /// Validate a config file without starting.
 #[derive(FromArgs)]
@@ -660,7 +693,7 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
     ("--port", None),
 ];
 /// Options without a value; every other one has one.
-const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled"];
+const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
 
 /// A number is a number in JSON; a range, a name or a number with a suffix is text.
 fn number_or_text(text: String) -> Value {
@@ -737,7 +770,11 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         log_level: line.log_level,
         log_format: line.log_format,
         token: line.token.or_else(|| given("EBPFSENTINEL_TOKEN")).map(Secret),
-        output: line.output.unwrap_or(Output::Table),
+        // A replay's events are for other programs, unless a table is asked for.
+        output: line.output.unwrap_or(match command {
+            Command::Replay(_) => Output::Json,
+            _ => Output::Table,
+        }),
         host: line.host,
         port: line.port,
     };
@@ -792,6 +829,9 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Version(_) => return Ok(Command::Version),
         Sub::Check(args) => return Ok(Command::Check(args.path)),
         Sub::Demo(_) => return Ok(Command::Demo),
+        Sub::Replay(args) => {
+            return Ok(Command::Replay(Replay { file: args.file, kernel: !args.no_kernel, events: args.events }));
+        }
         Sub::Status(_) => get("/api/v1/agent/status"),
         Sub::Health(_) => Remote::Health,
         Sub::Metrics(_) => Remote::Metrics,

@@ -61,6 +61,7 @@ pub mod logging;
 pub mod matching;
 pub mod metrics;
 pub mod packet;
+pub mod replay;
 pub mod ruled;
 pub mod supervise;
 pub mod system;

@@ -5,6 +5,7 @@
 //! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
 
 mod app;
+pub mod budget;
 pub mod community_id;
 pub mod config;
 pub mod defrag;
