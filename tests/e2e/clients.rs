@@ -1,0 +1,306 @@
+//! Real clients and servers through the inspecting agent: what they speak is recognised on ports that are not theirs, the
+//! facts are right, and what a rule denies does not come about.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+
+use ebpfsentinel::lab::Process;
+use serde_json::Value;
+
+use super::support::{Agent, HOST, HOST_V6, Lab, config, wait_for, wait_until};
+
+const PYTHON: &str = "/usr/bin/python3";
+const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/services.py");
+
+/// A firewall that lets everything through, and these rules of the L7 firewall.
+fn l7(rules: &[&str]) -> String {
+    let rules: String = rules.iter().map(|rule| format!("  {rule},\n")).collect();
+    format!("{}\n[l7]\nmode = \"block\"\nrules = [\n{rules}]\n", config("", "mode = \"block\"", &[]))
+}
+
+/// A laboratory whose host offers services.
+struct Town {
+    lab: Lab,
+    servers: Vec<Process>,
+    folder: tempfile::TempDir,
+    agent: Agent,
+}
+
+impl Town {
+    fn new(rules: &[&str]) -> Town {
+        let lab = Lab::new();
+        let agent = lab.start(&l7(rules));
+        let folder = tempfile::Builder::new().prefix("ebs-town-").tempdir().unwrap();
+        std::fs::write(folder.path().join("file.txt"), "secret\n").unwrap();
+        std::fs::write(folder.path().join("open.txt"), "open\n").unwrap();
+        Town { lab, servers: Vec::new(), folder, agent }
+    }
+
+    fn folder(&self) -> &str {
+        self.folder.path().to_str().unwrap()
+    }
+
+    /// Starts a server in the host and waits until it listens.
+    fn serve(&mut self, program: &str, words: &[&str], port: u16) {
+        let mut command = self.lab.host.command(program).unwrap();
+        command.args(words).current_dir(self.folder.path());
+        self.servers.push(Process::start(&mut command).unwrap());
+        let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok() || TcpStream::connect(("::1", port)).is_ok();
+        wait_until(&format!("{program} {words:?} listens"), || self.lab.host.run(listens).unwrap());
+    }
+
+    fn service(&mut self, name: &str, port: u16, more: &[&str]) {
+        let port_text = port.to_string();
+        let words: Vec<&str> = [SERVICES, name, &port_text].into_iter().chain(more.iter().copied()).collect();
+        self.serve(PYTHON, &words, port);
+    }
+
+    /// Runs a client in the world, for at most 15 seconds.
+    fn client(&self, words: &[&str]) -> Output {
+        let mut command: Command = self.lab.world.command("timeout").unwrap();
+        command.arg("15").args(words).stdin(Stdio::null()).current_dir(self.folder.path()).output().unwrap()
+    }
+
+    fn curl(&self, words: &[&str]) -> Output {
+        self.client(&[&["curl", "-sS", "--max-time", "4"], words].concat())
+    }
+
+    /// The alert of a rule that says what `holds`.
+    fn alert(&self, rule: &str, holds: impl Fn(&str) -> bool) -> String {
+        wait_for(&format!("an alert of {rule}"), || {
+            let said = self.agent.said();
+            said.lines().find(|line| line.contains(&format!("rule_id={rule} ")) && holds(line)).map(str::to_owned)
+        })
+    }
+
+    /// Which protocol the live flow to a port of the host speaks.
+    fn protocol_on(&self, port: u16) -> String {
+        wait_for(&format!("the protocol on port {port}"), || {
+            let flows = self.lab.get("/api/v1/flows?limit=1000");
+            let flow = flows.as_array().unwrap().iter().find(|flow| flow["server_port"] == port)?.clone();
+            flow["app_proto"].as_str().map(str::to_owned)
+        })
+    }
+
+    fn rule(&self, id: &str) -> Value {
+        self.lab.get(&format!("/api/v1/firewall/l7-rules/{id}"))
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn fails(output: &Output) {
+    assert!(!output.status.success(), "{}", text(output));
+}
+
+#[test]
+fn http_by_curl_in_both_families() {
+    let mut town = Town::new(&[
+        "{ id = \"admin\", priority = 1, action = \"deny\", protocol = \"http\", path = \"/admin*\" }",
+        "{ id = \"seen\", priority = 9, action = \"log\", protocol = \"http\", host = \"*.example.org\" }",
+    ]);
+    town.service("http", 8123, &[]);
+    for host in [HOST.to_owned(), format!("[{HOST_V6}]")] {
+        let to = |path: &str| format!("http://{host}:8123{path}");
+        for path in ["/plain", "/chunked", "/gzip"] {
+            let got = succeeds(&town.curl(&["--compressed", "-g", "-H", "Host: www.example.org", &to(path)]));
+            assert_eq!(got.len(), 24_000, "{path}");
+        }
+        // However it is written.
+        for path in ["/admin/users", "/%61dmin", "/x/../admin", "//admin"] {
+            let denied = town.curl(&["-g", "--path-as-is", &to(path)]);
+            fails(&denied);
+            assert!(denied.stdout.is_empty(), "{}", text(&denied));
+        }
+        // Also as the second request of a connection that was good so far.
+        let both = town.curl(&["-g", &to("/plain"), &to("/admin")]);
+        fails(&both);
+        assert_eq!(both.stdout.len(), 24_000);
+        // And in a body's shadow.
+        fails(&town.curl(&["-g", "-d", "@/proc/self/cmdline", &to("/admin")]));
+    }
+    assert_eq!(town.protocol_on(8123), "http");
+    let alert = town.alert("admin", |line| line.contains("/admin/users"));
+    for word in ["action=blocked", "component=l7", "app_proto=http", "community_id=1:", "direction=ingress", "pid="] {
+        assert!(alert.contains(word), "{word}: {alert}");
+    }
+    assert!(town.alert("seen", |_| true).contains("www.example.org"));
+    let rule = town.rule("admin");
+    assert_eq!((rule["hits"].as_u64(), rule["enforced"].as_u64()), (Some(12), Some(12)), "{rule}");
+}
+
+#[test]
+fn http2_by_curl_and_nghttpd_and_grpc() {
+    let mut town = Town::new(&[
+        "{ id = \"secret\", priority = 1, action = \"deny\", protocol = \"http\", path = \"/file.txt\" }",
+        "{ id = \"bye\", priority = 2, action = \"deny\", protocol = \"grpc\", service = \"test.Greeter\", method = \"Bye\" }",
+        "{ id = \"hello\", priority = 3, action = \"log\", protocol = \"grpc\", method = \"Hello\" }",
+    ]);
+    town.serve("nghttpd", &["--no-tls", "-d", ".", "8124"], 8124);
+    let to = |path: &str| format!("http://{HOST}:8124{path}");
+    assert_eq!(succeeds(&town.curl(&["--http2-prior-knowledge", &to("/open.txt")])), "open\n");
+    assert_eq!(town.protocol_on(8124), "http2");
+    fails(&town.curl(&["--http2-prior-knowledge", &to("/file.txt")]));
+    // By the upgrade of a request of HTTP/1, which is the first stream of HTTP/2.
+    assert_eq!(succeeds(&town.curl(&["--http2", &to("/open.txt")])), "open\n");
+    fails(&town.curl(&["--http2", &to("/file.txt")]));
+    assert!(town.alert("secret", |_| true).contains("action=blocked"));
+
+    town.service("grpc", 8125, &[]);
+    assert!(succeeds(&town.client(&[PYTHON, SERVICES, "call", "8125", "Hello"])).contains("hello you"));
+    fails(&town.client(&[PYTHON, SERVICES, "call", "8125", "Bye"]));
+    assert!(town.alert("bye", |_| true).contains("action=blocked"));
+    assert!(town.alert("hello", |_| true).contains("test.Greeter"));
+}
+
+#[test]
+fn tls_by_openssl_and_curl() {
+    let mut town = Town::new(&[
+        "{ id = \"tracker\", priority = 1, action = \"deny\", protocol = \"tls\", sni = \"*.tracker.example\" }",
+        "{ id = \"all\", priority = 2, action = \"log\", protocol = \"tls\" }",
+    ]);
+    let made = town.client(&[
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+        "-days",
+        "9",
+        "-subj",
+        "/CN=town.example",
+    ]);
+    succeeds(&made);
+    town.serve(
+        "openssl",
+        &["s_server", "-quiet", "-www", "-accept", "8126", "-cert", "cert.pem", "-key", "key.pem"],
+        8126,
+    );
+    for version in ["-tls1_2", "-tls1_3"] {
+        let connect = format!("{HOST}:8126");
+        let hello = |name: &str| {
+            let words =
+                ["openssl", "s_client", "-connect", &connect, "-servername", name, version, "-alpn", "h2,http/1.1"];
+            town.client(&words)
+        };
+        assert!(text(&hello("good.example")).contains("BEGIN CERTIFICATE"), "{version}");
+        for name in ["a.tracker.example", "A.TRACKER.example"] {
+            assert!(!text(&hello(name)).contains("BEGIN CERTIFICATE"), "{version} {name}");
+        }
+    }
+    assert_eq!(town.protocol_on(8126), "tls");
+    let alert = town.alert("all", |line| line.contains("good.example"));
+    assert!(alert.contains("ja3=") && alert.contains("ja4=t1"), "{alert}");
+    assert!(town.alert("tracker", |_| true).contains("action=blocked"));
+}
+
+#[test]
+fn mails_by_smtplib() {
+    let mut town = Town::new(&[
+        "{ id = \"victim\", priority = 1, action = \"deny\", protocol = \"smtp\", to = \"victim@*\" }",
+        "{ id = \"mails\", priority = 2, action = \"log\", protocol = \"smtp\", from = \"a@example.org\" }",
+    ]);
+    town.service("smtp", 8127, &[]);
+    succeeds(&town.client(&[PYTHON, SERVICES, "mail", "8127", "b@example.org"]));
+    fails(&town.client(&[PYTHON, SERVICES, "mail", "8127", "victim@example.org"]));
+    assert_eq!(town.protocol_on(8127), "smtp");
+    let taken = town.servers[0].output();
+    assert!(taken.contains("b@example.org") && !taken.contains("victim"), "{taken}");
+    assert!(town.alert("victim", |_| true).contains("action=blocked"));
+    town.alert("mails", |line| line.contains("b@example.org"));
+}
+
+#[test]
+fn files_by_ftp_and_smb() {
+    let mut town = Town::new(&[
+        "{ id = \"ftp-file\", priority = 1, action = \"deny\", protocol = \"ftp\", command = \"RETR\", file = \"*file.txt\" }",
+        "{ id = \"smb-file\", priority = 2, action = \"deny\", protocol = \"smb\", file = \"*file.txt\" }",
+        "{ id = \"ftp-any\", priority = 3, action = \"log\", protocol = \"ftp\", command = \"RETR\" }",
+        "{ id = \"smb-any\", priority = 4, action = \"log\", protocol = \"smb\", file = \"*open.txt\" }",
+    ]);
+    let folder = town.folder().to_owned();
+    town.service("ftp", 8128, &[&folder]);
+    for active in [&[][..], &["-P", "-"]] {
+        let get = |file: &str| town.curl(&[active, &[&format!("ftp://{HOST}:8128/{file}")]].concat());
+        assert_eq!(succeeds(&get("open.txt")), "open\n");
+        fails(&get("file.txt"));
+    }
+    assert_eq!(town.protocol_on(8128), "ftp");
+    assert!(town.alert("ftp-file", |_| true).contains("action=blocked"));
+    town.alert("ftp-any", |line| line.contains("open.txt"));
+
+    town.service("smb", 8129, &[&folder]);
+    let get = |file: &str| {
+        let (share, command) = (format!("//{HOST}/DOCS"), format!("get {file} /dev/stdout"));
+        town.client(&["smbclient", "-p", "8129", "-N", &share, "-c", &command])
+    };
+    assert!(text(&get("open.txt")).contains("open\n"));
+    assert!(!text(&get("file.txt")).contains("secret"));
+    assert_eq!(town.protocol_on(8129), "smb");
+    assert!(town.alert("smb-file", |_| true).contains("action=blocked"));
+    town.alert("smb-any", |_| true);
+}
+
+#[test]
+fn ssh_is_recognised() {
+    let mut town = Town::new(&["{ id = \"none\", priority = 1, action = \"log\", protocol = \"http\" }"]);
+    succeeds(&town.client(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "host_key"]));
+    std::fs::create_dir_all("/run/sshd").unwrap();
+    let key = format!("{}/host_key", town.folder());
+    town.serve("/usr/sbin/sshd", &["-D", "-e", "-f", "/dev/null", "-p", "8130", "-h", &key], 8130);
+    // Nobody may log in, but both have shown what they are.
+    fails(&town.client(&[
+        "ssh",
+        "-p",
+        "8130",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "-o",
+        "BatchMode=yes",
+        HOST,
+        "true",
+    ]));
+    assert_eq!(town.protocol_on(8130), "ssh");
+}
+
+/// What a server that is refused a flow sees of it: it is not left waiting.
+#[test]
+fn both_ends_of_a_refused_connection_are_reset() {
+    use std::io::{Read, Write};
+    let town = Town::new(&["{ id = \"no\", priority = 1, action = \"deny\", protocol = \"http\", path = \"/no\" }"]);
+    for (listen, to) in [("0.0.0.0", HOST), ("::", HOST_V6)] {
+        let listener = town.lab.host.run(|| TcpListener::bind((listen, 8131))).unwrap().unwrap();
+        let mut client = town.lab.world.run(|| TcpStream::connect((to, 8131))).unwrap().unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let patience = Some(std::time::Duration::from_secs(20));
+        client.set_read_timeout(patience).unwrap();
+        server.set_read_timeout(patience).unwrap();
+        client.write_all(b"GET /no HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut end = |stream: &mut TcpStream| loop {
+            match stream.read(&mut [0; 512]) {
+                Ok(0) => panic!("{to}: an end without a reset"),
+                Ok(_) => {}
+                Err(error) => return error.kind(),
+            }
+        };
+        assert_eq!(end(&mut server), std::io::ErrorKind::ConnectionReset, "{to}");
+        assert_eq!(end(&mut client), std::io::ErrorKind::ConnectionReset, "{to}");
+    }
+    assert!(town.lab.metric("ebpfsentinel_tcp_resets_total{worker=\"0\",result=\"sent\"}") >= 2.0);
+}
