@@ -35,7 +35,7 @@ impl Gate {
     /// The programs, or their models.
     pub fn open(kernel: bool, config: Option<&Config>) -> Result<Gate> {
         let _ = (kernel, config);
-        let limits = BudgetLimits { stream_depth: 1 << 20, udp_packets: 64, entries: 131_072 };
+        let limits = BudgetLimits { stream_depth: 1 << 20, udp_packets: u64::from(u32::MAX), entries: 131_072 };
         Ok(Gate::Model(Budgets::new(limits, SECRET)))
     }
 
