@@ -294,6 +294,7 @@ impl Tcp<'_, '_, '_> {
             return true;
         }
         let end = &mut self.entry.ends[side as usize];
+        end.has_far_ttl |= end.ttl.abs_diff(arrival.ttl) > TTL_SLACK;
         if matches!(self.entry.app, App::Ignored) || self.entry.flow.is_blocked {
             if is_after(end_sequence, end.next) {
                 end.next = end_sequence;
@@ -323,9 +324,9 @@ impl Tcp<'_, '_, '_> {
 
     fn tell_noticed(&mut self, noticed: Noticed, arrival: &Arrival<'_>) {
         if noticed.is_conflict {
-            let usual = self.entry.ends[arrival.side as usize].ttl;
-            let is_far = usual.abs_diff(arrival.ttl) > TTL_SLACK;
-            self.odd(if is_far { "tcp.overlap_conflict_ttl" } else { "tcp.overlap_conflict" }, arrival.side);
+            // Either of the two may be the one that was made for observers.
+            let has_far_ttl = self.entry.ends[arrival.side as usize].has_far_ttl;
+            self.odd(if has_far_ttl { "tcp.overlap_conflict_ttl" } else { "tcp.overlap_conflict" }, arrival.side);
         }
         if noticed.is_unchecked {
             self.odd("tcp.overlap_unchecked", arrival.side);
