@@ -301,9 +301,10 @@ impl Table {
 
     /// The same among flows that keep memory elsewhere: those that only wait for an answer keep none.
     pub(super) fn next_holder(&self, spared: u32) -> Option<u32> {
-        [List::TcpClosed, List::UdpNew, List::UdpEstablished, List::TcpEstablished, List::TcpNew]
-            .into_iter()
-            .find_map(|list| self.oldest(list, spared))
+        let holders = [List::TcpClosed, List::UdpNew, List::UdpEstablished, List::TcpEstablished];
+        // The rest keep anomalies at most.
+        let others = [List::TcpNew, List::OtherNew, List::OtherEstablished];
+        holders.into_iter().chain(others).find_map(|list| self.oldest(list, spared))
     }
 
     /// The flow at the front of a list, or behind the one that is spared.

@@ -43,6 +43,19 @@ fn bad_checksum(lab: &mut Lab, at: u32, payload: &[u8]) {
     lab.frame(&frame);
 }
 
+/// A segment whose checksum is the pseudo header's sum, as before a network card completes it.
+fn owed_checksum(lab: &mut Lab, at: u32, payload: &[u8]) {
+    assert!(payload.len() % 2 == 0);
+    let mut frame = lab.build(Side::Client, ACK, at, payload).build();
+    let tcp = frame.len() - payload.len() - 20;
+    // What the good checksum covers, taken out of it again.
+    let words = frame[tcp..].chunks(2).map(|word| u32::from(!u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[tcp + 16..tcp + 18].copy_from_slice(&((sum & 0xffff) as u16 + (sum >> 16) as u16).to_be_bytes());
+    lab.frame(&frame);
+}
+
 /// Fragments of a segment with the whole secret, changed before they are sent.
 fn fragments(lab: &mut Lab, change: fn(&mut Vec<Vec<u8>>)) {
     let mut pieces = lab.build(Side::Client, ACK, 0, SECRET.as_bytes()).fragments(99, 8);
@@ -68,6 +81,10 @@ const ATTEMPTS: &[Attempt] = &[
     }),
     told("wrong checksum, then the truth", "tcp.bad_checksum", |lab| {
         bad_checksum(lab, 0, b"Cnothing to see");
+        rest(lab, 0);
+    }),
+    only_told("a checksum that is owed, and the truth", "tcp.overlap_conflict", |lab| {
+        owed_checksum(lab, 0, b"Cnothing to se");
         rest(lab, 0);
     }),
     told("wrong checksum out of order", "tcp.bad_checksum", |lab| {
@@ -343,6 +360,13 @@ fn checksums_are_trusted_as_the_policy_says() {
     assert_eq!(count(Checksums::Auto, false), (0, 1));
     assert_eq!(count(Checksums::Auto, true), (3, 0));
     assert_eq!(count(Checksums::Trust, false), (3, 0));
+    // Merged by the receiver, or not yet completed by the sender's network card.
+    for (policy, expected) in [(Checksums::Verify, (0, 1)), (Checksums::Auto, (4, 0)), (Checksums::Trust, (4, 0))] {
+        let mut lab = Lab::with(Limits { check_checksums: policy, ..limits() }, true);
+        lab.handshake();
+        owed_checksum(&mut lab, 0, b"Cxxx");
+        assert_eq!((lab.told.client().len(), lab.inspector.stats().bad_checksums), expected);
+    }
 }
 
 #[test]
