@@ -149,15 +149,16 @@ const ATTEMPTS: &[Attempt] = &[
         lab.reset(Side::Client, 400);
         rest(lab, 4);
     }),
-    told("a reset in its place that dies on the way", "tcp.data_after_reset", |lab| {
+    told("a reset in its place that dies on the way", "tcp.segment_after_reset", |lab| {
         send(lab, 0, 4);
         lab.reset(Side::Client, 4);
         rest(lab, 4);
     }),
-    told("a reset from the other end that dies on the way", "tcp.data_after_reset", |lab| {
+    told("a reset from the other end that dies on the way", "tcp.segment_after_reset", |lab| {
         send(lab, 0, 4);
         lab.reset(Side::Server, 0);
         rest(lab, 4);
+        lab.ack(15);
     }),
     told("a FIN that dies on the way", "tcp.data_after_fin", |lab| {
         send(lab, 0, 4);
@@ -306,6 +307,19 @@ fn an_answer_to_another_syn_is_not_believed() {
     assert_eq!(lab.told.anomalies, ["tcp.syn_ack_wrong_ack"]);
     lab.segment(Side::Server, SYN | ACK, u32::MAX, b"").c(0, SECRET.as_bytes());
     assert_eq!(lab.told.client(), SECRET);
+}
+
+#[test]
+fn an_acknowledgement_ahead_of_the_answer_hides_nothing() {
+    let mut lab = Lab::new(false);
+    lab.segment(Side::Client, SYN, u32::MAX, b"");
+    for lie in [700_000, 2_000_000_000, 3_000_000_000] {
+        lab.sent[1] = lie;
+        lab.c(0, b"C");
+    }
+    lab.sent[1] = 0;
+    lab.segment(Side::Server, SYN | ACK, u32::MAX, b"").c(0, SECRET.as_bytes()).s(0, b"Sanswer");
+    assert_eq!((lab.told.client().as_str(), lab.told.server().as_str()), (SECRET, "Sanswer"));
 }
 
 #[test]
