@@ -45,7 +45,7 @@ fn bad_checksum(lab: &mut Lab, at: u32, payload: &[u8]) {
 
 /// A segment whose checksum is the pseudo header's sum, as before a network card completes it.
 fn owed_checksum(lab: &mut Lab, at: u32, payload: &[u8]) {
-    assert!(payload.len() % 2 == 0);
+    assert!(payload.len().is_multiple_of(2));
     let mut frame = lab.build(Side::Client, ACK, at, payload).build();
     let tcp = frame.len() - payload.len() - 20;
     // What the good checksum covers, taken out of it again.

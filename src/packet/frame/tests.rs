@@ -266,10 +266,10 @@ proptest! {
         let len = start.len().min(frame.len());
         frame[..len].copy_from_slice(&start[..len]);
         let link = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2][link];
-        if let Ok(read) = decode(link, [0; 2], &frame) {
-            if let Content::Fragment(part) = read.content {
-                let _ = resume(read.ip, read.protocol, part.bytes);
-            }
+        if let Ok(read) = decode(link, [0; 2], &frame)
+            && let Content::Fragment(part) = read.content
+        {
+            let _ = resume(read.ip, read.protocol, part.bytes);
         }
     }
 
