@@ -49,7 +49,7 @@ impl<'a> Values<'a> {
     }
 
     fn is_uneven(&self) -> bool {
-        self.0.len() % 2 != 0
+        !self.0.len().is_multiple_of(2)
     }
 }
 
