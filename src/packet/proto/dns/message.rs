@@ -32,7 +32,8 @@ enum Fault {
     TooMuch,
 }
 
-/// Reads a message as far as it goes; `None` if that is not even a question, or the record of a message without questions.
+/// Reads a message as far as it goes; `None` if that is not even a question, or the record of a message without
+/// questions.
 pub(super) fn read(message: &[u8], odd: &mut dyn FnMut(&'static str)) -> Option<Message> {
     let field =
         |number: usize| message.get(2 * number..2 * number + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
