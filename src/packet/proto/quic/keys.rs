@@ -147,8 +147,8 @@ impl Keys {
         Some(Keys { sides: [client, server] })
     }
 
-    /// Opens a packet: its header, whose number begins at `number_at`, and its payload up to the end of `packet`. The packet
-    /// number and the frames; `None` if it is not authentic.
+    /// Opens a packet: its header, whose number begins at `number_at`, and its payload up to the end of `packet`. The
+    /// packet number and the frames; `None` if it is not authentic.
     ///
     /// `largest` is the largest number of that side so far.
     pub(super) fn open(
