@@ -218,6 +218,7 @@ pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Ftp => Box::new(ftp::Conversation::default()),
         AppProto::FtpData => Box::new(ftp::Carrier::default()),
+        AppProto::Smb => Box::new(smb::Conversation::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         _ => return None,
     })
