@@ -48,16 +48,20 @@ impl Frames {
     /// Takes the next bytes.
     pub(super) fn take(&mut self, mut rest: &[u8], reader: &mut impl Reader) {
         while !rest.is_empty() {
-            match self.state {
-                State::Frame => self.frame(&mut rest, reader),
-                State::Head { left, chained } => self.head(&mut rest, left, chained, reader),
-                State::Body { over, left, chained } => {
-                    let count = over.min(rest.len());
-                    rest = &rest[count..];
-                    self.passed(over - count, left, chained);
-                }
-                State::Lost => self.search(&mut rest, reader),
+            self.step(&mut rest, reader);
+        }
+    }
+
+    fn step(&mut self, rest: &mut &[u8], reader: &mut impl Reader) {
+        match self.state {
+            State::Frame => self.frame(rest, reader),
+            State::Head { left, chained } => self.head(rest, left, chained, reader),
+            State::Body { over, left, chained } => {
+                let count = over.min(rest.len());
+                *rest = &rest[count..];
+                self.passed(over - count, left, chained);
             }
+            State::Lost => self.search(rest, reader),
         }
     }
 
@@ -186,9 +190,9 @@ impl Frames {
             self.kept.clear();
             self.state = State::Frame;
             let mut start = &start[..];
-            self.frame(&mut start, reader);
-            if let (State::Head { left, chained }, false) = (self.state, start.is_empty()) {
-                self.head(&mut start, left, chained, reader);
+            // Too few to be lost in again: one frame's header is whole in them.
+            while !start.is_empty() && self.state != State::Lost {
+                self.step(&mut start, reader);
             }
         } else if let Some(at) = start_of_frame(rest) {
             self.kept.clear();
@@ -234,10 +238,10 @@ mod tests {
         fn want(&mut self, start: &[u8], left: usize) -> Want {
             match start {
                 _ if left < 2 => Want::Nothing,
+                [] | [_] => Want::More(2),
                 [head, length, ..] if head > length || usize::from(*length) > left || *head < 2 => Want::Nothing,
-                [head, ..] if start.len() < usize::from(*head).max(2) => Want::More(usize::from(*head).max(2)),
+                [head, ..] if start.len() < usize::from(*head) => Want::More(usize::from(*head)),
                 [head, length, ..] => Want::Head { head: usize::from(*head), length: usize::from(*length) },
-                _ => Want::More(2),
             }
         }
 
