@@ -171,10 +171,11 @@ impl Frames {
     /// The head of a message, or a frame's own, is missing: the frame's rest is passed over, if it is known where it ends.
     fn lose(&mut self, missing: u64) {
         self.state = match (self.state, usize::try_from(missing)) {
-            (State::Head { left, .. }, Ok(missing)) if left >= missing + self.kept.len() => {
-                let over = left - missing - self.kept.len();
-                if over == 0 { State::Frame } else { State::Body { over, left: 0, chained: 0 } }
-            }
+            (State::Head { left, .. }, Ok(missing)) => match left.checked_sub(missing.saturating_add(self.kept.len())) {
+                Some(0) => State::Frame,
+                Some(over) => State::Body { over, left: 0, chained: 0 },
+                None => State::Lost,
+            },
             _ => State::Lost,
         };
         self.kept.clear();
@@ -315,6 +316,7 @@ mod tests {
         // In a frame's header.
         assert_eq!(run(&frame(20)[..2], 3, last), 0);
         assert_eq!(run(b"", u64::MAX, last), 0);
+        assert_eq!(run(&frame(20)[..5], u64::MAX, last), 0);
     }
 
     #[test]

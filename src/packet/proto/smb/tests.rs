@@ -35,7 +35,7 @@ fn run(pieces: &[Piece]) -> Vec<String> {
 
 /// What the server answered (transactions that are done), without numbers and dialect.
 fn done(name: &str) -> Vec<String> {
-    let shown = run(&recorded(name));
+    let shown = run(&recorded(&format!("{name}.bin")));
     assert!(!shown.iter().any(|line| line.contains("Client smb") || line.contains("Server smb")), "{shown:#?}");
     let done = shown.iter().filter_map(|line| line.split_once(" Done "));
     let plain = done.map(|(_, said)| said.replace("_COMMAND_", " ").replace(r"\\127.0.0.1\", ""));
@@ -151,7 +151,7 @@ fn other_sessions() {
 #[test]
 fn each_is_asked_before_it_is_done() {
     for name in ["smb1", "smb2_10", "smb3_11"] {
-        let out = feed(&mut Conversation::default(), &recorded(name), Cut::Whole);
+        let out = feed(&mut Conversation::default(), &recorded(&format!("{name}.bin")), Cut::Whole);
         let asked = out.told.iter().filter(|told| told.stage == Stage::Asked).count();
         assert_eq!(2 * asked, out.told.len(), "{name}");
         for (tx, pair) in out.told.chunks(2).enumerate() {
@@ -164,10 +164,10 @@ fn each_is_asked_before_it_is_done() {
 #[test]
 fn any_cut_tells_the_same() {
     // Cutting everywhere is quadratic: the longest of these would take minutes.
-    assert_cuts_agree(Conversation::default, &recorded("smb1")[..24]);
-    assert_cuts_agree(Conversation::default, &recorded("smb3_11")[..24]);
+    assert_cuts_agree(Conversation::default, &recorded("smb1.bin")[..24]);
+    assert_cuts_agree(Conversation::default, &recorded("smb3_11.bin")[..24]);
     for name in ["smb1", "smb2_10", "smb3_11", "smb3_encrypted"] {
-        let pieces = recorded(name);
+        let pieces = recorded(&format!("{name}.bin"));
         let whole = run(&pieces);
         for size in [1, 2, 3, 5, 64, 100, 1460] {
             let mut parser = Conversation::default();
@@ -181,7 +181,7 @@ fn any_cut_tells_the_same() {
 #[test]
 fn mutations_are_harmless() {
     for name in ["smb1", "smb2_10", "smb3_11"] {
-        assert_mutations_are_harmless(Conversation::default, &recorded(name)[..40], 300 * 1024);
+        assert_mutations_are_harmless(Conversation::default, &recorded(&format!("{name}.bin"))[..40], 300 * 1024);
     }
 }
 
