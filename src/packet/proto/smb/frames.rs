@@ -171,11 +171,13 @@ impl Frames {
     /// The head of a message, or a frame's own, is missing: the frame's rest is passed over, if it is known where it ends.
     fn lose(&mut self, missing: u64) {
         self.state = match (self.state, usize::try_from(missing)) {
-            (State::Head { left, .. }, Ok(missing)) => match left.checked_sub(missing.saturating_add(self.kept.len())) {
-                Some(0) => State::Frame,
-                Some(over) => State::Body { over, left: 0, chained: 0 },
-                None => State::Lost,
-            },
+            (State::Head { left, .. }, Ok(missing)) => {
+                match left.checked_sub(missing.saturating_add(self.kept.len())) {
+                    Some(0) => State::Frame,
+                    Some(over) => State::Body { over, left: 0, chained: 0 },
+                    None => State::Lost,
+                }
+            }
             _ => State::Lost,
         };
         self.kept.clear();

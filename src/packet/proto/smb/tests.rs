@@ -185,6 +185,67 @@ fn mutations_are_harmless() {
     }
 }
 
+/// A message of SMB 1: command, status, flags (0x80: a response), and what stands behind the header, in ASCII.
+fn v1(command: u8, status: u32, flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"\xffSMB".to_vec();
+    bytes.push(command);
+    bytes.extend(status.to_le_bytes());
+    bytes.extend([flags, 0, 0]);
+    bytes.extend([0; 12]);
+    bytes.extend([5, 0, 77, 0, 6, 0, 99, 0]);
+    bytes.extend(body);
+    bytes
+}
+
+#[test]
+fn a_chain_of_smb1() {
+    // SESSION_SETUP_ANDX in its form without a security blob: next command, its place, passwords of 1 and 2 bytes.
+    let words = [0x75, 0, 0, 0, 0, 16, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let setup = [&[13][..], &words, &[22, 0], b"pppbob\0LAB\0Unix\0Samba\0"].concat();
+    // TREE_CONNECT_ANDX: no next command, a password of 1 byte.
+    let tree = [&[4, 0xff, 0, 0, 0, 0, 0, 1, 0][..], &[20, 0], b"\0\\\\srv\\docs\0?????\0"].concat();
+    let mut asked = v1(0x73, 0, 0, &[&setup[..], &tree].concat());
+    // The place of the second, from the header on.
+    asked[35..37].copy_from_slice(&(32 + setup.len() as u16).to_le_bytes());
+    let granted = [3, 0x75, 0, 41, 0, 0, 0, 0, 0, 3, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (answer, status) in [(v1(0x73, 0, 0x80, &granted), "0x0"), (v1(0x73, 0xc000_006d, 0x80, &[0; 3]), "0xc000006d")]
+    {
+        let pieces = [(Side::Client, frame(&[asked.clone()])), (Side::Server, frame(&[answer]))];
+        let setup = r"SMB1_COMMAND_SESSION_SETUP_ANDX [] user=LAB\bob".to_string();
+        let tree = r"SMB1_COMMAND_TREE_CONNECT_ANDX [] share=\\srv\docs".to_string();
+        let wanted = [
+            format!("0 Asked {setup}"),
+            format!("1 Asked {tree}"),
+            format!("0 Done {setup} {status}"),
+            format!("1 Done {tree} {status}"),
+        ];
+        assert_eq!(run(&pieces), wanted);
+        assert_cuts_agree(Conversation::default, &pieces);
+    }
+}
+
+#[test]
+fn a_session_is_asked_for_first() {
+    let negotiate = frame(&[v1(0x72, 0, 0, b"\0\x0c\0\x02NT LM 0.12\0")]);
+    let request = [&b"\x81\0\0\x44"[..], &[b'A'; 68]].concat();
+    let pieces = [
+        (Side::Client, request),
+        (Side::Server, b"\x82\0\0\0".to_vec()),
+        (Side::Client, negotiate),
+        (Side::Client, b"\x85\0\0\0".to_vec()),
+        (Side::Server, frame(&[v1(0x72, 0, 0x80, &[1, 0, 0, 0, 0])])),
+    ];
+    let offered = "offered=NT LM 0.12";
+    assert_eq!(
+        run(&pieces),
+        [
+            format!("0 Asked SMB1_COMMAND_NEGOTIATE_PROTOCOL [] {offered}"),
+            format!("0 Done SMB1_COMMAND_NEGOTIATE_PROTOCOL [NT LM 0.12] {offered} 0x0"),
+        ]
+    );
+    assert_cuts_agree(Conversation::default, &pieces);
+}
+
 /// A message of SMB 2: command, status or zero, flags, the next one's place, message id, and what stands behind the header.
 fn v2(command: u16, status: u32, flags: u32, next: u32, message: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = b"\xfeSMB\x40\0\0\0".to_vec();
