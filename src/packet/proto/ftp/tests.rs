@@ -273,7 +273,7 @@ fn what_is_kept_is_bounded() {
     }
     assert!(most < 200 * 1024, "{most}");
     let is_told = |name| out.oddities.iter().any(|(_, oddity)| oddity.0 == name);
-    assert!(is_told("ftp.many_commands") && is_told("ftp.long_command"));
+    assert!(is_told("ftp.many_commands") && is_told("ftp.long_command") && is_told("ftp.long_reply"));
 }
 
 #[test]

@@ -46,13 +46,14 @@ impl<K: PartialEq> Names<K> {
         Names { entries: VecDeque::new(), bytes: 0, count_max }
     }
 
-    fn add(&mut self, key: K, name: String) {
+    fn add(&mut self, key: K, name: String, out: &mut Out) {
         self.remove(&key);
         self.bytes += name.len();
         self.entries.push_back((key, name));
         while self.entries.len() > self.count_max || self.bytes > NAMES_BYTES_MAX {
             let Some((_, oldest)) = self.entries.pop_front() else { break };
             self.bytes -= oldest.len();
+            out.odd(Side::Server, "smb.many_names");
         }
     }
 
@@ -351,13 +352,13 @@ impl Talk {
             return self.unasked(exchange, out);
         };
         if is_ok {
-            self.learn_v2(header, message, &mut pending);
+            self.learn_v2(header, message, &mut pending, out);
         }
         self.done(pending, Some(header.status), out);
     }
 
     /// What a response that grants something says.
-    fn learn_v2(&mut self, header: v2::Header, message: &[u8], pending: &mut Pending) {
+    fn learn_v2(&mut self, header: v2::Header, message: &[u8], pending: &mut Pending, out: &mut Out) {
         match header.command {
             v2::NEGOTIATE => Arc::make_mut(&mut pending.exchange).dialect.clone_from(&self.dialect),
             v2::SESSION_SETUP => Arc::make_mut(&mut pending.exchange).session = header.session,
@@ -365,13 +366,13 @@ impl Talk {
                 let exchange = Arc::make_mut(&mut pending.exchange);
                 exchange.tree = header.tree;
                 if let Some(share) = &exchange.share {
-                    self.shares.add((exchange.session, header.tree), share.clone());
+                    self.shares.add((exchange.session, header.tree), share.clone(), out);
                 }
             }
             v2::TREE_DISCONNECT => self.shares.remove(&(pending.exchange.session, pending.exchange.tree)),
             v2::CREATE => {
                 if let (Some(id), Some(name)) = (v2::created(message), &pending.exchange.file) {
-                    self.files.add(FileKey(id), name.clone());
+                    self.files.add(FileKey(id), name.clone(), out);
                 }
             }
             v2::CLOSE => {
@@ -414,18 +415,13 @@ impl Talk {
             if let Some(mut pending) = self.answered(Kind::V1(block.command), header.message) {
                 is_known = true;
                 if header.status == 0 {
-                    self.learn_v1(header, block, &mut pending);
+                    self.learn_v1(header, block, &mut pending, out);
                 }
                 self.done(pending, Some(header.status), out);
             }
         }
-        // An error ends a chain: its later commands are not answered.
-        while header.status != 0 && is_known {
-            let is_same = |pending: &Pending| matches!(pending.kind, Kind::V1(_)) && pending.message == header.message;
-            let Some(at) = self.pending.iter().position(is_same) else { break };
-            if let Some(pending) = self.remove(at) {
-                self.done(pending, Some(header.status), out);
-            }
+        if header.status != 0 && is_known {
+            self.end_chain(header, out);
         }
         // Answers in several parts have one request (TRANS2, NT_TRANS).
         let is_part = matches!(header.command, 0x25 | 0x32 | 0xa0);
@@ -443,8 +439,16 @@ impl Talk {
         }
     }
 
+    /// An error ends a chain: its later commands are not answered.
+    fn end_chain(&mut self, header: v1::Header, out: &mut Out) {
+        let is_same = |pending: &Pending| matches!(pending.kind, Kind::V1(_)) && pending.message == header.message;
+        while let Some(pending) = self.pending.iter().position(is_same).and_then(|at| self.remove(at)) {
+            self.done(pending, Some(header.status), out);
+        }
+    }
+
     /// What a response that grants something says.
-    fn learn_v1(&mut self, header: v1::Header, block: v1::Block<'_>, pending: &mut Pending) {
+    fn learn_v1(&mut self, header: v1::Header, block: v1::Block<'_>, pending: &mut Pending, out: &mut Out) {
         let tree = u32::from(header.tree);
         match block.command {
             v1::NEGOTIATE => {
@@ -457,7 +461,7 @@ impl Talk {
                 let exchange = Arc::make_mut(&mut pending.exchange);
                 exchange.tree = tree;
                 if let Some(share) = &exchange.share {
-                    self.shares.add((0, tree), share.clone());
+                    self.shares.add((0, tree), share.clone(), out);
                 }
             }
             v1::TREE_DISCONNECT => self.shares.remove(&(0, tree)),
@@ -468,7 +472,7 @@ impl Talk {
             }
             _ => {
                 if let (Some(number), Some(name)) = (v1::created(block), &pending.exchange.file) {
-                    self.files.add(FileKey::v1(header.tree, number), name.clone());
+                    self.files.add(FileKey::v1(header.tree, number), name.clone(), out);
                 }
             }
         }

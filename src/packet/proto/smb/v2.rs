@@ -71,7 +71,7 @@ pub(super) fn want(start: &[u8], left: usize, is_request: bool) -> Option<Want> 
     let fields = Fields(start);
     let next = fields.u32(20)? as usize;
     // The next one begins behind this header, at a multiple of 8, within the frame.
-    if fields.u16(4)? != 64 || next != 0 && (next < HEADER + 2 || next % 8 != 0 || next >= left) {
+    if fields.u16(4)? != 64 || next != 0 && (next < HEADER + 2 || !next.is_multiple_of(8) || next >= left) {
         return None;
     }
     let length = if next == 0 { left } else { next };
