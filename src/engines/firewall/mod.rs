@@ -259,6 +259,7 @@ impl Firewall {
             connections: kept.as_ref(),
             chain: Some(chain),
             steers: steer.is_some(),
+            blocks: None,
         })?;
         let (egress, egress_failure) = if config.stateful {
             let loaded = TcEgress::load(&kernel.connections()?, &kernel.misc_counts_map()?, &timeouts);
