@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Alert;
-use crate::flow::{Direction, Flow};
+use crate::flow::{Direction, Flow, community_id};
 use crate::packet::proto::{Fact, Told, ftp, http, smb, smtp, tls};
 
 /// Longest text of a fact, and of the bytes that matched, before they are escaped.
@@ -28,6 +28,7 @@ impl Alert {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         });
+        self.community_id = Some(community_id(flow));
         self.app_proto = flow.app_proto.map(|protocol| protocol.name());
     }
 

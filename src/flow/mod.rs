@@ -4,8 +4,31 @@
 //! would, finds the protocol, and tells a [`Watcher`] of transactions, anomalies, and flows that ended. Everything it keeps
 //! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
 
+mod app;
+pub mod community_id;
+pub mod defrag;
+mod entry;
+mod expect;
+mod fold;
+mod history;
+mod inspector;
+mod limits;
+pub mod reassembly;
+mod stats;
+mod table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 
+pub use app::Protocols;
+pub use community_id::community_id;
+pub use inspector::Inspector;
+pub use limits::{Checksums, Limits, SECOND_NS};
+pub use stats::Stats;
+
+pub use crate::packet::frame::Link;
 use crate::packet::proto::{AppProto, Side, Told};
 
 /// Which way a packet went, seen from this host.
@@ -35,21 +58,6 @@ pub struct PacketMeta {
     /// Packets and bytes of the frame's flow and direction that were not handed over since the last one, because the
     /// flow's budget was spent or they found no room.
     pub unseen: (u64, u64),
-}
-
-/// Link layer of the packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Link {
-    /// Ethernet.
-    Ethernet,
-    /// IPv4 or IPv6 without a link layer.
-    Raw,
-    /// BSD loopback: four bytes of address family in either order.
-    Null,
-    /// Linux cooked capture, version 1.
-    Sll,
-    /// Linux cooked capture, version 2.
-    Sll2,
 }
 
 /// How a TCP flow stands. UDP's are `New` until both sides sent, then `Established`.

@@ -1,4 +1,5 @@
 //! Bytes on the wire, without I/O.
 
 pub mod build;
+pub mod frame;
 pub mod proto;

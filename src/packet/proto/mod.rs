@@ -5,6 +5,7 @@
 //! caps beside each parser), and never fails: what does not follow its protocol is told as an [`Oddity`], and a stream that
 //! it lost is skipped until it finds its place again, if the protocol has one.
 
+pub mod detect;
 pub mod dns;
 pub mod ftp;
 pub mod http;
