@@ -35,6 +35,7 @@ use crate::control::agent::{
 };
 use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
+use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
 use crate::event::{Event, OverLimit};
 use crate::logging::rfc3339;
@@ -86,6 +87,7 @@ enum Timer {
 struct Engines {
     firewall: Handle<Firewall>,
     ratelimit: Option<Handle<Ratelimit>>,
+    l7: Option<Handle<L7>>,
 }
 
 /// The agent's main thread: reloads and the configuration in force belong to it.
@@ -185,7 +187,9 @@ pub fn run(options: Options) -> Result<()> {
     let (firewall, firewall_thread) = supervisor.spawn_owner("firewall", engine, event_queue)?;
     let limiter = limiter.map(|limiter| supervisor.spawn_owner("ratelimit", limiter, limit_queue)).transpose()?;
     let (ratelimit, ratelimit_thread) = limiter.unzip();
-    let engines = Engines { firewall, ratelimit };
+    let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
+    let (l7, l7_thread) = l7.unzip();
+    let engines = Engines { firewall, ratelimit, l7 };
     let stop_poller = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let poller_thread = spawn_poller(&supervisor, rings, (events, limit_events), &metrics, stop_poller.clone())?;
     metrics.set_kernel_source(Box::new({
@@ -229,7 +233,9 @@ pub fn run(options: Options) -> Result<()> {
     let _ = poller_thread.join(STOP);
     // The engines tell what they still know before the router does.
     let limiter = engines.ratelimit.as_ref().zip(ratelimit_thread);
+    let l7 = engines.l7.as_ref().zip(l7_thread);
     for gone in [
+        l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
@@ -336,11 +342,11 @@ impl Agent {
             log::warn!("{warning}");
         }
         let guard = guard_of(&loaded.config.agent);
-        let limits_before = self.engines.replace_limits(&loaded.config, &guard)?;
+        let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
-        let limits = limits_before.clone();
+        let others = before.clone();
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let replaced = self
             .engines
@@ -355,7 +361,7 @@ impl Agent {
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
-                            undo.restore_limits(limits)?;
+                            undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             Ok(())
@@ -367,8 +373,8 @@ impl Agent {
             .map_err(|gone| ApiError::unavailable(gone.to_string()))
             .flatten();
         if let Err(error) = replaced {
-            if let Err(also) = self.engines.restore_limits(limits_before) {
-                log::error!("taking the rate limits back: {also:#}");
+            if let Err(also) = self.engines.restore_sections(before) {
+                log::error!("taking the rules of the other engines back: {also:#}");
             }
             return Err(error);
         }
@@ -377,7 +383,8 @@ impl Agent {
         }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
-        let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len();
+        let rules =
+            self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
         Ok(format!("configuration reloaded, {rules} rules in the file"))
     }
 }
@@ -400,6 +407,10 @@ impl Engines {
             let counted = limiter.call(|limiter| limiter.counters());
             counted.inspect_err(|gone| log::warn!("reading the rate limiter's counters: {gone}")).ok()
         });
+        counters.l7 = self.l7.as_ref().and_then(|l7| {
+            let counted = l7.call(|l7| l7.counters());
+            counted.inspect_err(|gone| log::warn!("reading the L7 firewall's counters: {gone}")).ok()
+        });
         counters
     }
 
@@ -413,6 +424,42 @@ impl Engines {
             Err(gone) => Some(gone.to_string()),
         })
         .collect()
+    }
+
+    /// Puts the sections of all engines but the firewall in force, or changes nothing; the answer is what was before.
+    fn replace_sections(&self, config: &Config, guard: &Guard) -> Result<Before, ApiError> {
+        let limits = self.replace_limits(config, guard)?;
+        match self.replace_l7(config) {
+            Ok(l7) => Ok(Before { limits, l7 }),
+            Err(error) => {
+                if let Err(also) = self.restore_limits(limits) {
+                    log::error!("taking the rate limits back: {also:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes back to it; each engine, whatever becomes of the other.
+    fn restore_sections(&self, before: Before) -> Result<()> {
+        let limits = self.restore_limits(before.limits);
+        let l7 = match (&self.l7, before.l7) {
+            (Some(l7), Some(before)) => l7.call(move |l7| l7.restore(before)).map_err(Into::into).flatten(),
+            _ => Ok(()),
+        };
+        limits.and(l7)
+    }
+
+    /// Puts the L7 firewall's section in force, or changes nothing; the answer is what was before.
+    fn replace_l7(&self, config: &Config) -> Result<Option<l7::Snapshot>, ApiError> {
+        let Some(l7) = &self.l7 else { return Ok(None) };
+        let section = config.l7.clone();
+        let replaced = l7.call(move |l7| {
+            let before = l7.snapshot();
+            l7.replace(section).map(|()| before)
+        });
+        let before = replaced.map_err(|gone| ApiError::unavailable(gone.to_string()))?;
+        before.map(Some).map_err(|error| ApiError::conflict(format!("{error:#}")))
     }
 
     /// Puts the limiter's section in force, or changes nothing; the answer is what was before.
@@ -452,10 +499,19 @@ impl Engines {
         Ok(facts)
     }
 
-    fn limit_count(&self) -> u64 {
-        let count = self.ratelimit.as_ref().and_then(|limiter| limiter.call(|limiter| limiter.rule_count()).ok());
-        count.unwrap_or(0) as u64
+    /// Rules of all engines but the firewall.
+    fn other_rules(&self) -> u64 {
+        let limits = self.ratelimit.as_ref().and_then(|limiter| limiter.call(|limiter| limiter.rule_count()).ok());
+        let l7 = self.l7.as_ref().and_then(|l7| l7.call(|l7| l7.rule_count()).ok());
+        (limits.unwrap_or(0) + l7.unwrap_or(0)) as u64
     }
+}
+
+/// What was in force of the sections but the firewall's.
+#[derive(Clone)]
+struct Before {
+    limits: Option<ratelimit::Snapshot>,
+    l7: Option<l7::Snapshot>,
 }
 
 impl Front {
@@ -490,7 +546,7 @@ impl AgentControl for Front {
             ebpf_loaded: facts
                 .as_ref()
                 .is_some_and(|facts| facts.programs.iter().all(|one| !one.enabled || one.facts.is_some())),
-            rule_count: number(|facts| facts.config.rules.len() + facts.added_rules) + self.engines.limit_count(),
+            rule_count: number(|facts| facts.config.rules.len() + facts.added_rules) + self.engines.other_rules(),
             firewall_enabled: config.enabled,
             firewall_mode: config.mode.name().to_owned(),
             firewall_default_policy: config.default_policy.name().to_owned(),
@@ -613,6 +669,22 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
     }
 }
 
+/// Starts the thread that owns the rules of the L7 firewall.
+fn start_l7(
+    config: &Config,
+    supervisor: &Supervisor,
+    metrics: &Arc<Metrics>,
+) -> Result<(Handle<L7>, crate::supervise::Thread<L7>)> {
+    let start = l7::Start {
+        config: config.l7.clone(),
+        store: Store::new(&config.agent.state_dir),
+        metrics: metrics.clone(),
+    };
+    let engine = L7::start(start).context("starting the L7 firewall")?;
+    // Nothing is queued for it: the workers ask its rules where they are.
+    Ok(supervisor.spawn_owner("l7", engine, crossbeam_channel::never())?)
+}
+
 /// The programs of the rate limiter as the firewall runs them.
 fn behind(limiter: &Ratelimit) -> Result<Vec<Behind>> {
     let mut behind: Vec<Behind> =
@@ -675,6 +747,7 @@ fn hand_over<E: 'static>(
     let place = match component {
         Component::Firewall => "poller",
         Component::Ratelimit => "poller_ratelimit",
+        Component::L7 => "poller_l7",
     };
     let (lost, unreadable) = (metrics.events_lost(place, "queue_full"), metrics.events_lost(place, "undecodable"));
     Box::new(move |record| match decode(record) {
@@ -702,6 +775,10 @@ fn start_control(
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
         None => ratelimit::api::refused(),
+    });
+    operations.extend(match &engines.l7 {
+        Some(l7) => l7::api::operations(l7, confirmations),
+        None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
     let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {

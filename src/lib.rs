@@ -34,9 +34,9 @@
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
 //! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > ruled > alert, bpf,
-//!   classify, confirm > event, written, api > abi, component, packet, metrics, logging, supervise. Engines never import
-//!   each other; what several of them need to tell packets apart is [`classify`], to own rules [`ruled`].
-//!   `tests/tidy.rs` checks it.
+//!   classify, confirm, matching > flow, event, written, api > abi, component, packet, metrics, logging, supervise. Engines
+//!   never import each other; what several of them need to tell packets apart is [`classify`], to match bytes
+//!   [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
 pub mod abi;
 pub mod agent;
@@ -56,6 +56,7 @@ pub mod explain;
 pub mod flow;
 pub mod lab;
 pub mod logging;
+pub mod matching;
 pub mod metrics;
 pub mod packet;
 pub mod replay;

@@ -70,6 +70,9 @@ metrics! {
     COOKIES = Counter "ratelimit_syn_cookies" ["result"] "SYNs beyond the threshold of a rule with syn_cookie: answered, \
         limited (dropped, their source had its answers), full (dropped, the listener takes no more), and passed as they \
         were (no_listener, not_mine, known); acknowledgements meanwhile that were accepted, or forged and dropped";
+    L7_MATCHES = Counter "l7_rule_matches" ["rule", "action"] "Transactions that a rule of the L7 firewall decided, or the \
+        default action of their protocol (rule (default), action default)";
+    L7_BLOCKED = Counter "l7_blocked_flows" ["rule"] "Flows that the kernel blocks because of a rule of the L7 firewall";
     STEERED = Counter "steered_packets" ["cpu"] "Packets that were sent to a CPU by agent.cpu_steering";
     STEERED_ARRIVED = Counter "steered_arrived_packets" ["cpu"] "Packets that arrived on the CPU that they were sent to";
     STEERED_MISSING = Gauge "steered_missing_packets" ["cpu"] "Packets that were sent to a CPU and have not arrived there: \
@@ -130,10 +133,29 @@ pub struct KernelCounters {
     pub connections: Option<u64>,
     /// The rate limiter's; `None` when it does not run.
     pub limits: Option<LimitCounters>,
+    /// The L7 firewall's; `None` when it does not run.
+    pub l7: Option<L7Counters>,
     /// What was mirrored, by interface; empty as long as nothing is.
     pub mirrors: Vec<MirrorCounters>,
     /// What was steered, by CPU; empty when nothing is.
     pub steered: Vec<SteerCounters>,
+}
+
+/// What the L7 firewall counted.
+#[derive(Clone, Debug, Default)]
+pub struct L7Counters {
+    pub rules: Vec<L7RuleCounters>,
+    /// Scans that the pattern matcher failed at.
+    pub scan_failures: u64,
+}
+
+/// Counters of one rule of the L7 firewall.
+#[derive(Clone, Debug, Default)]
+pub struct L7RuleCounters {
+    pub rule: String,
+    pub action: &'static str,
+    pub matches: u64,
+    pub blocked_flows: u64,
 }
 
 /// Packets that were sent to a CPU.
@@ -356,12 +378,17 @@ impl Collector for State {
             out.limits(limits)?;
         }
 
+        let l7 = kernel.l7.iter().flat_map(|l7| &l7.rules);
+        out.counters(&L7_MATCHES, l7.clone().map(|one| ([one.rule.as_str(), one.action], one.matches)))?;
+        out.counters(&L7_BLOCKED, l7.map(|one| ([one.rule.as_str()], one.blocked_flows)))?;
+
         let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
         let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
-        out.counters(&EVENTS_LOST, own.chain(in_kernel))?;
+        let unscanned = kernel.l7.iter().map(|l7| (["l7", "scan_failed"], l7.scan_failures));
+        out.counters(&EVENTS_LOST, own.chain(in_kernel).chain(unscanned))?;
 
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
@@ -537,6 +564,10 @@ mod tests {
                 cookies: vec![("answered", 2)],
                 events_lost: vec![("ring_full", 1)],
             }),
+            l7: Some(L7Counters {
+                rules: vec![L7RuleCounters { rule: "l7-1".to_owned(), action: "deny", matches: 17, blocked_flows: 16 }],
+                scan_failures: 0,
+            }),
             steered: vec![SteerCounters { cpu: "1".to_owned(), steered: 15, arrived: 13 }],
             mirrors: vec![MirrorCounters {
                 interface: "eth0".to_owned(),
@@ -581,6 +612,9 @@ mod tests {
             "ebpfsentinel_ratelimit_buckets_ended_total{reason=\"expired\"} 5",
             "ebpfsentinel_ratelimit_exceptional_packets_total{reason=\"crowded\"} 7",
             "ebpfsentinel_ratelimit_syn_cookies_total{result=\"answered\"} 2",
+            "ebpfsentinel_l7_rule_matches_total{rule=\"l7-1\",action=\"deny\"} 17",
+            "ebpfsentinel_l7_blocked_flows_total{rule=\"l7-1\"} 16",
+            "ebpfsentinel_events_lost_total{place=\"l7\",reason=\"scan_failed\"} 0",
             "ebpfsentinel_events_lost_total{place=\"kernel_ratelimit\",reason=\"ring_full\"} 1",
             "ebpfsentinel_events_lost_total{place=\"engine\",reason=\"queue_full\"} 4",
             "ebpfsentinel_events_lost_total{place=\"kernel\",reason=\"ring_full\"} 9",

@@ -710,9 +710,9 @@ fn shortened(text: &str) -> Cow<'_, str> {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Segment {
+enum Segment<'r> {
     Root,
-    Key(&'static str),
+    Key(&'r str),
     Index(usize),
     /// Stands for all elements while keys are learned.
     Each,
@@ -724,7 +724,7 @@ enum Segment {
 pub struct Field<'r> {
     pool: &'r Pool<'r>,
     parent: Rc<str>,
-    segment: Segment,
+    segment: Segment<'r>,
     /// `None` when absent or null.
     node: Option<&'r Node>,
     /// Where the table around it stands.
@@ -929,6 +929,25 @@ impl<'r> Field<'r> {
             }
         };
         Some(Reader { pool: self.pool, path: Rc::from(self.path()), table, place: self.place(), known: Vec::new() })
+    }
+
+    /// The keys of a table whose names are the user's own, each with its value; absent reads as empty.
+    pub fn entries(&self) -> Vec<(&'r str, Field<'r>)> {
+        self.learn(Kind::Table);
+        let Some(Node { value, .. }) = self.node else { return Vec::new() };
+        let Value::Table(table) = value else {
+            self.mismatch(self.pool.table_word(), value, "");
+            return Vec::new();
+        };
+        let parent: Rc<str> = Rc::from(self.path());
+        let field = |entry: &'r Entry| Field {
+            pool: self.pool,
+            parent: parent.clone(),
+            segment: Segment::Key(&entry.key),
+            node: Some(&entry.node).filter(|node| node.value != Value::Null),
+            around: self.place(),
+        };
+        table.0.iter().map(|entry| (entry.key.as_str(), field(entry))).collect()
     }
 
     /// An array of tables; absent reads as empty. Elements that are not tables are noted and left out.

@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "audit", "system"],
     &["engines"],
     &["ruled"],
-    &["alert", "bpf", "classify", "confirm"],
+    &["alert", "bpf", "classify", "confirm", "matching"],
     &["flow", "feeds", "event", "enrichment", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];

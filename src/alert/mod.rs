@@ -1,5 +1,6 @@
 //! Alerts: what an engine tells people. The router folds repeats, throttles sources, and hands what is left to the sinks.
 
+pub mod facts;
 mod router;
 pub mod sinks;
 
@@ -126,6 +127,18 @@ pub struct Alert {
     pub next_hop: Option<IpAddr>,
     /// Name of the interface by which it leaves.
     pub out_interface: Option<String>,
+    /// Which way the first packet of the flow went, seen from this host: `ingress` or `egress`.
+    pub direction: Option<&'static str>,
+    /// The flow's Community ID, by which other tools name the same flow.
+    pub community_id: Option<String>,
+    /// The protocol above, by the word of [`AppProto::name`](crate::packet::proto::AppProto::name).
+    pub app_proto: Option<&'static str>,
+    /// What that protocol told; see [`facts`].
+    pub facts: Vec<facts::NamedFact>,
+    /// The key of the rule that the bytes below met.
+    pub matched_field: Option<Arc<str>>,
+    /// The bytes that matched, escaped.
+    pub matched: Option<String>,
     /// For people, one line.
     pub message: String,
     /// How many events this alert stands for.
@@ -162,6 +175,12 @@ impl Alert {
             interface: None,
             next_hop: None,
             out_interface: None,
+            direction: None,
+            community_id: None,
+            app_proto: None,
+            facts: Vec::new(),
+            matched_field: None,
+            matched: None,
             message: message.into(),
             count: 1,
             folded: None,
@@ -192,6 +211,12 @@ impl Alert {
         fields.extend(self.interface.as_deref().map(|name| ("interface", Field::Text(name.into()))));
         fields.extend(self.next_hop.map(|ip| ("next_hop", address(ip))));
         fields.extend(self.out_interface.as_deref().map(|name| ("out_interface", Field::Text(name.into()))));
+        fields.extend(self.direction.map(|word| ("direction", Field::Text(word.into()))));
+        fields.extend(self.community_id.as_deref().map(|id| ("community_id", Field::Text(id.into()))));
+        fields.extend(self.app_proto.map(|word| ("app_proto", Field::Text(word.into()))));
+        fields.extend(self.facts.iter().map(|(name, text)| (*name, Field::Text(text.as_str().into()))));
+        fields.extend(self.matched_field.as_deref().map(|name| ("matched_field", Field::Text(name.into()))));
+        fields.extend(self.matched.as_deref().map(|text| ("matched", Field::Text(text.into()))));
         fields.push(("message", Field::Text(self.message.as_str().into())));
         fields.push(("count", Field::Number(self.count)));
         if let Some(folded) = self.folded {

@@ -98,6 +98,8 @@ impl Route {
 struct Kind {
     component: Component,
     rule_id: Arc<str>,
+    /// What was done: a summary must not say that it was done to those to whom it was not.
+    action: &'static str,
     src_ip: Option<IpAddr>,
     dst_ip: Option<IpAddr>,
     dst_port: Option<u16>,
@@ -109,6 +111,7 @@ impl Kind {
         Kind {
             component: alert.component,
             rule_id: alert.rule_id.clone(),
+            action: alert.action,
             src_ip: alert.src_ip,
             dst_ip: alert.dst_ip,
             dst_port: alert.dst_port,

@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engines::firewall::config::FirewallConfig;
+use crate::engines::l7::config::L7Config;
 use crate::engines::ratelimit::config::RatelimitConfig;
+use crate::classify::rules::Mode;
 use crate::written::Field;
 
 pub mod agent;
@@ -27,21 +29,31 @@ pub struct Config {
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
     pub ratelimit: RatelimitConfig,
+    /// Section `[l7]`.
+    pub l7: L7Config,
 }
 
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let l7_field = r.key("l7");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit? };
+        let l7 = l7_field.table().map(L7Config::read);
+        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, l7: l7? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
+            );
+        }
+        if config.l7.enabled && config.l7.mode == Mode::Block && !config.firewall.enabled {
+            l7_field.error(
+                "flows are blocked by the firewall's program; set firewall.enabled = true (without rules it passes \
+                 everything), or l7.mode = \"alert\"",
             );
         }
         if config.agent.cpu_steering != CpuSteering::Off && !config.firewall.enabled {
@@ -86,7 +98,8 @@ impl Config {
             ("ratelimit.enabled", ratelimit.enabled != was.enabled),
             ("ratelimit.max_sources", ratelimit.max_sources != was.max_sources),
         ];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys);
+        let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
+        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

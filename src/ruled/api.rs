@@ -10,7 +10,8 @@ use crate::confirm::{CONFIRM_SECS_MAX, Confirmations};
 use crate::supervise::{Gone, Handle};
 use crate::written::WrittenError;
 
-const RULES_SHOWN_MAX: u64 = 8192;
+/// As many as the engine with the most may have, so that a list without a limit is whole.
+const RULES_SHOWN_MAX: u64 = 10_000;
 
 /// `limit` of a list of rules: without it the answer has all of them.
 pub const RULES_LIMIT: Param = Param::optional(

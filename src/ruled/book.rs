@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use anyhow::{Result, bail};
 
 use super::{AnyRule, ChangeError};
-use crate::classify::rules::check_counts;
 
 /// Where a rule comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +51,9 @@ impl<'r, R: AnyRule> Book<'r, R> {
         self.in_order_with_source().into_iter().map(|(rule, _)| rule).collect()
     }
 
-    /// Whether there are at most `max` rules for each family.
-    pub fn check_counts(&self, max: usize) -> Result<(), String> {
-        check_counts(self.in_order().into_iter().map(R::matches), max)
+    /// Whether there are at most `max` rules; see [`AnyRule::check_count`].
+    pub fn check_count(&self, max: usize) -> Result<(), String> {
+        R::check_count(&mut self.in_order().into_iter(), max)
     }
 
     /// Tells of each rule of the API that a rule of the file hides.

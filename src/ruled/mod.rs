@@ -17,6 +17,7 @@ pub use self::book::{Book, Source};
 use self::store::Store;
 use crate::bpf::offload;
 use crate::classify::matching::Match;
+use crate::classify::rules::check_counts;
 use crate::classify::text::Surroundings;
 use crate::supervise::Owned;
 use crate::written::Reader;
@@ -46,6 +47,11 @@ pub trait AnyRule: Clone + Send + 'static {
 
     /// Which packets it is about.
     fn matches(&self) -> &Match;
+
+    /// Whether there are at most `max` rules: of each family, as far as the kernel's tables go.
+    fn check_count<'r>(rules: &mut dyn Iterator<Item = &'r Self>, max: usize) -> Result<(), String> {
+        check_counts(rules.map(Self::matches), max)
+    }
 }
 
 /// Why a change of rules was refused.
@@ -82,7 +88,7 @@ pub trait RuleOwner: Owned {
     /// Where rules made through the API are kept.
     fn store(&self) -> &Store<Self::Rule>;
 
-    /// Most rules of a family; see [`Book::check_counts`].
+    /// Most rules; see [`AnyRule::check_count`].
     fn rules_max(&self) -> usize;
 
     /// Whether the surroundings give what a rule asks for; see [`check_surroundings`].
@@ -112,7 +118,7 @@ pub trait RuleOwner: Owned {
     /// be saved is taken back.
     fn change(&mut self, added: Vec<Self::Rule>, save: bool) -> Result<(), ChangeError> {
         let next = Book { file: self.book().file, added: &added };
-        next.check_counts(self.rules_max()).map_err(ChangeError::Unfit)?;
+        next.check_count(self.rules_max()).map_err(ChangeError::Unfit)?;
         let before = self.snapshot();
         self.replace_added(added)?;
         if save && let Err(error) = self.save() {

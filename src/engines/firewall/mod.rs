@@ -354,7 +354,7 @@ impl Firewall {
     fn apply(&mut self, config: FirewallConfig, guard: Guard, added: Vec<Rule>) -> Result<()> {
         let ports = self.ports();
         let book = Book { file: &config.rules, added: &added };
-        book.check_counts(RULES_MAX).map_err(anyhow::Error::msg)?;
+        book.check_count(RULES_MAX).map_err(anyhow::Error::msg)?;
         let rules = book.in_order();
         let (slots, fresh) = self.slots.next(rules.iter().map(|rule| rule.id.as_str()))?;
         for slot in fresh {
@@ -665,6 +665,7 @@ impl Firewall {
             events_lost: vec![("ring_full", misc.ring_full)],
             connections: self.config.stateful.then(|| self.kernel.connection_count()),
             limits: None,
+            l7: None,
             mirrors: self.mirror.counters(&self.ports())?,
             steered: self.steered()?,
         })
