@@ -46,11 +46,11 @@ pub fn write(json: &mut Json, tx: u32, message: &Message) {
     json.close();
 }
 
-fn records(json: &mut Json, name: &str, records: &[Record]) {
+fn records(json: &mut Json, section: &str, records: &[Record]) {
     if records.is_empty() {
         return;
     }
-    json.array(name);
+    json.array(section);
     for record in records {
         json.open();
         name(json, "rrname", &record.name);
