@@ -1,10 +1,12 @@
 //! The consuming end of a ring buffer.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use libbpf_rs::{MapCore, MapHandle, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapHandle, RingBuffer, RingBufferBuilder};
 
 /// Takes records. It must not panic: it is called from C.
 pub type Taker<'r> = Box<dyn FnMut(&[u8]) + 'r>;
@@ -40,4 +42,41 @@ pub fn consume(rings: Vec<Ring<'_>>, interval: Duration, stop: &AtomicBool, mut 
     buffer.consume().context("reading the ring buffers a last time")?;
     round();
     Ok(())
+}
+
+/// A ring buffer that is read when asked: for packets that are run one at a time.
+pub struct OneByOne {
+    buffer: RingBuffer<'static>,
+    record: Rc<RefCell<Vec<u8>>>,
+}
+
+impl OneByOne {
+    /// Reads a map from here on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(map: &MapHandle) -> Result<OneByOne> {
+        let record = Rc::new(RefCell::new(Vec::new()));
+        let kept = Rc::clone(&record);
+        let mut builder = RingBufferBuilder::new();
+        let keep = move |bytes: &[u8]| {
+            let mut kept = kept.borrow_mut();
+            kept.clear();
+            kept.extend_from_slice(bytes);
+            0
+        };
+        builder.add(map, keep).with_context(|| format!("reading the ring buffer {:?}", map.name()))?;
+        Ok(OneByOne { buffer: builder.build().context("reading the ring buffer")?, record })
+    }
+
+    /// The last record that came since it was asked before, copied into `record`; whether there was one.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take(&self, record: &mut Vec<u8>) -> Result<bool> {
+        self.record.borrow_mut().clear();
+        self.buffer.consume().context("reading the ring buffer")?;
+        std::mem::swap(&mut *self.record.borrow_mut(), record);
+        Ok(!record.is_empty())
+    }
 }

@@ -19,6 +19,7 @@ use crate::abi::{
     from_bytes, ids_back, ids_count, ids_counts, ids_direction, ids_entry, ids_flag, ids_limits, ids_record,
     ids_sampling, ids_scratch, ids_signature,
 };
+use crate::flow::budget::REPLAY_SECRET;
 use crate::flow::{Direction, PacketMeta};
 use crate::packet::proto::AppProto;
 
@@ -249,9 +250,11 @@ impl TcIds {
         let ring_bytes = options.ring_bytes.clamp(4096, 1 << 30).next_power_of_two();
         let possible = cpu_ids("possible")?;
         let second = jiffies_per_second()?;
-        let mut secret = [0u64; 4];
-        for word in &mut secret {
-            *word = random()? | 1;
+        let mut secret = REPLAY_SECRET;
+        if !options.is_replay {
+            for word in &mut secret {
+                *word = random()? | 1;
+            }
         }
         let ticks = |secs: ids_limits| {
             let secs = u64::from(secs.0);

@@ -3,18 +3,20 @@
 //! The rules are those of `include/flow_budget.h`, whose contract both keep; the table is the same, too: sets of [`WAYS`]
 //! entries, by the same hash, so that what is replaced is the same. This one serves captures that are read without rights.
 
+use crate::abi::ids_limits;
+
 /// Entries of a set.
-const WAYS: usize = 8;
+const WAYS: usize = ids_limits::IDS_WAYS.0 as usize;
 /// Ticks are 2^20 nanoseconds of the capture's time.
-const TICK_SHIFT: u32 = 20;
+const TICK_SHIFT: u32 = ids_limits::IDS_REPLAY_TICK_SHIFT.0;
 /// Packets of TCP without payload that are recorded, beside one for each [`EMPTY_SHARE`] bytes of the budget.
-const EMPTY_PACKETS: u64 = 16;
-const EMPTY_SHARE: u64 = 1024;
+const EMPTY_PACKETS: u64 = ids_limits::IDS_EMPTY_PACKETS.0 as u64;
+const EMPTY_SHARE: u64 = ids_limits::IDS_EMPTY_SHARE.0 as u64;
 /// Seconds between records of a direction that is past its budget.
-const HEARTBEAT_SECS: u64 = 10;
+const HEARTBEAT_SECS: u64 = ids_limits::IDS_HEARTBEAT_SECS.0 as u64;
 /// Seconds of silence after which a direction that is not TCP starts anew.
-const SILENT_SECS: u64 = 60;
-const VXLAN_PORT: u16 = 4789;
+const SILENT_SECS: u64 = ids_limits::IDS_SILENT_SECS.0 as u64;
+const VXLAN_PORT: u16 = ids_limits::IDS_VXLAN_PORT.0 as u16;
 const EXTENSION_HEADERS_MAX: usize = 8;
 
 const TCP: u8 = 6;
@@ -30,6 +32,10 @@ const IPV6_IN_IP: u8 = 41;
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
+
+/// The secret of the kernel's hashes in a replay: odd, and chosen once, so that two runs do the same.
+pub const REPLAY_SECRET: [u64; 4] =
+    [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
 
 /// How much of each direction of a flow is inspected, and how many of them are known at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,8 @@ pub struct Budgets {
     entries: Vec<Entry>,
     set_shift: u32,
     empty_packets: u64,
+    /// Packets that were not recorded.
+    pub past: u64,
     /// Entries that were taken from other flows.
     pub evicted: u64,
 }
@@ -116,6 +124,7 @@ impl Budgets {
             entries: vec![Entry::default(); entries],
             set_shift: u64::BITS - (entries / WAYS).ilog2(),
             empty_packets: EMPTY_PACKETS + limits.stream_depth / EMPTY_SHARE,
+            past: 0,
             evicted: 0,
         }
     }
@@ -145,6 +154,7 @@ impl Budgets {
             || tick.wrapping_sub(entry.told_tick) >= ticks(HEARTBEAT_SECS);
         entry.last_tick = tick;
         if is_past && !is_told {
+            self.past += 1;
             entry.unseen.0 += 1;
             entry.unseen.1 += frame.len() as u64;
             return Spent::Past;
@@ -268,8 +278,9 @@ fn read(frame: &[u8]) -> Read {
     let (mut at, mut tags) = (14, 0);
     let Some(mut ethertype) = be16(frame, 12) else { return Read::NoIp };
     while matches!(ethertype, 0x8100 | 0x88a8) {
+        // More tags than are read: what is behind them is not known.
+        let Some(vlan) = vlans.get_mut(tags) else { return Read::Unparsable };
         let (Some(tag), Some(next)) = (be16(frame, at), be16(frame, at + 2)) else { return Read::NoIp };
-        let Some(vlan) = vlans.get_mut(tags) else { return Read::NoIp };
         *vlan = u64::from(tag & 0x0fff);
         (ethertype, at, tags) = (next, at + 4, tags + 1);
     }
@@ -533,7 +544,7 @@ mod tests {
         assert_eq!(budgets.spend(&arp, 0), Spent::NotLookedAt);
         assert_eq!(budgets.spend(&[], 0), Spent::NotLookedAt);
         let deep = Packet::new().vlan(1).vlan(2).vlan(3).ipv4([10, 0, 0, 1], [10, 0, 0, 2]).udp(1, 2).build();
-        assert_eq!(budgets.spend(&deep, 0), Spent::NotLookedAt);
+        assert_eq!(budgets.spend(&deep, 0), whole(&deep, (0, 0)));
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! (RFC 5722), but for exact repeats. What else contradicts itself (two ends, data behind the end) gives the packet up too,
 //! and so do timeouts and caps; each is counted.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 

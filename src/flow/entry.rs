@@ -26,6 +26,8 @@ pub(super) struct End {
     pub scale: Option<u8>,
     /// TTL of its first packet.
     pub ttl: u8,
+    /// It sent data with a TTL far from that.
+    pub has_far_ttl: bool,
     /// `next` is known.
     pub is_synced: bool,
     /// Its SYN was seen.

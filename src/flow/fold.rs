@@ -16,9 +16,13 @@ struct Kind {
     last_ns: u64,
 }
 
-/// The anomalies of a flow, or of all that have none. Nothing is allocated before the first.
 #[derive(Default)]
-pub(super) struct Folds(Option<Box<Vec<Kind>>>);
+struct Kinds(Vec<Kind>);
+
+/// The anomalies of a flow, or of all that have none. Nothing is allocated before the first, and a flow without any has no
+/// more than a pointer for them.
+#[derive(Default)]
+pub(super) struct Folds(Option<Box<Kinds>>);
 
 impl Folds {
     /// Notes an anomaly; gives it back if it is to be told now.
@@ -31,7 +35,7 @@ impl Folds {
         stats: &mut Stats,
     ) -> Option<Anomaly> {
         stats.anomalies += 1;
-        let kinds = self.0.get_or_insert_default();
+        let kinds = &mut self.0.get_or_insert_default().0;
         let at = match kinds.iter().position(|kind| kind.name == name && kind.side == side) {
             Some(at) => at,
             None if kinds.len() == KINDS_MAX => {
@@ -52,13 +56,13 @@ impl Folds {
 
     /// What was not told yet.
     pub(super) fn rest(&mut self) -> impl Iterator<Item = Anomaly> {
-        let kinds = self.0.take().map(|kinds| *kinds).unwrap_or_default();
+        let kinds = self.0.take().map(|kinds| kinds.0).unwrap_or_default();
         kinds.into_iter().filter(|kind| kind.seen > kind.told).map(|mut kind| kind.tell())
     }
 
     /// Bytes that it takes.
     pub(super) fn memory(&self) -> usize {
-        self.0.as_ref().map_or(0, |kinds| size_of::<Vec<Kind>>() + kinds.capacity() * size_of::<Kind>())
+        self.0.as_ref().map_or(0, |kinds| size_of::<Kinds>() + kinds.0.capacity() * size_of::<Kind>())
     }
 }
 

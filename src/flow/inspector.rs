@@ -16,7 +16,7 @@ use super::stats::Stats;
 use super::table::{FLOWS_MAX, Key, Table};
 use super::tcp::{Arrival, Next, Tcp};
 use super::{EndReason, Flow, Link, PacketMeta, State, Watcher};
-use crate::packet::frame::{self, Checksum, Content, Datagram, Frame, Segment, Unread, protocol, tcp_flag};
+use crate::packet::frame::{self, Checksum, Content, Datagram, Frame, Malformed, Segment, Unread, protocol, tcp_flag};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{AppProto, Out, Side, datagram_parser_for, detect, parser_for};
 
@@ -224,8 +224,7 @@ impl Inspector {
             found = None;
         }
         // A packet that its receiver will throw away makes no flow.
-        let is_refused = self.is_refused(found, &packet.frame);
-        if let (true, Checksum::Bad(what)) = (is_refused, packet.frame.ip.checksum) {
+        if let Some(what) = self.refusal(found, &packet.frame) {
             self.stats.bad_checksums += 1;
             let side = found.map(|(_, side)| side);
             return self.odd(found.map(|(slot, _)| slot), "decode", what.name(), side, watcher);
@@ -265,15 +264,15 @@ impl Inspector {
         }
     }
 
-    /// Whether a packet is not used because of its checksum.
-    fn is_refused(&mut self, found: Option<(u32, Side)>, frame: &Frame<'_>) -> bool {
+    /// What is wrong with a packet's checksum, if it must not be used.
+    fn refusal(&mut self, found: Option<(u32, Side)>, frame: &Frame<'_>) -> Option<Malformed> {
         let checksum = frame.ip.checksum;
         let entry = found.and_then(|(slot, side)| Some((self.table.get_mut(slot)?, side)));
         let may_be_offloaded = entry.is_none_or(|(entry, side)| entry.may_be_offloaded(side, checksum));
         match (checksum, self.limits.check_checksums) {
-            (Checksum::Bad(_), Checksums::Verify) => true,
-            (Checksum::Bad(_), Checksums::Auto) => !may_be_offloaded,
-            _ => false,
+            (Checksum::Bad(what) | Checksum::Owed(what), Checksums::Verify) => Some(what),
+            (Checksum::Bad(what), Checksums::Auto) if !may_be_offloaded => Some(what),
+            _ => None,
         }
     }
 

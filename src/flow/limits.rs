@@ -8,12 +8,14 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 pub enum Checksums {
     /// They are told as anomalies and not used.
     Verify,
-    /// As [`Checksums::Verify`], but a side of a flow of which no good checksum was seen yet is trusted: its sender leaves
-    /// the sums to the network card. An attacker gains nothing by it: a connection that the receiver takes part in has
-    /// begun with a packet whose checksum was good.
+    /// As [`Checksums::Verify`], but those are used that hold the pseudo header's sum ([`frame::Checksum::Owed`]), and all
+    /// of a side of a flow of which no good one was seen yet: senders leave the sums to the network card, receivers merge
+    /// segments. A connection that the receiver takes part in has begun with a packet whose checksum was good, so that
+    /// only the first is left to an attacker; and other bytes at the same place are told as a conflict.
+    ///
+    /// [`frame::Checksum::Owed`]: crate::packet::frame::Checksum::Owed
     Auto,
-    /// They are not looked at. For packets that were taken where the kernel still owes the checksum: on the way out, and
-    /// after it merged segments on the way in.
+    /// They are not looked at.
     Trust,
 }
 

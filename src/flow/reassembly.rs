@@ -5,6 +5,9 @@
 //! with what is held, and with [`History`] for what was delivered. In-order bytes go to the [`Sink`] straight from the
 //! packet; out of order they are copied, under caps.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use super::history::History;
@@ -142,6 +145,7 @@ impl Stream {
         } else {
             room.stats.out_of_order += 1;
             self.hold(start, payload, room, sink, &mut noticed);
+            self.pass_acknowledged(room, sink);
         }
         room.stats.overlap_conflicts += u64::from(noticed.is_conflict);
         room.stats.overlaps_unchecked += u64::from(noticed.is_unchecked);
@@ -157,6 +161,11 @@ impl Stream {
         self.acked = place;
         let passed = self.recent.iter().take_while(|run| run.end <= place).count();
         self.recent.drain(..passed);
+        self.pass_acknowledged(room, sink);
+    }
+
+    /// Gives up gaps that the receiver acknowledged.
+    fn pass_acknowledged(&mut self, room: &mut Room<'_>, sink: &mut dyn Sink) {
         while let Some((&first, _)) = self.held.first_key_value()
             && first <= self.acked
         {

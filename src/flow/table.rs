@@ -40,19 +40,26 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// The same for both directions.
     fn hash(&self, keys: &RandomState) -> u64 {
-        let number = |at: &SocketAddr| {
-            let address = match at.ip() {
-                IpAddr::V4(v4) => u128::from(v4.to_bits()),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            (address, at.port())
-        };
-        let (a, b) = (number(&self.source), number(&self.destination));
-        let (a, b) = if a <= b { (a, b) } else { (b, a) };
-        let ports = u64::from(a.1) << 48 | u64::from(b.1) << 32;
-        let tags = u64::from(self.vlans[0]) << 16 | u64::from(self.vlans[1]);
-        keys.hash_one((a.0, b.0, ports | tags, u64::from(self.protocol) << 8 | u64::from(self.depth)))
+        let tags = u64::from(self.vlans[0]) << 32
+            | u64::from(self.vlans[1]) << 16
+            | u64::from(self.protocol) << 8
+            | u64::from(self.depth);
+        match (&self.source, &self.destination) {
+            (SocketAddr::V4(a), SocketAddr::V4(b)) => {
+                let [a, b] = [a, b].map(|at| u64::from(at.ip().to_bits()) << 16 | u64::from(at.port()));
+                keys.hash_one((a.min(b), a.max(b), tags))
+            }
+            (a, b) => {
+                let [a, b] = [a, b].map(|at| match at.ip() {
+                    IpAddr::V4(v4) => (u128::from(v4.to_bits()), at.port()),
+                    IpAddr::V6(v6) => (v6.to_bits(), at.port()),
+                });
+                let (a, b) = (a.min(b), a.max(b));
+                keys.hash_one((a.0, b.0, tags | u64::from(a.1) << 48, b.1))
+            }
+        }
     }
 
     /// Which side of a flow the packet's sender is, if it belongs to it.
@@ -202,6 +209,12 @@ impl Table {
         let hash = Key::of(&entry).hash(&self.keys);
         let links = Links { prev: NONE, next: NONE, list: List::of(&entry), moved_ns: now_ns };
         if slot as usize == self.slots.len() {
+            if slot as usize == self.slots.capacity() {
+                // By an eighth: to double a table of this size would keep far more than the flows need.
+                let more = self.slots.len() / 8 + 64;
+                self.slots.reserve_exact(more);
+                self.links.reserve_exact(more);
+            }
             self.slots.push(Some(entry));
             self.links.push(links);
         } else {
@@ -288,9 +301,10 @@ impl Table {
 
     /// The same among flows that keep memory elsewhere: those that only wait for an answer keep none.
     pub(super) fn next_holder(&self, spared: u32) -> Option<u32> {
-        [List::TcpClosed, List::UdpNew, List::UdpEstablished, List::TcpEstablished, List::TcpNew]
-            .into_iter()
-            .find_map(|list| self.oldest(list, spared))
+        let holders = [List::TcpClosed, List::UdpNew, List::UdpEstablished, List::TcpEstablished];
+        // The rest keep anomalies at most.
+        let others = [List::TcpNew, List::OtherNew, List::OtherEstablished];
+        holders.into_iter().chain(others).find_map(|list| self.oldest(list, spared))
     }
 
     /// The flow at the front of a list, or behind the one that is spared.

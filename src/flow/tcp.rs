@@ -131,7 +131,8 @@ impl Tcp<'_, '_, '_> {
         if end.has_syn && end.isn == segment.sequence {
             return Next::Done;
         }
-        if !is_new || end.is_synced && !end.has_syn {
+        // An acknowledgement of the peer's may have come before: it does not say more than the answer itself.
+        if !is_new || end.is_synced && !end.has_syn && !peer.has_syn {
             self.odd("tcp.syn_in_connection", side);
         } else if end.has_syn {
             end.other_isn = Some(segment.sequence);
@@ -158,7 +159,19 @@ impl Tcp<'_, '_, '_> {
         end.isn = segment.sequence;
         end.next = segment.sequence.wrapping_add(1);
         end.scale = segment.window_scale;
-        self.entry.flow.next_seq[side as usize] = end.next;
+        self.restart(side);
+    }
+
+    /// Begins the stream of a side anew, at what is now known to be its next byte.
+    fn restart(&mut self, side: Side) {
+        let next = self.entry.ends[side as usize].next;
+        self.entry.flow.next_seq[side as usize] = next;
+        if let Some(streams) = &mut self.entry.streams {
+            let stream = &mut streams[side as usize];
+            stream.discard(self.room.held_total);
+            *stream = Stream::new(next);
+        }
+        self.entry.app.forget(side);
     }
 
     /// Data in a SYN (RFC 7413). If the other end does not take it, it comes again.
@@ -180,13 +193,7 @@ impl Tcp<'_, '_, '_> {
             end.other_isn = None;
             end.isn = isn;
             end.next = sequence;
-            self.entry.flow.next_seq[side as usize] = sequence;
-            if let Some(streams) = &mut self.entry.streams {
-                let stream = &mut streams[side as usize];
-                stream.discard(self.room.held_total);
-                *stream = Stream::new(sequence);
-            }
-            self.entry.app.forget(side);
+            self.restart(side);
         }
     }
 
@@ -215,6 +222,10 @@ impl Tcp<'_, '_, '_> {
     /// Neither SYN nor RST.
     fn plain(&mut self, arrival: &mut Arrival<'_>) {
         let (segment, side) = (arrival.segment, arrival.side);
+        if self.entry.ends[side as usize].has_reset {
+            // What the other end sends may have been on its way; who resets a connection sends no more.
+            self.odd("tcp.segment_after_reset", side);
+        }
         self.synchronise(side, segment.sequence);
         self.synchronise(side.other(), segment.acknowledgement);
         self.acknowledge(arrival);
@@ -225,7 +236,11 @@ impl Tcp<'_, '_, '_> {
             self.lose(arrival);
         }
         let is_fin = segment.has(tcp_flag::FIN);
-        if (is_fin || !segment.payload.is_empty() || segment.missing > 0) && self.data(arrival) && is_fin {
+        if !is_fin && segment.payload.is_empty() && segment.missing == 0 {
+            return;
+        }
+        let is_accepted = self.data(arrival);
+        if is_accepted && is_fin {
             self.fin(arrival);
         }
     }
@@ -278,14 +293,9 @@ impl Tcp<'_, '_, '_> {
             return false;
         }
         let end = &mut self.entry.ends[side as usize];
-        if len > 0 {
-            if end.is_finished && is_after(end_sequence, end.next) {
-                self.odd("tcp.data_after_fin", side);
-                return false;
-            }
-            if self.entry.ends.iter().any(|end| end.has_reset) {
-                self.odd("tcp.data_after_reset", side);
-            }
+        if len > 0 && end.is_finished && is_after(end_sequence, end.next) {
+            self.odd("tcp.data_after_fin", side);
+            return false;
         }
         if is_after(end_sequence, self.entry.flow.next_seq[side as usize]) {
             self.entry.flow.next_seq[side as usize] = end_sequence;
@@ -294,6 +304,7 @@ impl Tcp<'_, '_, '_> {
             return true;
         }
         let end = &mut self.entry.ends[side as usize];
+        end.has_far_ttl |= end.ttl.abs_diff(arrival.ttl) > TTL_SLACK;
         if matches!(self.entry.app, App::Ignored) || self.entry.flow.is_blocked {
             if is_after(end_sequence, end.next) {
                 end.next = end_sequence;
@@ -323,9 +334,9 @@ impl Tcp<'_, '_, '_> {
 
     fn tell_noticed(&mut self, noticed: Noticed, arrival: &Arrival<'_>) {
         if noticed.is_conflict {
-            let usual = self.entry.ends[arrival.side as usize].ttl;
-            let is_far = usual.abs_diff(arrival.ttl) > TTL_SLACK;
-            self.odd(if is_far { "tcp.overlap_conflict_ttl" } else { "tcp.overlap_conflict" }, arrival.side);
+            // Either of the two may be the one that was made for observers.
+            let has_far_ttl = self.entry.ends[arrival.side as usize].has_far_ttl;
+            self.odd(if has_far_ttl { "tcp.overlap_conflict_ttl" } else { "tcp.overlap_conflict" }, arrival.side);
         }
         if noticed.is_unchecked {
             self.odd("tcp.overlap_unchecked", arrival.side);

@@ -1,6 +1,7 @@
 //! Whole inspectors: frames in, what the parser got and what the watcher was told out.
 
 mod evasion;
+mod segmentation;
 mod support;
 mod table;
 

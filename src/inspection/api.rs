@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Worker;
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Request, Role, Spec};
-use crate::flow::community_id::community_id;
+use crate::flow::community_id;
 use crate::flow::{Direction, Flow};
 use crate::logging::rfc3339;
 use crate::packet::proto::{AppProto, Side};

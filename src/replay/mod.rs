@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::config::Config;
+use crate::engines::l7::Ruling;
 use crate::flow::{Direction, Inspector, Limits, Link, PacketMeta};
 
 use capture::{Capture, OpenError};
-use gate::{Gate, Passage};
+use gate::{Depth, Gate, Passage};
 use summary::Summary;
 use teller::Teller;
 
@@ -56,6 +57,9 @@ pub enum ReplayError {
     /// The output cannot be written.
     #[error("writing the events: {0}")]
     Write(io::Error),
+    /// The rules cannot be compiled.
+    #[error("compiling the rules: {0:#}")]
+    Rules(anyhow::Error),
     /// The kernel's programs refused to run.
     #[error("{0:#}")]
     Kernel(anyhow::Error),
@@ -73,8 +77,11 @@ pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Su
     let file = open(&job.file)?;
     let mut capture = Capture::open(file).map_err(|error| ReplayError::Open(job.file.clone(), error))?;
     let mut out = BufWriter::with_capacity(OUTPUT_BUFFER, out);
-    let teller = Teller::new(job.lines.then_some(&mut out as &mut dyn Write), job.events);
-    let mut gate = Gate::open(job.kernel, config).map_err(ReplayError::Kernel)?;
+    let ruling = config.filter(|config| config.l7.enabled).map(|config| Ruling::of(&config.l7));
+    let ruling = ruling.transpose().map_err(ReplayError::Rules)?;
+    let teller = Teller::new(job.lines.then_some(&mut out as &mut dyn Write), job.events, ruling);
+    let depth = Depth::default();
+    let mut gate = if job.kernel { Gate::kernel(depth).map_err(ReplayError::Kernel)? } else { Gate::model(depth) };
     let summary = replay(&mut capture, &Limits::default(), &mut gate, teller)?;
     match out.flush() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReplayError::Write(error)),
@@ -126,8 +133,7 @@ pub(crate) fn replay<R: Read>(
                 meta.unseen = unseen;
                 inspector.packet(Link::Ethernet, &meta, bytes, &mut teller);
             }
-            Passage::Dropped => teller.summary.dropped += 1,
-            Passage::PastBudget => teller.summary.past_budget += 1,
+            Passage::NotRecorded => {}
         }
         if teller.has_failed() {
             break;
@@ -135,6 +141,7 @@ pub(crate) fn replay<R: Read>(
     }
     inspector.finish(&mut teller);
     let mut summary = teller.finish().map_err(ReplayError::Write)?;
+    summary.past_budget = gate.past_budget().map_err(ReplayError::Kernel)?;
     summary.refused = capture.refused().clone();
     summary.fault = capture.fault().map(str::to_owned);
     summary.span_ns = last_ns.saturating_sub(first_ns.unwrap_or(last_ns));

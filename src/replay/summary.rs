@@ -18,8 +18,6 @@ pub struct Summary {
     pub bytes: u64,
     /// Packets that the capture cut short.
     pub cut_packets: u64,
-    /// Packets that the rules of the configuration drop: not inspected.
-    pub dropped: u64,
     /// Packets past their flow's budget: not inspected.
     pub past_budget: u64,
     /// What the reader refused.
@@ -82,7 +80,11 @@ impl Summary {
         writeln!(f, "packets    {} ({} a second), {} bytes ({} a second)", self.packets, rate(self.packets), self.bytes, rate(self.bytes))?;
         writeln!(f, "capture    {:.6} s, read in {:.3} s", span.as_secs_f64(), self.took.as_secs_f64())?;
         let unreadable = self.refused.total();
-        writeln!(f, "dropped    {} by rules, {} past their flow's budget, {} unreadable, {} cut short", self.dropped, self.past_budget, unreadable, self.cut_packets)?;
+        writeln!(
+            f,
+            "dropped    {} past their flow's budget, {} unreadable; {} were captured in part",
+            self.past_budget, unreadable, self.cut_packets
+        )?;
         for (link, count) in &self.refused.links {
             writeln!(f, "           {count} of link type {link}, which is not read")?;
         }

@@ -1,12 +1,24 @@
 //! Who is told by the inspector in a replay: makes lines of it, and counts.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use super::eve::{Alert, Eve};
 use super::summary::Summary;
+use crate::alert::Severity;
+use crate::engines::l7::Ruling;
+use crate::engines::l7::judge::{Decided, Hit, Scratch};
+use crate::engines::l7::rule::Action;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
 use crate::packet::proto::{Fact, Stage, Told};
+
+/// Rules, and what judging by them needs.
+struct Rules {
+    ruling: Ruling,
+    scratch: Scratch,
+    /// Of each flow that had a transaction, while it lasts.
+    decided: HashMap<u64, Decided>,
+}
 
 /// The watcher of a replay.
 pub struct Teller<'o> {
@@ -18,13 +30,15 @@ pub struct Teller<'o> {
     /// Flows that a rule hit, while they last.
     alerted: HashSet<u64>,
     error: Option<io::Error>,
+    rules: Option<Rules>,
     /// What was counted.
     pub summary: Summary,
 }
 
 impl<'o> Teller<'o> {
     /// Lines go to `out`, if there is one.
-    pub fn new(out: Option<&'o mut dyn Write>, events: bool) -> Teller<'o> {
+    pub fn new(out: Option<&'o mut dyn Write>, events: bool, ruling: Option<Ruling>) -> Teller<'o> {
+        let rules = |ruling| Rules { ruling, scratch: Scratch::default(), decided: HashMap::new() };
         Teller {
             eve: Eve::default(),
             out,
@@ -33,6 +47,7 @@ impl<'o> Teller<'o> {
             now_ns: 0,
             alerted: HashSet::new(),
             error: None,
+            rules: ruling.map(rules),
             summary: Summary::default(),
         }
     }
@@ -57,8 +72,44 @@ impl<'o> Teller<'o> {
         }
     }
 
+    /// Judges a transaction, and tells of what is not allowed. Nothing is blocked: a capture is over.
+    fn judge(&mut self, flow: &Flow, time_ns: u64, told: &Told) {
+        let Some(Rules { ruling, scratch, decided }) = &mut self.rules else { return };
+        let Some(hit) = decided.entry(flow.id).or_default().judge(&ruling.judge, scratch, flow, told) else { return };
+        if hit.action == Action::Allow {
+            return;
+        }
+        let rule = format!("l7 {}", hit.rule);
+        self.summary.count_alert(&rule);
+        self.alerted.insert(flow.id);
+        if self.out.is_some() {
+            let line = self.eve.alert(flow, time_ns, &alert_of(&hit), Some(told));
+            put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
+        }
+    }
+
     fn has_lines(&self) -> bool {
         self.events && self.out.is_some()
+    }
+}
+
+/// A hit as EVE shows it.
+fn alert_of(hit: &Hit) -> Alert<'_> {
+    Alert {
+        is_blocked: false,
+        component: "l7",
+        rule: &hit.rule,
+        rule_action: hit.action.name(),
+        signature_id: None,
+        signature: &hit.rule,
+        category: hit.protocol.name(),
+        severity: match hit.severity {
+            Severity::Critical => 1,
+            Severity::High => 2,
+            Severity::Medium => 3,
+            Severity::Low => 4,
+        },
+        matched: hit.field.as_ref().map(|_| &hit.matched[..]),
     }
 }
 
@@ -74,6 +125,7 @@ fn put(out: &mut Option<&mut dyn Write>, error: &mut Option<io::Error>, lines: &
 
 impl Watcher for Teller<'_> {
     fn transaction(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
+        self.judge(flow, time_ns, told);
         // A query of DNS has a line of its own: that of its response says nothing of when it was asked, and may not come.
         let is_due = told.stage == Stage::Done || matches!(told.fact, Fact::Dns(_));
         if is_due && self.has_lines() {
@@ -93,6 +145,9 @@ impl Watcher for Teller<'_> {
 
     fn ended(&mut self, flow: &Flow, why: EndReason) {
         self.summary.count_flow(flow);
+        if let Some(rules) = &mut self.rules {
+            rules.decided.remove(&flow.id);
+        }
         let alerted = !self.alerted.is_empty() && self.alerted.remove(&flow.id);
         if self.has_lines() {
             let line = self.eve.flow(flow, why, self.now_ns, alerted);

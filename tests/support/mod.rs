@@ -4,6 +4,7 @@
 
 pub mod captures;
 pub mod classbench;
+pub mod conversations;
 pub mod packets;
 pub mod random;
 pub mod reference;

@@ -2,8 +2,8 @@
 //!
 //! # How it is found
 //! Each rule is kept by one of its conditions, the one that the fewest other rules have. What a transaction says is looked
-//! up field by field: exact texts in a hash table, all others in one set of patterns of the field, so that the cost does
-//! not grow with the rules but with those that may match. These are then asked in order. Rules without such a condition
+//! up field by field: exact texts, beginnings and ends in hash tables, all others in sets of patterns of the field, so that
+//! the cost does not grow with the rules but with those that may match. These are then asked in order. Rules without such a condition
 //! are kept by their addresses, and those without addresses are always asked.
 //!
 //! # When it is final
@@ -13,11 +13,12 @@
 //! and no earlier rule is passed by because its part of the transaction came later.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use ipnet::IpNet;
 
 use super::config::DefaultActions;
@@ -29,7 +30,7 @@ use crate::alert::Severity;
 use crate::classify::matching::Match;
 use crate::flow::Flow;
 use crate::matching::matcher::Form;
-use crate::matching::patterns::{self, Pattern, Patterns};
+use crate::matching::patterns::{self, Pattern, PatternError, Patterns};
 use crate::packet::proto::{Fact, Stage, Told};
 
 /// Name of the rule that a default action stands for: one that no other rule can have.
@@ -39,6 +40,8 @@ pub const MATCHED_MAX: usize = 256;
 /// Transactions of a flow that are remembered as decided. When there are more at once, the oldest are forgotten, and are
 /// judged anew when they are done.
 const DECIDED_MAX: usize = 256;
+/// Patterns of a set, about. More make fewer scans, and a change of one rule costs more.
+const SET_PATTERNS: usize = 1000;
 
 /// What a rule decided about a transaction.
 #[derive(Clone, Debug)]
@@ -99,10 +102,48 @@ struct Group {
     name: Arc<str>,
     /// Conditions by their texts.
     exact: HashMap<Box<[u8]>, u32>,
-    /// The others; ids are indices of conditions.
-    patterns: Patterns,
+    /// Conditions by what values begin with.
+    prefixes: Affixes,
+    /// Conditions by what values end with.
+    suffixes: Affixes,
+    /// The others.
+    sets: Vec<PatternSet>,
     /// The rules that are kept by a condition of the field, in order.
     rules: Vec<u32>,
+}
+
+/// Conditions by texts at an end of the value: one look for each length that there is.
+#[derive(Debug, Default)]
+struct Affixes {
+    /// Ascending.
+    lengths: Vec<usize>,
+    conditions: HashMap<Box<[u8]>, u32>,
+}
+
+impl Affixes {
+    fn insert(&mut self, text: &[u8], condition: u32) {
+        if let Err(place) = self.lengths.binary_search(&text.len()) {
+            self.lengths.insert(place, text.len());
+        }
+        self.conditions.insert(text.into(), condition);
+    }
+
+    /// Conditions whose text is one of those that `of` gives for a length.
+    fn find<'v>(&self, value: &'v [u8], of: impl Fn(&'v [u8], usize) -> &'v [u8]) -> impl Iterator<Item = u32> {
+        let lengths = self.lengths.iter().take_while(move |length| **length <= value.len());
+        lengths.filter_map(move |&length| self.conditions.get(of(value, length)).copied())
+    }
+}
+
+/// Some of a field's patterns. Which ones follows from their texts, so that a change of rules leaves most sets as they
+/// are: these are not compiled anew.
+#[derive(Debug)]
+struct PatternSet {
+    /// Expressions, and whether they ignore case; in their order.
+    sources: Vec<(String, bool)>,
+    patterns: Patterns,
+    /// The condition of each.
+    conditions: Vec<u32>,
 }
 
 /// The rules of one protocol.
@@ -161,6 +202,8 @@ pub struct Judge {
 struct Memo {
     /// The transaction that it is about.
     stamp: u64,
+    /// Its pattern was found, and its rules are candidates.
+    is_found: bool,
     /// A condition that is no pattern was compared with all values.
     is_compared: bool,
     /// Value and form that matched first.
@@ -241,6 +284,19 @@ impl Judge {
         defaults: &DefaultActions,
         tally: &mut Tally,
     ) -> Result<Judge> {
+        Judge::compile_after(None, rules, defaults, tally)
+    }
+
+    /// [`Judge::compile`], with what an earlier judge has compiled already.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn compile_after<'r>(
+        earlier: Option<&Judge>,
+        rules: impl IntoIterator<Item = &'r Rule>,
+        defaults: &DefaultActions,
+        tally: &mut Tally,
+    ) -> Result<Judge> {
         let rules: Vec<&Rule> = rules.into_iter().filter(|rule| rule.enabled).collect();
         let mut builder = Builder::default();
         let conditions: Vec<Vec<u32>> = rules
@@ -270,37 +326,41 @@ impl Judge {
             default_counts: tally.of(DEFAULT_RULE),
             scan_failures: AtomicU64::new(0),
         };
-        judge.compile_patterns()?;
+        judge.compile_patterns(earlier)?;
         Ok(judge)
     }
 
-    fn compile_patterns(&mut self) -> Result<()> {
-        let mut by_group: HashMap<u32, Vec<(u32, String)>> = HashMap::new();
+    fn compile_patterns(&mut self, earlier: Option<&Judge>) -> Result<()> {
+        let mut by_group: HashMap<u32, Vec<(String, bool, u32)>> = HashMap::new();
         for (number, shared) in (0u32..).zip(&self.conditions) {
             let is_regex = matches!(shared.form, Form::Regex(..));
-            let is_kept_by = !shared.rules.is_empty() && !matches!(shared.form, Form::Exact(_));
+            let is_kept_by = !shared.rules.is_empty() && matches!(shared.form, Form::Wildcard(_));
             if let Some(filter) = shared.form.filter().filter(|_| is_regex || is_kept_by) {
-                by_group.entry(shared.group).or_default().push((number, filter));
+                by_group.entry(shared.group).or_default().push((filter, shared.form.is_caseless(), number));
             }
         }
+        let known: HashMap<&[(String, bool)], &Patterns> = earlier
+            .iter()
+            .flat_map(|judge| judge.groups.iter().flat_map(|group| &group.sets))
+            .map(|set| (&set.sources[..], &set.patterns))
+            .collect();
         for (group, filters) in by_group {
-            let patterns: Vec<Pattern<'_>> = filters
-                .iter()
-                .map(|(id, expression)| {
-                    let is_caseless = self.conditions[*id as usize].form.is_caseless();
-                    Pattern { expression, is_caseless, id: *id }
-                })
-                .collect();
-            match Patterns::compile(&patterns) {
-                Ok(patterns) => self.groups[group as usize].patterns = patterns,
-                Err(error) => {
-                    let has = |rule: &&Compiled| error.id.is_some_and(|id| rule.conditions.contains(&id));
-                    let rule = self.rules.iter().find(has).map_or("of l7", |rule| &rule.id);
-                    bail!("rule {rule}: {}: {}", self.groups[group as usize].name, error.message);
-                }
+            for (sources, conditions) in into_sets(filters) {
+                let patterns = match known.get(&sources[..]) {
+                    Some(patterns) => (*patterns).clone(),
+                    None => compile_set(&sources).map_err(|error| self.name_error(group, &conditions, &error))?,
+                };
+                self.groups[group as usize].sets.push(PatternSet { sources, patterns, conditions });
             }
         }
         self.ask_which_commands_may_come()
+    }
+
+    fn name_error(&self, group: u32, conditions: &[u32], error: &PatternError) -> anyhow::Error {
+        let at_fault = error.id.and_then(|id| conditions.get(id as usize));
+        let rule = self.rules.iter().find(|rule| at_fault.is_some_and(|id| rule.conditions.contains(id)));
+        let (rule, field) = (rule.map_or("of l7", |rule| &rule.id), &self.groups[group as usize].name);
+        anyhow!("rule {rule}: {field}: {}", error.message)
     }
 
     /// A mail is told of at each of its commands: a condition on them that none of those to come can meet does not wait.
@@ -309,14 +369,17 @@ impl Judge {
         for (at, group) in (0u32..).zip(&self.groups).filter(|(_, group)| group.field == Field::SmtpCommand) {
             for command in MAIL_COMMANDS {
                 let command = command.to_ascii_lowercase();
-                group.patterns.scan(&mut scratch, command.as_bytes(), &mut found)?;
+                for set in &group.sets {
+                    found.clear();
+                    set.patterns.scan(&mut scratch, command.as_bytes(), &mut found)?;
+                    for &id in &found {
+                        let shared = &mut self.conditions[set.conditions[id as usize] as usize];
+                        shared.may_come |= matches!(shared.form, Form::Regex(..));
+                    }
+                }
                 let own = self.conditions.iter_mut().filter(|shared| shared.group == at);
                 own.for_each(|shared| shared.may_come |= shared.form.matches(command.as_bytes()));
             }
-        }
-        for id in found {
-            let shared = &mut self.conditions[id as usize];
-            shared.may_come |= matches!(shared.form, Form::Regex(..));
         }
         Ok(())
     }
@@ -391,27 +454,28 @@ impl Judge {
     fn look_up(&self, group: u32, scratch: &mut Scratch) {
         let Scratch { patterns, found, memos, seen, candidates, stamp, .. } = scratch;
         let (group, seen) = (&self.groups[group as usize], &seen[group as usize]);
-        if group.exact.is_empty() && group.patterns.is_empty() {
-            return;
-        }
+        let rules_of = |condition: u32| &self.conditions[condition as usize].rules;
         for value in 0..seen.values.len() {
             let (forms, resolved) = seen.values.forms(value);
             for (at, bytes) in forms.enumerate() {
-                if let Some(&condition) = group.exact.get(bytes) {
-                    candidates.extend(&self.conditions[condition as usize].rules);
-                }
-                found.clear();
-                if group.patterns.scan(patterns, bytes, found).is_err() {
-                    self.scan_failures.fetch_add(1, Ordering::Relaxed);
-                }
-                for &condition in found.iter() {
-                    let shared = &self.conditions[condition as usize];
-                    let memo = memos[condition as usize].of(*stamp);
-                    if memo.first.is_none() {
-                        candidates.extend(&shared.rules);
+                let exact = group.exact.get(bytes).copied().into_iter();
+                let prefixes = group.prefixes.find(bytes, |value, length| &value[..length]);
+                let suffixes = group.suffixes.find(bytes, |value, length| &value[value.len() - length..]);
+                exact.chain(prefixes).chain(suffixes).for_each(|condition| candidates.extend(rules_of(condition)));
+                for set in &group.sets {
+                    found.clear();
+                    if set.patterns.scan(patterns, bytes, found).is_err() {
+                        self.scan_failures.fetch_add(1, Ordering::Relaxed);
                     }
-                    if matches!(shared.form, Form::Regex(..)) {
-                        memo.note(value, at, resolved);
+                    for &id in found.iter() {
+                        let condition = set.conditions[id as usize];
+                        let memo = memos[condition as usize].of(*stamp);
+                        if !std::mem::replace(&mut memo.is_found, true) {
+                            candidates.extend(rules_of(condition));
+                        }
+                        if matches!(self.conditions[condition as usize].form, Form::Regex(..)) {
+                            memo.note(value, at, resolved);
+                        }
                     }
                 }
             }
@@ -602,7 +666,9 @@ impl Builder {
                 field: field.clone(),
                 name: field.name(),
                 exact: HashMap::new(),
-                patterns: Patterns::default(),
+                prefixes: Affixes::default(),
+                suffixes: Affixes::default(),
+                sets: Vec::new(),
                 rules: Vec::new(),
             });
             self.groups.len() as u32 - 1
@@ -635,8 +701,11 @@ impl Builder {
             shared.rules.push(number);
             let group = &mut self.groups[shared.group as usize];
             group.rules.push(number);
-            if let Form::Exact(text) = &shared.form {
-                group.exact.insert(text.clone(), condition);
+            match &shared.form {
+                Form::Exact(text) => drop(group.exact.insert(text.clone(), condition)),
+                Form::Prefix(text) => group.prefixes.insert(text, condition),
+                Form::Suffix(text) => group.suffixes.insert(text, condition),
+                Form::Wildcard(_) | Form::Regex(..) => {}
             }
             return;
         }
@@ -663,6 +732,32 @@ impl Builder {
             }
         }
     }
+}
+
+/// Distributes patterns over sets by their texts, and sorts them there.
+fn into_sets(mut filters: Vec<(String, bool, u32)>) -> impl Iterator<Item = (Vec<(String, bool)>, Vec<u32>)> {
+    let count = filters.len().div_ceil(SET_PATTERNS).next_power_of_two();
+    let set_of = |text: &str| {
+        // Always the same, unlike that of a hash table.
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        hasher.finish() as usize & (count - 1)
+    };
+    filters.sort_unstable();
+    let mut sets = vec![(Vec::new(), Vec::new()); count];
+    for (text, is_caseless, condition) in filters {
+        let (sources, conditions) = &mut sets[set_of(&text)];
+        sources.push((text, is_caseless));
+        conditions.push(condition);
+    }
+    sets.into_iter().filter(|(sources, _)| !sources.is_empty())
+}
+
+/// Compiles patterns; ids are their places.
+fn compile_set(sources: &[(String, bool)]) -> Result<Patterns, PatternError> {
+    let patterns = (0..).zip(sources);
+    let patterns = patterns.map(|(id, (expression, is_caseless))| Pattern { expression, is_caseless: *is_caseless, id });
+    Patterns::compile(&patterns.collect::<Vec<_>>())
 }
 
 /// An IPv4 address in IPv6 clothing is the IPv4 address.

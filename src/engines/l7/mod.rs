@@ -114,7 +114,8 @@ impl L7 {
         book.check_count(RULES_MAX).map_err(anyhow::Error::msg)?;
         let rules = book.in_order();
         let mut tally = self.tally.keeping(rules.iter().map(|rule| rule.id.as_str()).chain([DEFAULT_RULE]));
-        let judge = Judge::compile(rules, &config.default_action, &mut tally)?;
+        let earlier = self.ruling.load();
+        let judge = Judge::compile_after(Some(&earlier.judge), rules, &config.default_action, &mut tally)?;
         self.metrics.set_rules_loaded(Component::L7, judge.rule_count());
         self.ruling.store(Arc::new(Ruling { judge, mode: config.mode }));
         (self.config, self.added, self.tally) = (config, added, tally);
@@ -206,3 +207,6 @@ impl Owned for L7 {
         match event {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,9 +36,8 @@ pub fn is_good(bytes: &[u8]) -> bool {
     fold(add(bytes, 0)) == 0xffff
 }
 
-/// The same for what TCP, UDP and ICMPv6 sum: a pseudo header (RFC 9293 3.1, RFC 8200 8.1) stands before the bytes.
-pub fn is_good_with_pseudo(source: &IpAddr, destination: &IpAddr, protocol: u8, bytes: &[u8]) -> bool {
-    let length = bytes.len() as u32;
+/// The sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1) that stands before what TCP and UDP sum.
+fn pseudo(source: &IpAddr, destination: &IpAddr, protocol: u8, length: u32) -> u64 {
     let mut sum = u64::from(u16::from(protocol).to_be());
     sum += u64::from(((length >> 16) as u16).to_be()) + u64::from((length as u16).to_be());
     for address in [source, destination] {
@@ -47,7 +46,30 @@ pub fn is_good_with_pseudo(source: &IpAddr, destination: &IpAddr, protocol: u8, 
             IpAddr::V6(v6) => add(&v6.octets(), sum),
         };
     }
-    fold(add(bytes, sum)) == 0xffff
+    sum
+}
+
+/// A checksum of TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// It is right.
+    Good,
+    /// The field holds the pseudo header's sum, as the kernel leaves it for the network card to complete.
+    Owed,
+    /// It is wrong.
+    Bad,
+}
+
+/// Judges the checksum that stands at `at` in the bytes of a segment or datagram.
+pub fn transport(source: &IpAddr, destination: &IpAddr, protocol: u8, bytes: &[u8], at: usize) -> Transport {
+    let pseudo = pseudo(source, destination, protocol, bytes.len() as u32);
+    if fold(add(bytes, pseudo)) == 0xffff {
+        Transport::Good
+    } else if bytes.get(at..at + 2).is_some_and(|field| field == fold(pseudo).to_ne_bytes()) {
+        Transport::Owed
+    } else {
+        Transport::Bad
+    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ fn ipv4<'a>(bytes: &'a [u8], vlans: [u16; 2], depth: u8, oddities: &mut Oddities
 
 /// A fragment, with the checks that need no other fragment.
 fn fragment(id: u32, offset: u16, has_more: bool, bytes: &[u8], missing: usize) -> Result<Fragment<'_>, Unread> {
-    if has_more && (bytes.len() + missing) % 8 != 0 {
+    if has_more && !(bytes.len() + missing).is_multiple_of(8) {
         return Err(Malformed::FragmentBadLength.into());
     }
     if usize::from(offset) + bytes.len() + missing > PAYLOAD_MAX {

@@ -168,8 +168,11 @@ impl From<Malformed> for Unread {
 pub enum Checksum {
     /// All of them are right.
     Good,
-    /// One is wrong: the packet is broken, or its sender left the sum to the network card.
+    /// One is wrong: the packet is broken, or its sender left all of the sum to the network card.
     Bad(Malformed),
+    /// The one of TCP or UDP holds the pseudo header's sum only: the packet was taken on the way out, before the network
+    /// card completed it, or on the way in, after segments were merged. On the wire it would be wrong.
+    Owed(Malformed),
     /// Not all could be reckoned: bytes are missing, or there is none.
     Unknown,
 }

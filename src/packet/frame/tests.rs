@@ -149,6 +149,22 @@ fn checksums_are_judged() {
         *frame.last_mut().unwrap() ^= 1;
         assert_eq!(read(&frame).unwrap().ip.checksum, Checksum::Bad(Malformed::UdpBadChecksum));
     }
+    for packet in [v4(), v6()] {
+        // The sum over the rest taken out again, what is left is that of the pseudo header.
+        let mut frame = packet.tcp(1, 2).payload(b"data").build();
+        let at = frame.len() - 4 - 20;
+        let mut sum = u32::from(!u16::from_be_bytes([frame[at + 16], frame[at + 17]]));
+        frame[at + 16..at + 18].fill(0);
+        for word in frame[at..].chunks(2) {
+            sum += u32::from(!u16::from_be_bytes([word[0], word[1]]));
+        }
+        sum = (sum & 0xffff) + (sum >> 16);
+        let pseudo = ((sum & 0xffff) + (sum >> 16)) as u16;
+        frame[at + 16..at + 18].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(read(&frame).unwrap().ip.checksum, Checksum::Owed(Malformed::TcpBadChecksum));
+        frame[at + 16] ^= 1;
+        assert_eq!(read(&frame).unwrap().ip.checksum, Checksum::Bad(Malformed::TcpBadChecksum));
+    }
     let mut frame = v4().tcp(1, 2).build();
     frame[14 + 8] ^= 1;
     assert_eq!(read(&frame).unwrap().ip.checksum, Checksum::Bad(Malformed::Ipv4BadChecksum));
@@ -250,10 +266,10 @@ proptest! {
         let len = start.len().min(frame.len());
         frame[..len].copy_from_slice(&start[..len]);
         let link = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2][link];
-        if let Ok(read) = decode(link, [0; 2], &frame) {
-            if let Content::Fragment(part) = read.content {
-                let _ = resume(read.ip, read.protocol, part.bytes);
-            }
+        if let Ok(read) = decode(link, [0; 2], &frame)
+            && let Content::Fragment(part) = read.content
+        {
+            let _ = resume(read.ip, read.protocol, part.bytes);
         }
     }
 

@@ -59,17 +59,20 @@ pub(super) fn read<'a>(mut packet: Packet<'a>, mut oddities: Oddities) -> Result
     Ok(Frame { ip: packet.ip, protocol: packet.protocol, content, oddities })
 }
 
-/// Adds the verdict on a transport checksum over `covered` to that of the header.
-fn verify(packet: &mut Packet<'_>, covered: &[u8], bad: Malformed) {
-    if packet.missing > 0 || packet.ip.is_routed {
-        if packet.ip.checksum == Checksum::Good {
-            packet.ip.checksum = Checksum::Unknown;
-        }
-    } else if packet.ip.checksum == Checksum::Good
-        && !checksum::is_good_with_pseudo(&packet.ip.source, &packet.ip.destination, packet.protocol, covered)
-    {
-        packet.ip.checksum = Checksum::Bad(bad);
+/// Adds the verdict on the checksum at `at` in `covered` to that of the header.
+fn verify(packet: &mut Packet<'_>, covered: &[u8], at: usize, bad: Malformed) {
+    if packet.ip.checksum != Checksum::Good {
+        return;
     }
+    packet.ip.checksum = if packet.missing > 0 || packet.ip.is_routed {
+        Checksum::Unknown
+    } else {
+        match checksum::transport(&packet.ip.source, &packet.ip.destination, packet.protocol, covered, at) {
+            checksum::Transport::Good => Checksum::Good,
+            checksum::Transport::Owed => Checksum::Owed(bad),
+            checksum::Transport::Bad => Checksum::Bad(bad),
+        }
+    };
 }
 
 fn tcp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Segment<'a>, Unread> {
@@ -79,7 +82,7 @@ fn tcp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Segment<'
     if header_len < 20 || header_len > bytes.len() {
         return Err(Malformed::TcpBadHeaderLength.into());
     }
-    verify(packet, bytes, Malformed::TcpBadChecksum);
+    verify(packet, bytes, 16, Malformed::TcpBadChecksum);
     let flags = head[13];
     let mut window_scale = None;
     match options(&bytes[20..header_len]) {
@@ -140,7 +143,7 @@ fn udp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Datagram<
     let covered = &bytes[..length.min(bytes.len())];
     packet.missing = length - covered.len();
     match (head[6..8] == [0, 0], packet.ip.source.is_ipv4()) {
-        (false, _) => verify(packet, covered, Malformed::UdpBadChecksum),
+        (false, _) => verify(packet, covered, 6, Malformed::UdpBadChecksum),
         (true, true) => {
             if packet.ip.checksum == Checksum::Good {
                 packet.ip.checksum = Checksum::Unknown;

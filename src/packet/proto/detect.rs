@@ -519,8 +519,10 @@ fn quic(bytes: &[u8]) -> Look {
     if bytes.len() < PREFIX_MAX {
         return Look::Not;
     }
-    let letters =
-        |at: usize| bytes[at] == b'Q' && bytes[at + 1] == b'0' && bytes[at + 2..at + 4].iter().all(u8::is_ascii_digit);
+    // T: the same with TLS inside.
+    let letters = |at: usize| {
+        matches!(bytes[at], b'Q' | b'T') && bytes[at + 1] == b'0' && bytes[at + 2..at + 4].iter().all(u8::is_ascii_digit)
+    };
     // Before Q046: flags of version and an 8-byte id, id, version.
     if matches!(bytes[0], 0x09 | 0x0d) && letters(9) {
         return is;
@@ -530,8 +532,9 @@ fn quic(bytes: &[u8]) -> Look {
     }
     let kind = bytes[0] >> 4 & 3;
     let initial = match u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) {
-        // Version 1, its drafts from 22 on, Facebook's.
-        1 | 0xff00_0016..=0xff00_0022 | 0xface_b001..=0xface_b002 => 0,
+        // Version 1, its drafts from 22 on, Facebook's; and those that ask the server to offer others (RFC 9000, 15).
+        1 | 0xff00_0016..=0xff00_0022 | 0xface_b001 | 0xface_b002 | 0xface_b00e => 0,
+        version if version & 0x0f0f_0f0f == 0x0a0a_0a0a => 0,
         // Version 2.
         0x6b33_43cf => 1,
         _ if letters(1) => return is,

@@ -690,6 +690,17 @@ impl Http1 {
         }
     }
 
+    /// What follows is read by another parser, which is told of a side that is not heard any more.
+    fn go_inside(&mut self, inner: Inner, protocol: AppProto, out: &mut Out) {
+        self.inner = Some(inner);
+        out.became = Some(protocol);
+        for role in Side::BOTH {
+            if self.half(role).is_ended {
+                self.within(out, |inner, out| inner.end(role, out));
+            }
+        }
+    }
+
     /// Lets the parser inside do something, and counts its transactions among ours.
     fn within(&mut self, out: &mut Out, run: impl FnOnce(&mut dyn Parser, &mut Out)) {
         let Some(inner) = &mut self.inner else { return };
@@ -706,8 +717,7 @@ impl Http1 {
 
     /// The connection is HTTP/2 from its start.
     fn on_preface(&mut self, role: Side, head: &[u8], out: &mut Out) {
-        self.inner = Some(Inner { parser: Box::new(Http2::default()), base_tx: self.next_tx });
-        out.became = Some(AppProto::Http2);
+        self.go_inside(Inner { parser: Box::new(Http2::default()), base_tx: self.next_tx }, AppProto::Http2, out);
         let from_server = self.half(Side::Server).take_kept();
         for half in &mut self.halves {
             half.state = State::Tunnel;
@@ -736,8 +746,7 @@ impl Http1 {
             let inside = Arc::make_mut(&mut exchange);
             (inside.status, inside.reason, inside.response) = (None, Vec::new(), Default::default());
             let parser = Http2::upgraded(tx, exchange, self.next_tx);
-            self.inner = Some(Inner { parser: Box::new(parser), base_tx: 0 });
-            out.became = Some(AppProto::Http2);
+            self.go_inside(Inner { parser: Box::new(parser), base_tx: 0 }, AppProto::Http2, out);
             if !early.is_empty() {
                 self.within(out, |inner, out| inner.take(Side::Client, &early, out));
             }
@@ -767,8 +776,7 @@ impl Http1 {
     fn open_tunnel(&mut self, first: u8, out: &mut Out) {
         let parser = if first == TLS_HANDSHAKE { parser_for(AppProto::Tls) } else { None };
         if let Some(parser) = parser {
-            self.inner = Some(Inner { parser, base_tx: self.next_tx });
-            out.became = Some(AppProto::Tls);
+            self.go_inside(Inner { parser, base_tx: self.next_tx }, AppProto::Tls, out);
         }
         for half in self.halves.iter_mut().filter(|half| half.state == State::TunnelStart) {
             half.state = State::Tunnel;

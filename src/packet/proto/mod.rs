@@ -223,6 +223,7 @@ pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
         AppProto::Http2 => Box::new(http2::Http2::default()),
         AppProto::Ftp => Box::new(ftp::Conversation::default()),
         AppProto::FtpData => Box::new(ftp::Carrier::default()),
+        AppProto::Smb => Box::new(smb::Conversation::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         AppProto::Tls => Box::new(tls::Conversation::default()),
         AppProto::Ssh => Box::new(ssh::Conversation::default()),

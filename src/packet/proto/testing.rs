@@ -10,6 +10,12 @@ use super::{Oddity, Out, Parser, Side, Told};
 /// What one side sent, at once.
 pub(crate) type Piece = (Side, Vec<u8>);
 
+/// A byte that is put in the place of another, and that place.
+type Edit = (usize, u8);
+
+/// Where bytes are missing, and how many.
+type Gap = (usize, u64);
+
 /// How pieces are handed to a parser.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
@@ -87,7 +93,7 @@ pub(crate) fn assert_mutations_are_harmless<P: Parser>(make: impl Fn() -> P, pie
     let edits = prop::collection::vec((place, any::<u8>()), 0..8);
     let gap = prop::option::of((0..length, 1u64..100_000));
     let mut runner = TestRunner::new(Config { cases: 2000, failure_persistence: None, ..Config::default() });
-    let check = |(edits, gap, step): (Vec<(usize, u8)>, Option<(usize, u64)>, usize)| {
+    let check = |(edits, gap, step): (Vec<Edit>, Option<Gap>, usize)| {
         let mut mutated = pieces.to_vec();
         for (place, value) in edits {
             let mut at = place;

@@ -35,7 +35,7 @@ pub fn write(json: &mut Json, tx: u32, message: &Message) {
     json.array("queries");
     for query in &message.queries {
         json.open();
-        json.text("rrname", &query.name);
+        name(json, "rrname", &query.name);
         kind(json, query.kind);
         json.close();
     }
@@ -46,20 +46,55 @@ pub fn write(json: &mut Json, tx: u32, message: &Message) {
     json.close();
 }
 
-fn records(json: &mut Json, name: &str, records: &[Record]) {
+fn records(json: &mut Json, section: &str, records: &[Record]) {
     if records.is_empty() {
         return;
     }
-    json.array(name);
+    json.array(section);
     for record in records {
         json.open();
-        json.text("rrname", &record.name);
+        name(json, "rrname", &record.name);
         kind(json, record.kind);
         json.number("ttl", u64::from(record.ttl));
-        json.text("rdata", &record.data);
+        name(json, "rdata", &record.data);
         json.close();
     }
     json.end_array();
+}
+
+/// A name, or data in presentation form: bytes that zone files escape as `\DDD` are shown as all bytes of the wire are here.
+fn name(json: &mut Json, key: &str, text: &str) {
+    if !text.contains('\\') {
+        return json.text(key, text);
+    }
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&first, behind)) = rest.split_first() {
+        let number = match behind {
+            digits if first == b'\\' => digits.first_chunk().and_then(decimal),
+            _ => None,
+        };
+        match number {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[3..];
+            }
+            // Another character behind a backslash stands for itself, a backslash too.
+            None if first == b'\\' && !behind.is_empty() => {
+                bytes.extend_from_slice(&rest[..2]);
+                rest = &behind[1..];
+            }
+            None => {
+                bytes.push(first);
+                rest = behind;
+            }
+        }
+    }
+    json.wire(key, &bytes);
+}
+
+/// A byte in three digits.
+fn decimal(digits: &[u8; 3]) -> Option<u8> {
+    std::str::from_utf8(digits).ok().filter(|_| digits.iter().all(u8::is_ascii_digit))?.parse().ok()
 }
 
 fn kind(json: &mut Json, kind: u16) {
@@ -74,4 +109,27 @@ fn number_as_text(json: &mut Json, name: &str, number: u16) {
     json.raw(b"\"");
     json.digits(u64::from(number));
     json.raw(b"\"");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let mut json = Json::default();
+        json.open();
+        name(&mut json, "n", text);
+        json.close();
+        assert_eq!(std::str::from_utf8(json.bytes()).unwrap(), format!(r#"{{"n":"{expected}"}}"#));
+    }
+
+    #[test]
+    fn escapes_of_zone_files_are_bytes_again() {
+        check("www.example.org", "www.example.org");
+        check(r"a\001b\200.c", r"a\u0001b\\xc8.c");
+        check(r"a\.b", r"a\\.b");
+        check(r"a\\001", r"a\\\\001");
+        check(r"a\999\1", r"a\\999\\1");
+    }
 }

@@ -326,6 +326,12 @@ fn smb(json: &mut Json, tx: u32, exchange: &smb::Exchange) {
     if let Some(file) = &exchange.file {
         json.text("filename", file);
     }
+    if let Some(to) = &exchange.rename_to {
+        json.object("rename");
+        json.text("from", exchange.file.as_deref().unwrap_or_default());
+        json.text("to", to);
+        json.close();
+    }
     if let Some(share) = &exchange.share {
         json.text("share", share);
     }

@@ -25,6 +25,8 @@ pub struct Alert<'a> {
     pub component: &'a str,
     /// The rule's id.
     pub rule: &'a str,
+    /// What the rule wishes.
+    pub rule_action: &'a str,
     /// Number of the signature, for rules that have one.
     pub signature_id: Option<u32>,
     /// What the rule is about.
@@ -72,6 +74,7 @@ impl Eve {
         json.text("category", alert.category);
         json.number("severity", u64::from(alert.severity));
         json.text("rule", alert.rule);
+        json.text("rule_action", alert.rule_action);
         json.text("component", alert.component);
         if let Some(matched) = alert.matched {
             json.wire("matched", matched);
@@ -242,11 +245,6 @@ fn tcp(json: &mut Json, flow: &Flow) {
         }
     }
     json.close();
-}
-
-/// The word for a protocol in a summary, also for flows without one.
-pub fn app_proto_name(app_proto: Option<AppProto>) -> &'static str {
-    app_proto.map_or("failed", AppProto::name)
 }
 
 #[cfg(test)]

@@ -105,6 +105,7 @@ fn handshake() -> tls::Handshake {
             fingerprint: "aa:bb".to_owned(),
         }),
         is_resumed: true,
+        ..tls::Handshake::default()
     }
 }
 
@@ -143,6 +144,7 @@ fn dns() {
         answers: vec![record(5, "cdn.example.net"), record(28, "2001:db8::1"), record(65_280, "0102")],
         authorities: vec![record(6, "ns.example.org root.example.org 1 2 3 4 5")],
         additionals: vec![record(1, "192.0.2.7")],
+        ..dns::Message::default()
     };
     insta::assert_snapshot!(told(AppProto::Dns, Fact::Dns(Arc::new(message))));
     let message = dns::Message { id: 1, flags: 0x0100, ..dns::Message::default() };
@@ -197,6 +199,7 @@ fn smb() {
         share: Some(r"\\server\share".to_owned()),
         file: Some(r"dir\file.txt".to_owned()),
         user: Some(("alice".to_owned(), "CORP".to_owned())),
+        rename_to: Some(r"dir\new.txt".to_owned()),
     };
     insta::assert_snapshot!(told(AppProto::Smb, Fact::Smb(Arc::new(exchange))));
 }
@@ -267,6 +270,7 @@ fn alerts() {
         is_blocked: true,
         component: "l7",
         rule: "no-example",
+        rule_action: "deny",
         signature_id: None,
         signature: "tls sni *.example.org",
         category: "l7",

@@ -346,6 +346,32 @@ fn datagrams() {
     }
 }
 
+/// Recorded conversations, byte by byte in their order: the answer comes, and is right.
+#[test]
+fn recorded_sessions_are_found() {
+    let table = [
+        ("smtp_plain", AppProto::Smtp),
+        ("smtp_starttls", AppProto::Smtp),
+        ("ftp_plain", AppProto::Ftp),
+        ("ftp_auth_tls", AppProto::Ftp),
+        ("smb1", AppProto::Smb),
+        ("smb3_11", AppProto::Smb),
+    ];
+    for (name, protocol) in table {
+        let mut sides = [Vec::new(), Vec::new()];
+        let mut found = Detected::More;
+        for (side, bytes) in crate::packet::proto::testing::recorded(&format!("{name}.bin")) {
+            for byte in bytes {
+                sides[side as usize].push(byte);
+                let now = tcp(&sides[0], &sides[1], 40000);
+                assert!(found == Detected::More || now == found, "{name}: {found:?}, then {now:?}");
+                found = now;
+            }
+        }
+        assert_eq!(found, yes(protocol), "{name}");
+    }
+}
+
 /// Bytes such as protocols begin with, so that chance gets past the first checks.
 fn streams() -> impl Strategy<Value = Vec<u8>> {
     let starts = prop::sample::select(vec![

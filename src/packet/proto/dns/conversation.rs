@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::message;
 use crate::packet::proto::{Fact, Oddity, Out, Parser, Side, Stage};
 
-/// Queries of a conversation that wait for their response. The oldest is forgotten; its response is a transaction of its
-/// own then.
+/// Queries of a conversation that wait for their response. The oldest is forgotten; its response is a transaction of
+/// its own then.
 const WAITING_MAX: usize = 64;
 
 /// What datagrams and streams have in common: which response belongs to which query.

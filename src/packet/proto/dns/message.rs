@@ -2,7 +2,7 @@
 
 use super::name::push_name;
 use super::{Edns, Message, Question, Record, data, kind};
-use crate::packet::proto::reader::hex;
+use crate::packet::proto::reader::push_hex;
 
 /// Bytes of the header.
 const HEADER: usize = 12;
@@ -22,6 +22,8 @@ struct Reading<'a> {
     at: usize,
     records_left: usize,
     text_left: usize,
+    /// Where names and data are written first, so that each becomes one allocation of its size.
+    scratch: String,
 }
 
 /// Why reading stopped.
@@ -30,7 +32,8 @@ enum Fault {
     TooMuch,
 }
 
-/// Reads a message as far as it goes; `None` if that is not even a question, or the record of a message without questions.
+/// Reads a message as far as it goes; `None` if that is not even a question, or the record of a message without
+/// questions.
 pub(super) fn read(message: &[u8], odd: &mut dyn FnMut(&'static str)) -> Option<Message> {
     let field =
         |number: usize| message.get(2 * number..2 * number + 2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
@@ -41,7 +44,13 @@ pub(super) fn read(message: &[u8], odd: &mut dyn FnMut(&'static str)) -> Option<
         return None;
     };
     let mut read = Message { id, flags, ..Message::default() };
-    let mut reading = Reading { message, at: HEADER, records_left: RECORDS_MAX, text_left: TEXT_MAX };
+    let mut reading = Reading {
+        message,
+        at: HEADER,
+        records_left: RECORDS_MAX,
+        text_left: TEXT_MAX,
+        scratch: String::with_capacity(256),
+    };
     let mut fault = reading.questions(questions, &mut read.queries).err();
     let sections =
         [(answers, &mut read.answers), (authorities, &mut read.authorities), (additionals, &mut read.additionals)];
@@ -62,10 +71,10 @@ pub(super) fn read(message: &[u8], odd: &mut dyn FnMut(&'static str)) -> Option<
 
 impl Reading<'_> {
     fn name(&mut self) -> Result<String, Fault> {
-        let mut name = String::new();
-        self.at = push_name(&mut name, self.message, self.at, self.message.len()).ok_or(Fault::Malformed)?;
-        self.charge(name.len())?;
-        Ok(name)
+        self.scratch.clear();
+        self.at = push_name(&mut self.scratch, self.message, self.at, self.message.len()).ok_or(Fault::Malformed)?;
+        self.charge(self.scratch.len())?;
+        Ok(self.scratch.as_str().to_owned())
     }
 
     fn charge(&mut self, length: usize) -> Result<(), Fault> {
@@ -117,11 +126,14 @@ impl Reading<'_> {
                 continue;
             }
             self.records_left = self.records_left.checked_sub(1).ok_or(Fault::TooMuch)?;
-            let data = data::text(self.message, start..self.at, kind).unwrap_or_else(|| {
+            self.scratch.clear();
+            if data::push(&mut self.scratch, self.message, start..self.at, kind).is_none() {
                 odd("dns.malformed_record");
-                hex(&self.message[start..self.at])
-            });
-            self.charge(data.len())?;
+                self.scratch.clear();
+                push_hex(&mut self.scratch, &self.message[start..self.at]);
+            }
+            self.charge(self.scratch.len())?;
+            let data = self.scratch.as_str().to_owned();
             into.push(Record { name, kind, class, ttl, data });
         }
         Ok(())

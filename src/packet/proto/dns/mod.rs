@@ -57,8 +57,8 @@ impl Message {
 /// What is asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Question {
-    /// Name without the trailing dot; bytes outside of printable ASCII, dots inside of labels and backslashes are escaped
-    /// as in zone files (RFC 1035, 5.1). The root is empty.
+    /// Name without the trailing dot; bytes outside of printable ASCII, dots inside of labels and backslashes are
+    /// escaped as in zone files (RFC 1035, 5.1). The root is empty.
     pub name: String,
     /// TYPE.
     pub kind: u16,

@@ -6,9 +6,9 @@ const NAME_MAX: usize = 255;
 /// Pointers that a name may go by. Servers compress by one or two; a chain of them only costs time.
 const JUMPS_MAX: usize = 32;
 
-/// Appends the name that stands at `at`, without the dot at its end; where the next field begins. What stands in place must
-/// end by `end`. A pointer leads back only, before the labels that led to it, so that no name goes round; into the header
-/// is odd, but servers follow it.
+/// Appends the name that stands at `at`, without the dot at its end; where the next field begins. What stands in place
+/// must end by `end`. A pointer leads back only, before the labels that led to it, so that no name goes round; into the
+/// header is odd, but servers follow it.
 pub(super) fn push_name(text: &mut String, message: &[u8], at: usize, end: usize) -> Option<usize> {
     let mut at = at;
     let mut end = end.min(message.len());

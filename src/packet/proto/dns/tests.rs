@@ -180,7 +180,8 @@ proptest! {
         let message = message.unwrap();
         prop_assert_eq!((message.id, message.is_response()), (id, true));
         prop_assert_eq!(&message.queries, &[Question { name: name_text(&question), kind, class: 1 }]);
-        for (read, written) in [&message.answers, &message.authorities, &message.additionals].into_iter().zip(&sections) {
+        let read = [&message.answers, &message.authorities, &message.additionals];
+        for (read, written) in read.into_iter().zip(&sections) {
             let expected: Vec<Record> = written
                 .iter()
                 .map(|(labels, ttl, (data, text))| Record {

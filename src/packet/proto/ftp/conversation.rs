@@ -298,16 +298,16 @@ impl Conversation {
         match (self.open_reply, code) {
             (Some(open), Some(code)) if open == code && matches!(end, None | Some(b' ')) => {
                 self.open_reply = None;
-                self.add_line(Some(code), line.get(4..).unwrap_or_default());
+                self.add_line(Some(code), line.get(4..).unwrap_or_default(), out);
                 self.reply_ends(code, out);
             }
             (Some(open), _) => {
                 let own = code.filter(|code| *code == open && end == Some(&b'-'));
-                self.add_line(own, if own.is_some() { &line[4..] } else { line });
+                self.add_line(own, if own.is_some() { &line[4..] } else { line }, out);
             }
             (None, Some(code)) if matches!(end, None | Some(b' ' | b'-')) => {
                 self.reply_begins(code);
-                self.add_line(Some(code), line.get(4..).unwrap_or_default());
+                self.add_line(Some(code), line.get(4..).unwrap_or_default(), out);
                 match end {
                     Some(b'-') => self.open_reply = Some(code),
                     _ => self.reply_ends(code, out),
@@ -329,7 +329,7 @@ impl Conversation {
         }
     }
 
-    fn add_line(&mut self, code: Option<[u8; 3]>, text: &[u8]) {
+    fn add_line(&mut self, code: Option<[u8; 3]>, text: &[u8], out: &mut Out) {
         if self.forgotten > 0 {
             return;
         }
@@ -340,6 +340,8 @@ impl Conversation {
             let exchange = Arc::make_mut(&mut front.exchange);
             exchange.reply.push(text.to_vec());
             exchange.codes.extend(code.map(number));
+        } else {
+            out.odd(Side::Server, "ftp.long_reply");
         }
     }
 

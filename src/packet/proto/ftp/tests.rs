@@ -222,7 +222,7 @@ fn tls_begins() {
 
 #[test]
 fn recorded_sessions() {
-    let plain = recorded("ftp_plain");
+    let plain = recorded("ftp_plain.bin");
     let shown = run(&plain);
     for line in [
         "0 Done 220 pyftpdlib 2.2.0 ready.",
@@ -238,7 +238,7 @@ fn recorded_sessions() {
     assert!(!shown.iter().any(|line| line.contains("hunter2") || line.contains("Client ftp")), "{shown:#?}");
     assert_cuts_agree(Conversation::default, &plain);
 
-    let secure = recorded("ftp_auth_tls");
+    let secure = recorded("ftp_auth_tls.bin");
     let out = feed(&mut Conversation::default(), &secure, Cut::Whole);
     assert_eq!(out.became, Some(AppProto::Tls));
     assert_cuts_agree(Conversation::default, &secure);
@@ -273,12 +273,12 @@ fn what_is_kept_is_bounded() {
     }
     assert!(most < 200 * 1024, "{most}");
     let is_told = |name| out.oddities.iter().any(|(_, oddity)| oddity.0 == name);
-    assert!(is_told("ftp.many_commands") && is_told("ftp.long_command"));
+    assert!(is_told("ftp.many_commands") && is_told("ftp.long_command") && is_told("ftp.long_reply"));
 }
 
 #[test]
 fn mutations_are_harmless() {
-    for name in ["ftp_plain", "ftp_auth_tls"] {
+    for name in ["ftp_plain.bin", "ftp_auth_tls.bin"] {
         assert_mutations_are_harmless(Conversation::default, &recorded(name), 200 * 1024);
     }
 }

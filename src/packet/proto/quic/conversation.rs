@@ -152,7 +152,8 @@ impl Conversation {
             self.connection.handshake = hello;
             return self.ask(out);
         }
-        // After a retry of TLS or of QUIC. One that asks for another name would get past a rule that saw the first only.
+        // After a retry of TLS or of QUIC. One that asks for another name would get past a rule that saw the first
+        // only.
         let first = &self.connection.handshake;
         if hello.sni == first.sni && hello.client_alpn == first.client_alpn {
             return;
@@ -188,7 +189,8 @@ impl Conversation {
         out.tell(self.tx, stage, Fact::Quic(Arc::new(Initial { version: connection.version, handshake })));
     }
 
-    /// All is known that will be. The keys stay, so that packets that come again are not taken for another connection's.
+    /// All is known that will be. The keys stay, so that packets that come again are not taken for another
+    /// connection's.
     fn finish(&mut self, out: &mut Out) {
         if self.connection.is_done || self.connection.version == 0 {
             return;

@@ -101,7 +101,8 @@ mod tests {
             let mut stream = CryptoStream::default();
             let mut model = [None; 256];
             for (offset, data) in pieces {
-                let is_same = data.iter().enumerate().all(|(at, byte)| model[offset + at].is_none_or(|old| old == *byte));
+                let agrees = |(at, byte): (usize, &u8)| model[offset + at].is_none_or(|old| old == *byte);
+                let is_same = data.iter().enumerate().all(agrees);
                 for (at, byte) in data.iter().enumerate() {
                     model[offset + at].get_or_insert(*byte);
                 }

@@ -16,6 +16,14 @@ const SAMPLE: usize = 16;
 const KEY: usize = 16;
 const SECRET: usize = 32;
 
+const SALT_DRAFT_22: [u8; 20] = [
+    0x7f, 0xbc, 0xdb, 0x0e, 0x7c, 0x66, 0xbb, 0xe9, 0x19, 0x3a, 0x96, 0xcd, 0x21, 0x51, 0x9e, 0xbd, 0x7a, 0x02, 0x64,
+    0x4a,
+];
+const SALT_DRAFT_23: [u8; 20] = [
+    0xc3, 0xee, 0xf7, 0x12, 0xc7, 0x2e, 0xbb, 0x5a, 0x11, 0xa7, 0xd2, 0x43, 0x2b, 0xb4, 0x63, 0x65, 0xbe, 0xf9, 0xf5,
+    0x02,
+];
 const SALT_DRAFT_29: [u8; 20] = [
     0xaf, 0xbf, 0xec, 0x28, 0x99, 0x93, 0xd2, 0x4c, 0x9e, 0x97, 0x86, 0xf1, 0x9c, 0x61, 0x11, 0xe0, 0x43, 0x90, 0xa8,
     0x99,
@@ -32,8 +40,12 @@ const SALT_V2: [u8; 20] = [
 /// What versions differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
+    /// Drafts 21 and 22, and Facebook's mvfst of that time.
+    Draft22,
+    /// Drafts 23 to 28, and mvfst since.
+    Draft23,
     /// Drafts 29 to 32.
-    Draft,
+    Draft29,
     /// RFC 9000, and the last drafts.
     V1,
     /// RFC 9369.
@@ -45,7 +57,9 @@ impl Family {
     pub(super) fn of(version: u32) -> Option<Family> {
         match version {
             1 | 0xff00_0021 | 0xff00_0022 => Some(Family::V1),
-            0xff00_001d..=0xff00_0020 => Some(Family::Draft),
+            0xff00_0015 | 0xff00_0016 | 0xface_b001 => Some(Family::Draft22),
+            0xff00_0017..=0xff00_001c | 0xface_b002 | 0xface_b00e => Some(Family::Draft23),
+            0xff00_001d..=0xff00_0020 => Some(Family::Draft29),
             0x6b33_43cf => Some(Family::V2),
             _ => None,
         }
@@ -53,7 +67,9 @@ impl Family {
 
     fn salt(self) -> &'static [u8] {
         match self {
-            Family::Draft => &SALT_DRAFT_29,
+            Family::Draft22 => &SALT_DRAFT_22,
+            Family::Draft23 => &SALT_DRAFT_23,
+            Family::Draft29 => &SALT_DRAFT_29,
             Family::V1 => &SALT_V1,
             Family::V2 => &SALT_V2,
         }
@@ -62,8 +78,8 @@ impl Family {
     /// Labels of key, initialization vector and header protection.
     fn labels(self) -> [&'static str; 3] {
         match self {
-            Family::Draft | Family::V1 => ["quic key", "quic iv", "quic hp"],
             Family::V2 => ["quicv2 key", "quicv2 iv", "quicv2 hp"],
+            _ => ["quic key", "quic iv", "quic hp"],
         }
     }
 }
@@ -131,8 +147,8 @@ impl Keys {
         Some(Keys { sides: [client, server] })
     }
 
-    /// Opens a packet: its header, whose number begins at `number_at`, and its payload up to the end of `packet`. The packet
-    /// number and the frames; `None` if it is not authentic.
+    /// Opens a packet: its header, whose number begins at `number_at`, and its payload up to the end of `packet`. The
+    /// packet number and the frames; `None` if it is not authentic.
     ///
     /// `largest` is the largest number of that side so far.
     pub(super) fn open(

@@ -69,8 +69,8 @@ pub(super) fn next(datagram: &[u8]) -> Option<(Packet<'_>, &[u8])> {
     if destination.len() > CONNECTION_ID_MAX || source.len() > CONNECTION_ID_MAX {
         return None;
     }
-    // Version 2 numbers the types otherwise, so that nobody gets used to them (RFC 9369, 3.2). Whether the bit before is
-    // set says nothing (RFC 9287).
+    // Version 2 numbers the types otherwise, so that nobody gets used to them (RFC 9369, 3.2). Whether the bit before
+    // is set says nothing (RFC 9287).
     let kind = match family {
         Family::V2 => (first >> 4 & 3).wrapping_sub(1) & 3,
         _ => first >> 4 & 3,

@@ -357,7 +357,10 @@ proptest! {
     }
 
     #[test]
-    fn random_bytes_are_harmless(bytes in prop::collection::vec(any::<u8>(), 1..300), frames in prop::collection::vec(0u8..32, 0..200)) {
+    fn random_bytes_are_harmless(
+        bytes in prop::collection::vec(any::<u8>(), 1..300),
+        frames in prop::collection::vec(0u8..32, 0..200),
+    ) {
         read(&[(Side::Client, [&[0xc0, 0, 0, 0, 1][..], &bytes].concat()), (Side::Server, bytes.clone())]);
         read(&[(Side::Client, Initial::default().seal(Side::Client, &frames))]);
         let mut rest = &bytes[..];

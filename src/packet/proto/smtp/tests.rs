@@ -269,7 +269,7 @@ fn tls_begins() {
 
 #[test]
 fn recorded_sessions() {
-    let plain = recorded("smtp_plain");
+    let plain = recorded("smtp_plain.bin");
     let shown = run(&plain, Cut::Whole);
     let subject = |number| {
         format!(
@@ -292,7 +292,7 @@ fn recorded_sessions() {
     assert!(!shown.iter().any(|line| line.contains("Client smtp") || line.contains("Server smtp")), "{shown:#?}");
     assert_cuts_agree(Conversation::default, &plain);
 
-    let secure = recorded("smtp_starttls");
+    let secure = recorded("smtp_starttls.bin");
     let out = feed(&mut Conversation::default(), &secure, Cut::Whole);
     assert_eq!(out.became, Some(AppProto::Tls));
     let shown = show(&out);
@@ -431,7 +431,7 @@ fn what_is_kept_is_bounded() {
 
 #[test]
 fn mutations_are_harmless() {
-    for name in ["smtp_plain", "smtp_starttls"] {
+    for name in ["smtp_plain.bin", "smtp_starttls.bin"] {
         assert_mutations_are_harmless(Conversation::default, &recorded(name), 400 * 1024);
     }
 }

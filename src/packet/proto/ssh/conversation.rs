@@ -1,4 +1,5 @@
-//! Banners (RFC 4253, 4.2), then packets in the clear up to each side's KEXINIT (6 and 7.1). What follows is not looked at.
+//! Banners (RFC 4253, 4.2), then packets in the clear up to each side's KEXINIT (6 and 7.1). What follows is not looked
+//! at.
 
 use std::sync::Arc;
 
@@ -109,7 +110,8 @@ impl Conversation {
         let said = self.said(side);
         said.protocol = protocol.to_vec();
         said.software = software.to_vec();
-        // 1.99 is a server of version 2 that also speaks 1 (RFC 4253, 5.1). What version 1 says next is of another form.
+        // 1.99 is a server of version 2 that also speaks 1 (RFC 4253, 5.1). What version 1 says next is of another
+        // form.
         let is_second = protocol.starts_with(b"2.") || protocol == b"1.99";
         self.half(side).phase = if is_second { Phase::Packets } else { Phase::Over };
         if side == Side::Client {

@@ -85,7 +85,8 @@ fn name_text(name: &X509Name) -> String {
     text
 }
 
-/// A value of a name. Not every issuer keeps to the alphabet that the tag promises: such bytes are shown as they can be.
+/// A value of a name. Not every issuer keeps to the alphabet that the tag promises: such bytes are shown as they can
+/// be.
 fn value_text(value: &Any) -> String {
     if value.tag() != Tag::BmpString {
         return String::from_utf8_lossy(value.data).into_owned();

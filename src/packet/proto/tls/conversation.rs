@@ -1,8 +1,8 @@
 //! Records, and the handshake messages in them (RFC 8446, 5.1 and RFC 5246, 6.2).
 //!
-//! A message may lie in any number of records, a record in any number of segments. A message that is whole in what came is
-//! read where it lies; only what is cut is kept, and only of the kinds that say something. What is encrypted is not looked
-//! at: once the handshake is told, a call returns at once.
+//! A message may lie in any number of records, a record in any number of segments. A message that is whole in what came
+//! is read where it lies; only what is cut is kept, and only of the kinds that say something. What is encrypted is not
+//! looked at: once the handshake is told, a call returns at once.
 
 use std::sync::Arc;
 
@@ -185,8 +185,8 @@ impl Conversation {
 
     fn application_data(&mut self, side: Side, out: &mut Out) {
         self.half(side).is_opaque = true;
-        // Of a client that was not answered it is early data (RFC 8446, 2.3), and its answer is still to come. Without any
-        // hello, the conversation was under way before it was seen.
+        // Of a client that was not answered it is early data (RFC 8446, 2.3), and its answer is still to come. Without
+        // any hello, the conversation was under way before it was seen.
         if side == Side::Server || self.is_answered {
             if !self.is_asked {
                 self.half(Side::Client).is_opaque = true;
@@ -285,8 +285,8 @@ impl Conversation {
         if !self.is_retry {
             odd("tls.unexpected_client_hello");
         }
-        // The second hello must be as the first (RFC 8446, 4.1.2). A client that asks for another name now would get past
-        // a rule that saw the first one only: it is another transaction.
+        // The second hello must be as the first (RFC 8446, 4.1.2). A client that asks for another name now would get
+        // past a rule that saw the first one only: it is another transaction.
         let mut second = Handshake::default();
         hello::read_client(body, Carrier::Tcp, &mut second, &mut odd);
         let first = self.handshake();

@@ -49,7 +49,7 @@ impl<'a> Values<'a> {
     }
 
     fn is_uneven(&self) -> bool {
-        self.0.len() % 2 != 0
+        !self.0.len().is_multiple_of(2)
     }
 }
 
@@ -142,8 +142,8 @@ impl<'a> ClientHello<'a> {
         is_sound.then_some(())
     }
 
-    /// Whether one of the two that are told was there before. It is asked of these two only, so that a hello of nothing but
-    /// extensions costs no more than its length.
+    /// Whether one of the two that are told was there before. It is asked of these two only, so that a hello of nothing
+    /// but extensions costs no more than its length.
     fn extensions_hold_once(&self, kind: u16) -> bool {
         if kind == SERVER_NAME { self.name.is_some() } else { !self.protocols.is_empty() }
     }
@@ -242,7 +242,8 @@ pub(crate) enum Answer {
     Retry,
 }
 
-/// Reads a server's hello, without its four bytes of handshake header, and notes what it says; `None` where it is no hello.
+/// Reads a server's hello, without its four bytes of handshake header, and notes what it says; `None` where it is no
+/// hello.
 pub(crate) fn read_server(body: &[u8], into: &mut Handshake, odd: &mut dyn FnMut(&'static str)) -> Option<Answer> {
     let mut reader = Reader::new(body);
     let version = reader.u16()?;

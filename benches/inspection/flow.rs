@@ -1,0 +1,152 @@
+//! The flow layer alone: reassembly without a parser, flows that come and go, and what a flow costs in memory.
+
+use std::time::Instant;
+
+use ebpfsentinel::flow::{
+    Anomaly, Direction, EndReason, Flow, Inspector, Limits, Link, PacketMeta, Protocols, Reaction, Watcher,
+};
+use ebpfsentinel::packet::build::Packet;
+use ebpfsentinel::packet::frame::tcp_flag::{ACK, FIN, SYN};
+use ebpfsentinel::packet::proto::detect::Detected;
+use ebpfsentinel::packet::proto::{AppProto, Out, Parser, Side, Told};
+
+/// Connections whose frames are made beforehand: 16 MiB of payload, more than fits into the caches of a core.
+const CONNECTIONS: u32 = 256;
+/// Bytes of a response.
+const RESPONSE: usize = 64 << 10;
+/// Bytes of a segment.
+const SEGMENT: usize = 1448;
+/// Rounds of each measurement; the median counts.
+const ROUNDS: usize = 7;
+/// How often the frames are taken in a round.
+const PASSES: usize = 10;
+/// Half-open flows whose memory is measured.
+const HALF_OPEN: u32 = 100_000;
+
+/// A parser that only looks at the length.
+struct Counter(u64);
+
+impl Parser for Counter {
+    fn take(&mut self, _: Side, bytes: &[u8], _: &mut Out) {
+        self.0 += bytes.len() as u64;
+    }
+
+    fn skip(&mut self, _: Side, _: u64, _: &mut Out) {}
+
+    fn end(&mut self, _: Side, _: &mut Out) {}
+
+    fn memory(&self) -> usize {
+        size_of::<Counter>()
+    }
+}
+
+struct Nobody;
+
+impl Watcher for Nobody {
+    fn transaction(&mut self, _: &Flow, _: u64, _: &Told) -> Reaction {
+        Reaction::GoOn
+    }
+
+    fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {
+        panic!("the bench's own packets are odd: {anomaly:?} of {flow:?}");
+    }
+
+    fn ended(&mut self, _: &Flow, _: EndReason) {}
+}
+
+fn inspector() -> Inspector {
+    let protocols = Protocols {
+        detect: |_, _, _, _| Detected::Yes { protocol: AppProto::Http, client: Side::Client },
+        parser_for: |_| Some(Box::new(Counter(0))),
+    };
+    Inspector::with_protocols(Limits::default(), 1, protocols)
+}
+
+fn meta(time_ns: u64) -> PacketMeta {
+    PacketMeta {
+        time_ns,
+        ifindex: 1,
+        direction: Direction::Ingress,
+        vlans: [0; 2],
+        socket_cookie: 0,
+        cgroup_id: 0,
+        unseen: (0, 0),
+    }
+}
+
+/// Frames of connections that each ask for one response, one connection after the other.
+fn frames(connections: u32, response: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let body = vec![b'x'; SEGMENT];
+    for number in 0..connections {
+        let client = [10, 1, (number >> 8) as u8, number as u8];
+        let side = |is_client: bool, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8]| {
+            let (ip, (from, to)) = if is_client {
+                (Packet::new().ipv4(client, [10, 0, 0, 2]), (40_000, 80))
+            } else {
+                (Packet::new().ipv4([10, 0, 0, 2], client), (80, 40_000))
+            };
+            ip.tcp(from, to).flags(flags).numbers(sequence, acknowledgement).window(65_535).payload(payload).build()
+        };
+        let request = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+        let asked = 1 + request.len() as u32;
+        frames.push(side(true, SYN, 0, 0, b""));
+        frames.push(side(false, SYN | ACK, 0, 1, b""));
+        frames.push(side(true, ACK, 1, 1, b""));
+        frames.push(side(true, ACK, 1, 1, request));
+        for (count, at) in (0..response).step_by(SEGMENT).enumerate() {
+            let len = SEGMENT.min(response - at);
+            frames.push(side(false, ACK, 1 + at as u32, asked, &body[..len]));
+            if count % 2 == 1 {
+                frames.push(side(true, ACK, asked, 1 + (at + len) as u32, b""));
+            }
+        }
+        let end = 1 + response as u32;
+        frames.push(side(false, FIN | ACK, end, asked, b""));
+        frames.push(side(true, FIN | ACK, asked, end + 1, b""));
+        frames.push(side(false, ACK, end + 1, asked + 1, b""));
+    }
+    frames
+}
+
+/// Seconds that the frames take once, the median of some rounds.
+fn seconds(frames: &[Vec<u8>]) -> f64 {
+    let mut inspector = inspector();
+    let mut time_ns = 0;
+    let mut rounds: Vec<f64> = (0..=ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            for frame in (0..PASSES).flat_map(|_| frames) {
+                time_ns += 1000;
+                inspector.packet(Link::Ethernet, &meta(time_ns), frame, &mut Nobody);
+            }
+            start.elapsed().as_secs_f64() / PASSES as f64
+        })
+        .skip(1)
+        .collect();
+    assert_eq!(inspector.stats().gaps, 0);
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+/// Bytes of a flow that has not got past its first SYN.
+fn bytes_per_flow() -> f64 {
+    let mut inspector = inspector();
+    let before = inspector.memory();
+    for number in 0..HALF_OPEN {
+        let frame = Packet::new().ipv4(0x0b00_0000 + number, [10, 0, 0, 2]).tcp(40_000, 80).build();
+        inspector.packet(Link::Ethernet, &meta(1), &frame, &mut Nobody);
+    }
+    (inspector.memory() - before) as f64 / f64::from(HALF_OPEN)
+}
+
+/// The figures, by the names that they have in target/bench/inspection.json.
+pub fn figures() -> Vec<(&'static str, f64)> {
+    let long = frames(CONNECTIONS, RESPONSE);
+    let short = frames(16_384, 400);
+    vec![
+        ("gb_per_s.reassembly", f64::from(CONNECTIONS) * RESPONSE as f64 / seconds(&long) / 1e9),
+        ("flows_per_s", 16_384.0 / seconds(&short)),
+        ("bytes_per_flow", bytes_per_flow()),
+    ]
+}
