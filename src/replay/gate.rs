@@ -6,7 +6,8 @@ use crate::config::Config;
 use crate::flow::budget::{BudgetLimits, Budgets, Spent};
 
 /// Secrets of the kernel's hashes in a replay: odd, and chosen once.
-pub const SECRET: [u64; 4] = [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
+pub const SECRET: [u64; 4] =
+    [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0xd6e8_feb8_6659_fd93];
 
 /// What became of a packet.
 #[derive(Debug, PartialEq, Eq)]
