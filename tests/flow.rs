@@ -78,6 +78,7 @@ fn a_million_half_open_flows_stay_within_caps_and_hide_nothing() {
     let protocols = Protocols {
         detect: |_, _, _, _| Detected::Yes { protocol: AppProto::Http, client: Side::Client },
         parser_for: |_| Some(Box::new(Echo)),
+        datagram_parser_for: |_| None,
     };
     let mut inspector = Inspector::with_protocols(limits, 1, protocols);
     let mut heard = Heard::default();

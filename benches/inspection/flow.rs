@@ -58,6 +58,7 @@ fn inspector() -> Inspector {
     let protocols = Protocols {
         detect: |_, _, _, _| Detected::Yes { protocol: AppProto::Http, client: Side::Client },
         parser_for: |_| Some(Box::new(Counter(0))),
+        datagram_parser_for: |_| None,
     };
     Inspector::with_protocols(Limits::default(), 1, protocols)
 }

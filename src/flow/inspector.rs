@@ -156,6 +156,7 @@ impl Inspector {
     fn unread(&mut self, unread: Unread, watcher: &mut dyn Watcher) {
         match unread {
             Unread::NotIp => self.stats.not_ip += 1,
+            Unread::Cut => self.stats.cut += 1,
             Unread::Malformed(what) => {
                 self.stats.malformed += 1;
                 self.odd(None, "decode", what.name(), None, watcher);

@@ -29,6 +29,8 @@ stats! {
     not_ip,
     /// Packets that could not be read.
     malformed,
+    /// Packets that were captured without all of their headers.
+    cut,
     /// Packets that were not used because a checksum is wrong.
     bad_checksums,
     /// Packets that others counted in place of handing them over: their budget was spent, or there was no room.

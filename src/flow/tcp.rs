@@ -351,8 +351,8 @@ impl Tcp<'_, '_, '_> {
     fn is_within_window(&mut self, segment: &Segment<'_>, side: Side, end_sequence: u32) -> bool {
         let end = self.entry.ends[side as usize];
         let peer = self.entry.ends[side.other() as usize];
-        let is_fresh = (self.upper.now_ns / 1_000_000) as u32;
-        let is_fresh = is_fresh.wrapping_sub(peer.heard_ms) < FRESH_MS;
+        let now_ms = (self.upper.now_ns / 1_000_000) as u32;
+        let is_fresh = now_ms.wrapping_sub(peer.heard_ms) < FRESH_MS;
         let is_known = end.has_syn && peer.has_syn && peer.has_acked && !peer.is_lossy && is_fresh;
         // A byte beyond it is how a sender asks whether it is still closed.
         if !is_known || !is_after(end_sequence, peer.edge.wrapping_add(1)) {

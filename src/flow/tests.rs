@@ -87,6 +87,29 @@ fn gaps_are_told_where_they_are() {
 }
 
 #[test]
+fn records_past_the_budget_are_headers_and_counts() {
+    for is_v6 in [false, true] {
+        let mut lab = Lab::new(is_v6);
+        lab.handshake().c(0, b"Cabc");
+        lab.unseen = (10, 5000);
+        let frame = lab.build(Side::Client, ACK, 4000, &[b'x'; 100]).build();
+        lab.frame(&frame[..frame.len() - 100]);
+        assert_eq!(lab.told.client(), "Cabc~3996~~100~");
+        lab.unseen = (7, 3000);
+        let frame = lab.build(Side::Client, ACK | FIN, 6000, &[b'x'; 100]).build();
+        lab.frame(&frame[..frame.len() - 100]);
+        lab.unseen = (0, 0);
+        lab.ack(6101);
+        assert_eq!(lab.told.client(), "Cabc~3996~~100~~1900~~100~END");
+        let told = lab.finish();
+        let flow = &told.ended[0].0;
+        assert_eq!((flow.packets, flow.state), ([22, 2], State::Closed));
+        assert_eq!((flow.gap_bytes, flow.next_seq[0]), ([6096, 0], 1001 + 6101));
+        assert_eq!(told.anomalies, [""; 0]);
+    }
+}
+
+#[test]
 fn more_than_half_of_the_numbers_may_be_missing() {
     let mut lab = Lab::new(false);
     lab.handshake().c(0, b"Cabc");

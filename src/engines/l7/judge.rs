@@ -756,7 +756,8 @@ fn into_sets(mut filters: Vec<(String, bool, u32)>) -> impl Iterator<Item = (Vec
 /// Compiles patterns; ids are their places.
 fn compile_set(sources: &[(String, bool)]) -> Result<Patterns, PatternError> {
     let patterns = (0..).zip(sources);
-    let patterns = patterns.map(|(id, (expression, is_caseless))| Pattern { expression, is_caseless: *is_caseless, id });
+    let patterns =
+        patterns.map(|(id, (expression, is_caseless))| Pattern { expression, is_caseless: *is_caseless, id });
     Patterns::compile(&patterns.collect::<Vec<_>>())
 }
 

@@ -37,13 +37,13 @@ pub(super) fn read<'a>(
     oddities: &mut Oddities,
 ) -> Result<Packet<'a>, Unread> {
     match ethertype {
-        ETHERTYPE_IPV4 => ipv4(bytes, vlans, depth, oddities),
+        ETHERTYPE_IPV4 => ipv4(bytes, vlans, depth),
         ETHERTYPE_IPV6 => ipv6(bytes, vlans, depth, oddities),
         _ => Err(Unread::NotIp),
     }
 }
 
-fn ipv4<'a>(bytes: &'a [u8], vlans: [u16; 2], depth: u8, oddities: &mut Oddities) -> Result<Packet<'a>, Unread> {
+fn ipv4(bytes: &[u8], vlans: [u16; 2], depth: u8) -> Result<Packet<'_>, Unread> {
     let fixed = bytes.first_chunk::<20>().ok_or(Malformed::Ipv4Truncated)?;
     if fixed[0] >> 4 != 4 {
         return Err(Malformed::IpBadVersion.into());
@@ -61,9 +61,6 @@ fn ipv4<'a>(bytes: &'a [u8], vlans: [u16; 2], depth: u8, oddities: &mut Oddities
     // What lies behind the total length is the padding of Ethernet.
     let payload = &bytes[header_len..total_len.min(bytes.len())];
     let missing = total_len.saturating_sub(bytes.len());
-    if missing > 0 {
-        oddities.add(Malformed::IpTruncated);
-    }
     let checksum = if checksum::is_good(&bytes[..header_len]) {
         Checksum::Good
     } else {
@@ -97,7 +94,7 @@ fn fragment(id: u32, offset: u16, has_more: bool, bytes: &[u8], missing: usize) 
         return Err(Malformed::FragmentTooLong.into());
     }
     if missing > 0 {
-        return Err(Malformed::IpTruncated.into());
+        return Err(Unread::Cut);
     }
     Ok(Fragment { id, offset, has_more, bytes })
 }
@@ -114,9 +111,6 @@ fn ipv6<'a>(bytes: &'a [u8], vlans: [u16; 2], depth: u8, oddities: &mut Oddities
     };
     let payload = &rest[..payload_len.min(rest.len())];
     let missing = payload_len.saturating_sub(rest.len());
-    if missing > 0 {
-        oddities.add(Malformed::IpTruncated);
-    }
     let address = |at: usize| -> [u8; 16] { std::array::from_fn(|i| fixed[at + i]) };
     let ip = Headers {
         source: Ipv6Addr::from(address(8)).into(),

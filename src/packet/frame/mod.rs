@@ -104,7 +104,7 @@ malformed! {
     Ipv4BadTotalLength = "ipv4.bad_total_length",
     /// The header's checksum is wrong.
     Ipv4BadChecksum = "ipv4.bad_checksum",
-    /// Fewer bytes than the IP header promises.
+    /// Fewer bytes than the IP header promises, but some of the payload.
     IpTruncated = "ip.truncated",
     /// The packet ends inside its IPv6 header.
     Ipv6Truncated = "ipv6.truncated_header",
@@ -155,6 +155,8 @@ pub enum Unread {
     NotIp,
     /// It is broken.
     Malformed(Malformed),
+    /// What was captured of it ends too early: before the end of a header that its IP header promises.
+    Cut,
 }
 
 impl From<Malformed> for Unread {

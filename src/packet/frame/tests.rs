@@ -79,9 +79,20 @@ fn truncated_captures_say_how_much_is_missing() {
         assert_eq!((segment.payload.len(), segment.missing), (60, 40));
         assert_eq!(frame.ip.checksum, Checksum::Unknown);
         assert_eq!(frame.oddities.iter().collect::<Vec<_>>(), [Malformed::IpTruncated]);
-        let whole = packet.udp(1, 2).payload(&[7; 100]).build();
+        let whole = packet.clone().udp(1, 2).payload(&[7; 100]).build();
         let Content::Udp(datagram) = read(&whole[..whole.len() - 40]).unwrap().content else { panic!() };
         assert_eq!((datagram.payload.len(), datagram.missing), (60, 40));
+        // Headers only are what was asked for; less than those is not enough.
+        let whole = packet.clone().tcp(1, 2).payload(&[7; 100]).build();
+        let frame = read(&whole[..whole.len() - 100]).unwrap();
+        assert_eq!(frame.oddities.iter().count(), 0);
+        let Content::Tcp(segment) = frame.content else { panic!() };
+        assert_eq!((segment.payload.len(), segment.missing), (0, 100));
+        assert_eq!(read(&whole[..whole.len() - 101]), Err(Unread::Cut));
+        let options = packet.clone().tcp(1, 2).tcp_options(&[1; 12]).build();
+        assert_eq!(read(&options[..options.len() - 1]), Err(Unread::Cut));
+        let ping = packet.ping(1, 1).build();
+        assert_eq!(read(&ping[..ping.len() - 8]), Err(Unread::Cut));
     }
 }
 

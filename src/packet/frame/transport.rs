@@ -47,16 +47,37 @@ pub struct Datagram<'a> {
 
 /// Reads what the innermost IP header carries.
 pub(super) fn read<'a>(mut packet: Packet<'a>, mut oddities: Oddities) -> Result<Frame<'a>, Unread> {
-    let content = match packet.protocol {
-        protocol::TCP => Content::Tcp(tcp(&mut packet, &mut oddities)?),
-        protocol::UDP => Content::Udp(udp(&mut packet, &mut oddities)?),
+    let is_cut = packet.missing > 0;
+    let content = match content(&mut packet, &mut oddities) {
+        Ok(content) => content,
+        // The header may be whole where the rest of it is.
+        Err(Malformed::TcpTruncated | Malformed::UdpTruncated | Malformed::IcmpTruncated) if is_cut => {
+            return Err(Unread::Cut);
+        }
+        Err(what) => return Err(what.into()),
+    };
+    // Captures may hold headers only, on purpose; but with a part of its payload a packet could be taken for another.
+    let has_payload = match content {
+        Content::Tcp(segment) => !segment.payload.is_empty(),
+        Content::Udp(datagram) => !datagram.payload.is_empty(),
+        _ => !packet.payload.is_empty(),
+    };
+    if is_cut && has_payload {
+        oddities.add(Malformed::IpTruncated);
+    }
+    Ok(Frame { ip: packet.ip, protocol: packet.protocol, content, oddities })
+}
+
+fn content<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Content<'a>, Malformed> {
+    Ok(match packet.protocol {
+        protocol::TCP => Content::Tcp(tcp(packet, oddities)?),
+        protocol::UDP => Content::Udp(udp(packet, oddities)?),
         protocol::ICMP | protocol::ICMPV6 => {
             let head = packet.payload.first_chunk::<4>().ok_or(Malformed::IcmpTruncated)?;
             Content::Icmp { kind: head[0], code: head[1] }
         }
         _ => Content::Other,
-    };
-    Ok(Frame { ip: packet.ip, protocol: packet.protocol, content, oddities })
+    })
 }
 
 /// Adds the verdict on the checksum at `at` in `covered` to that of the header.
@@ -75,12 +96,15 @@ fn verify(packet: &mut Packet<'_>, covered: &[u8], at: usize, bad: Malformed) {
     };
 }
 
-fn tcp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Segment<'a>, Unread> {
+fn tcp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Segment<'a>, Malformed> {
     let bytes = packet.payload;
     let head = bytes.first_chunk::<20>().ok_or(Malformed::TcpTruncated)?;
     let header_len = usize::from(head[12] >> 4) * 4;
+    if header_len > bytes.len() && packet.missing > 0 {
+        return Err(Malformed::TcpTruncated);
+    }
     if header_len < 20 || header_len > bytes.len() {
-        return Err(Malformed::TcpBadHeaderLength.into());
+        return Err(Malformed::TcpBadHeaderLength);
     }
     verify(packet, bytes, 16, Malformed::TcpBadChecksum);
     let flags = head[13];
@@ -130,14 +154,14 @@ fn options(mut rest: &[u8]) -> Result<Option<u8>, Malformed> {
     Ok(window_scale)
 }
 
-fn udp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Datagram<'a>, Unread> {
+fn udp<'a>(packet: &mut Packet<'a>, oddities: &mut Oddities) -> Result<Datagram<'a>, Malformed> {
     let bytes = packet.payload;
     let (head, _) = bytes.split_first_chunk::<8>().ok_or(Malformed::UdpTruncated)?;
     let promised = bytes.len() + packet.missing;
     let length = match usize::from(u16::from_be_bytes([head[4], head[5]])) {
         // As in IP: longer than the field can say.
         0 if promised > 65_535 => promised,
-        length if length < 8 || length > promised => return Err(Malformed::UdpBadLength.into()),
+        length if length < 8 || length > promised => return Err(Malformed::UdpBadLength),
         length => length,
     };
     let covered = &bytes[..length.min(bytes.len())];
