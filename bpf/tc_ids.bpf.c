@@ -207,8 +207,9 @@ static __always_inline void see(const struct __sk_buff *skb, const struct packet
 	key_of(p, ipv6, kind, ports, outer, inner);
 }
 
-/* Any packet. 1: read; 0: no IP; IDS_UNKNOWN_PACKET: IP that cannot be parsed. A function of its own, verified once. */
-enum { READ = 1, NOT_IP = 0, UNPARSABLE = 2 };
+enum { NOT_IP = 0, READ = 1, UNPARSABLE = 2 };
+
+/* Any packet; what of IP cannot be parsed belongs to no flow. A function of its own, verified once. */
 __noinline int read_any(struct __sk_buff *skb, struct seen *p)
 {
 	struct packet packet = { .nothing = nothing };
@@ -240,7 +241,7 @@ __noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
 	parse_skb(skb, &packet);
 	if (vlan)
 		packet.vlan = vlan;
-	return find_block(&packet, direction == IDS_EGRESS);
+	return find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
 }
 
 /* A packet that should be recorded is not. */
