@@ -133,7 +133,7 @@ __noinline int find_block(const struct packet *p, __u32 how)
 	struct block_policy *policy;
 	__u32 zero = 0;
 
-	if (!p || !p->family)
+	if (!has_blocks || !p || !p->family) /* older kernels verify this function also where nobody calls it */
 		return 0;
 	policy = bpf_map_lookup_elem(&block_policy, &zero);
 	if (!policy || is_spared(policy, p, how & BLOCK_EGRESS))
