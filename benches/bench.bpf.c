@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * What `cargo bench --bench firewall` runs beside the real xdp_firewall: injectors that write the next of 16,384
+ * What `cargo bench --bench firewall` and its siblings run beside the real programs: injectors that write the next of 16,384
  * replayed headers into the packet and jump to the program under test, the programs that it is compared with, and the
  * generator of live frames.
  *
@@ -382,3 +382,45 @@ SEC("xdp") int lru_percpu(struct xdp_md *ctx)
 		bucket->tokens--;
 	return XDP_DROP;
 }
+
+/* What the injectors of TC jump to. */
+enum tc_target { TC_TARGET_PARSE = 0, TC_TARGET_IDS = 1, TC_TARGETS = 2 };
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, TC_TARGETS);
+	__type(key, __u32);
+	__type(value, __u32);
+} tc_targets SEC(".maps");
+
+/* The floor of TC: as `parse`. */
+SEC("tc") int tc_parse(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct packet p = {};
+	__u64 all;
+
+	if (parse_frame(data, data_end, &p))
+		return TCX_DROP;
+	all = p.src[0] ^ p.src[1] ^ p.dst[0] ^ p.dst[1] ^ p.src_port ^ p.dst_port ^ p.vlan ^ p.family ^ p.protocol ^
+	      p.tcp_flags ^ p.icmp_type ^ p.icmp_code ^ p.fragment ^ p.has_ports;
+	return all == 0x123456789abcdefULL ? TCX_DROP : TCX_NEXT;
+}
+
+/* Frames of one of many sources, as inject_source() makes them. */
+#define TC_SOURCES(name, slot)                                                                                         \
+	SEC("tc") int name(struct __sk_buff *skb)                                                                      \
+	{                                                                                                              \
+		void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;                         \
+		struct iphdr *ip = data + 14;                                                                          \
+		__u32 random = control.random * 1664525 + 1013904223;                                                  \
+                                                                                                                       \
+		if (data + 54 > data_end)                                                                              \
+			return TCX_DROP;                                                                               \
+		control.random = random;                                                                               \
+		ip->saddr = bpf_htonl(0x0a000000 | ((random >> 8 ^ random >> 20) & control.source_mask));              \
+		bpf_tail_call(skb, &tc_targets, slot);                                                                 \
+		return TCX_DROP;                                                                                       \
+	}
+
+TC_SOURCES(tc_many_to_parse, TC_TARGET_PARSE)
+TC_SOURCES(tc_many_to_ids, TC_TARGET_IDS)

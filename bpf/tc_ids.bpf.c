@@ -45,7 +45,7 @@ struct {
 struct ids_scratch scratch[1] SEC(".bss.scratch");
 
 /* Enough for Ethernet, a tag, IPv6, some extension headers and TCP with options; asking for more than there is fails. */
-enum { HEADERS_MAX = 192 };
+enum { HEADERS_MAX = 192, ETHERNET_BYTES = 14 };
 
 static __always_inline struct ids_count *count_of(__u32 direction)
 {
@@ -207,8 +207,9 @@ static __always_inline void see(const struct __sk_buff *skb, const struct packet
 	key_of(p, ipv6, kind, ports, outer, inner);
 }
 
-/* Any packet. 1: read; 0: no IP; IDS_UNKNOWN_PACKET: IP that cannot be parsed. A function of its own, verified once. */
-enum { READ = 1, NOT_IP = 0, UNPARSABLE = 2 };
+enum { NOT_IP = 0, READ = 1, UNPARSABLE = 2 };
+
+/* Any packet; what of IP cannot be parsed belongs to no flow. A function of its own, verified once. */
 __noinline int read_any(struct __sk_buff *skb, struct seen *p)
 {
 	struct packet packet = { .nothing = nothing };
@@ -240,7 +241,7 @@ __noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
 	parse_skb(skb, &packet);
 	if (vlan)
 		packet.vlan = vlan;
-	return find_block(&packet, direction == IDS_EGRESS);
+	return find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
 }
 
 /* A packet that should be recorded is not. */
@@ -252,19 +253,22 @@ static __always_inline int lose(struct ids_entry *entry, struct ids_count *count
 	return 0;
 }
 
-/* Looks at the first payload of a direction. */
+/* Looks at the first payload of a direction; no signature is shorter than four bytes. */
+enum { SIGNATURE_MIN = 4 };
 static __always_inline void read_signature(struct __sk_buff *skb, const struct seen *p, struct ids_scratch *s,
 					   struct ids_entry *entry)
 {
-	__u32 bytes = p->payload;
+	__u64 bytes = p->payload < IDS_HEAD ? p->payload : IDS_HEAD;
 
 	entry->flags |= IDS_ENTRY_READ;
 	__builtin_memset(s->head, 0, sizeof(s->head));
-	if (bytes > IDS_HEAD)
-		bytes = IDS_HEAD;
+	OPAQUE(bytes); /* as in record_packet() */
+	if (bytes < SIGNATURE_MIN)
+		return;
 	OPAQUE(bytes);
-	if (bytes - 1 < IDS_HEAD && !bpf_skb_load_bytes(skb, p->headers, s->head, bytes))
-		entry->signature = signature_of((const struct payload_head *)s->head, p->payload);
+	if (bytes > IDS_HEAD || bpf_skb_load_bytes(skb, p->headers, s->head, bytes))
+		return;
+	entry->signature = signature_of((const struct payload_head *)s->head, p->payload);
 }
 
 /* Of a packet's socket, where it has one already: what leaves, and what was forwarded to one by early demultiplexing. */
@@ -280,13 +284,13 @@ static __always_inline void note_socket(struct __sk_buff *skb, __u32 direction, 
  */
 __noinline int record_packet(struct __sk_buff *skb, struct seen *p, __u32 direction)
 {
-	__u64 cpu = bpf_get_smp_processor_id(), queued, unseen_packets, unseen_bytes;
+	__u64 cpu = bpf_get_smp_processor_id(), copied, queued, unseen_packets, unseen_bytes;
 	struct ids_count *count = count_of(direction);
 	struct ids_scratch *s = scratch;
 	struct ids_entry *entry;
 	struct ids_record *record;
 	struct ids_back *back;
-	__u32 length = skb->len, ifindex = skb->ifindex, copied;
+	__u32 length = skb->len, ifindex = skb->ifindex;
 	__u64 stamp = replaying ? skb->tstamp : 0;
 	bool whole;
 	__u8 flags = 0;
@@ -329,8 +333,12 @@ __noinline int record_packet(struct __sk_buff *skb, struct seen *p, __u32 direct
 		return lose(entry, count, length, IDS_PRESSURE);
 	if (queued + sizeof(*record) + copied + 16 > ring_bytes)
 		return lose(entry, count, length, IDS_RING_FULL);
-	OPAQUE(copied); /* clang knows that it is small, the verifier has to see it */
-	if (copied - 1 >= IDS_FRAME_MAX || bpf_skb_load_bytes(skb, 0, s->frame, copied))
+	/* One bound after the other, each on its own: Linux 6.1 understands no other way to say that there is something. */
+	OPAQUE(copied);
+	if (copied < ETHERNET_BYTES)
+		return lose(entry, count, length, IDS_UNREADABLE);
+	OPAQUE(copied);
+	if (copied > IDS_FRAME_MAX || bpf_skb_load_bytes(skb, 0, s->frame, copied))
 		return lose(entry, count, length, IDS_UNREADABLE);
 	if (whole && p->budget == BUDGET_BYTES && p->payload && !(entry->flags & IDS_ENTRY_READ))
 		read_signature(skb, p, s, entry);

@@ -640,7 +640,7 @@ __noinline int find_xdp_block(struct xdp_md *ctx)
 		return 0;
 	if (!read_common_packet(ctx, &work->packet))
 		parse_packet(ctx, work);
-	return find_block(&work->packet, false);
+	return find_block(&work->packet, is_question(ctx) ? BLOCK_QUIETLY : 0);
 }
 
 /* Counts a blocked packet. It is not told: who blocked its flow or address has told why. */

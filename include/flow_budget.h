@@ -40,7 +40,7 @@
 #include "abi.h"
 #include "parse.h"
 
-/* Entries, a power of two, and 64 less the logarithm of their sets. */
+/* Entries, a power of two, and 63 less the logarithm of their sets. */
 const volatile __u64 ids_entries = IDS_WAYS;
 const volatile __u32 ids_set_shift = 63;
 
@@ -153,7 +153,7 @@ static __always_inline __u64 place_of(__u64 hash, __u32 i)
 {
 	__u64 way = (hash & (IDS_WAYS - 1)) ^ i;
 
-	return (hash >> ids_set_shift) * IDS_WAYS + way;
+	return (hash >> 1 >> (ids_set_shift & 63)) * IDS_WAYS + way;
 }
 
 static __always_inline bool is_entry_of(__u64 at, const struct seen *p)

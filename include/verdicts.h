@@ -60,19 +60,23 @@ static __always_inline bool blocks_anything(void)
 	return policy && *(volatile __u64 *)&policy->flows;
 }
 
-static __always_inline bool is_in_force(struct block *block)
+/* How a packet is looked for. */
+enum { BLOCK_EGRESS = 1, BLOCK_QUIETLY = 2 /* it is a question: not counted */ };
+
+static __always_inline bool is_in_force(struct block *block, __u32 how)
 {
 	if (!block || (block->until_s && bpf_ktime_get_boot_ns() / 1000000000 >= block->until_s))
 		return false;
-	__sync_fetch_and_add(&block->packets, 1);
+	if (!(how & BLOCK_QUIETLY))
+		__sync_fetch_and_add(&block->packets, 1);
 	return true;
 }
 
-static __always_inline bool is_address_blocked(__u32 family, const __u64 *address)
+static __always_inline bool is_address_blocked(__u32 family, const __u64 *address, __u32 how)
 {
 	struct block_address key = { .address = { address[0], mapped(family, address[1]) } };
 
-	return is_in_force(bpf_map_lookup_elem(&blocked_addrs, &key));
+	return is_in_force(bpf_map_lookup_elem(&blocked_addrs, &key), how);
 }
 
 /* Whether the source is the lower end. */
@@ -85,7 +89,7 @@ static __always_inline bool source_is_low(const struct packet *p)
 	return p->src_port <= p->dst_port;
 }
 
-static __always_inline bool is_flow_blocked(const struct packet *p)
+static __always_inline bool is_flow_blocked(const struct packet *p, __u32 how)
 {
 	struct block_flow key = { .vlan = p->vlan, .protocol = p->protocol, .family = p->family };
 
@@ -104,7 +108,7 @@ static __always_inline bool is_flow_blocked(const struct packet *p)
 		key.low_port = p->dst_port;
 		key.high_port = p->src_port;
 	}
-	return is_in_force(bpf_map_lookup_elem(&blocked_flows, &key));
+	return is_in_force(bpf_map_lookup_elem(&blocked_flows, &key), how);
 }
 
 /*
@@ -124,19 +128,20 @@ static __always_inline bool is_spared(const struct block_policy *policy, const s
  * FW_BY_BLOCKED_FLOW, FW_BY_BLOCKED_ADDRESS, or 0. p may be what the parser made of a packet that it could not read to its
  * end. A function of its own, verified once.
  */
-__noinline int find_block(const struct packet *p, __u32 egress)
+__noinline int find_block(const struct packet *p, __u32 how)
 {
 	struct block_policy *policy;
 	__u32 zero = 0;
 
-	if (!p || !p->family)
+	if (!has_blocks || !p || !p->family) /* older kernels verify this function also where nobody calls it */
 		return 0;
 	policy = bpf_map_lookup_elem(&block_policy, &zero);
-	if (!policy || is_spared(policy, p, egress))
+	if (!policy || is_spared(policy, p, how & BLOCK_EGRESS))
 		return 0;
-	if (policy->flows && p->has_ports && p->fragment != LATER_FRAGMENT && is_flow_blocked(p))
+	if (policy->flows && p->has_ports && p->fragment != LATER_FRAGMENT && is_flow_blocked(p, how))
 		return FW_BY_BLOCKED_FLOW;
-	if (policy->addresses && (is_address_blocked(p->family, p->src) || is_address_blocked(p->family, p->dst)))
+	if (policy->addresses &&
+	    (is_address_blocked(p->family, p->src, how) || is_address_blocked(p->family, p->dst, how)))
 		return FW_BY_BLOCKED_ADDRESS;
 	return 0;
 }

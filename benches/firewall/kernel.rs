@@ -167,6 +167,17 @@ impl Bench {
             .context("putting a program into the injectors' slot (it must be XDP, and loaded for no device)")
     }
 
+    /// Makes the injectors of TC jump to the floor and to `ids`.
+    pub fn set_tc_targets(&self, ids: RawFd) -> Result<()> {
+        let targets = self.object.maps().find(|map| map.name() == "tc_targets").context("no map tc_targets")?;
+        for (slot, program) in [self.program("tc_parse")?, ids].into_iter().enumerate() {
+            targets
+                .update(&(slot as u32).to_ne_bytes(), &program.to_ne_bytes(), libbpf_rs::MapFlags::ANY)
+                .context("putting a program into the slot of TC's injectors")?;
+        }
+        Ok(())
+    }
+
     /// The injector that replays the trace of a family into `target`.
     pub fn replay(&self, target: Target, ipv4: bool, label: &'static str) -> Result<Variant> {
         let name = match target {

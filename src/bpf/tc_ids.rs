@@ -264,7 +264,7 @@ impl TcIds {
         let (sampling, rate) = options.sampling.constants();
         let constants = open.maps.rodata_data.as_deref_mut().context("tc_ids has no constants")?;
         constants.ids_entries = entries;
-        constants.ids_set_shift = 64 - (entries / WAYS).trailing_zeros();
+        constants.ids_set_shift = set_shift(entries);
         constants.ids_secret = secret;
         constants.stream_depth = options.stream_depth;
         constants.empty_packets = empty_packets(options.stream_depth);
@@ -365,7 +365,7 @@ impl TcIds {
     fn find(&self, key: &DirectionKey) -> Option<usize> {
         let wanted = EntryKey::of(key, &self.secret)?;
         let hash = wanted.hash(&self.secret);
-        let set = hash >> (64 - (self.entries.len() as u64 / WAYS).trailing_zeros());
+        let set = hash >> 1 >> set_shift(self.entries.len() as u64);
         (0..WAYS).map(|i| (set * WAYS + ((hash & (WAYS - 1)) ^ i)) as usize).find(|&at| {
             let (entry, back) = (self.entries.at(at), self.backs.at(at));
             // SAFETY: as in direction().
@@ -385,7 +385,8 @@ impl TcIds {
     /// like any packet.
     ///
     /// # Errors
-    /// The kernel refuses: a frame has 14 bytes at least, and must fit into a page with what the kernel puts around it.
+    /// The kernel refuses: a frame has 14 bytes at least, a whole IP header where it says that it is IP (newer kernels),
+    /// and must fit into a page with what the kernel puts around it.
     pub fn test_run(&self, direction: Direction, frame: &[u8], arrival: &Arrival, repeat: u32) -> Result<Ran> {
         ensure!(frame.len() >= 14, "a frame has at least 14 bytes");
         // struct __sk_buff, of which a test run takes ingress_ifindex, ifindex and tstamp.
@@ -419,6 +420,11 @@ impl TcIds {
             map::facts(&maps.ids_events),
         ]
     }
+}
+
+/// How far a hash's upper 63 bits are shifted to be the number of a set.
+fn set_shift(entries: u64) -> u32 {
+    63 - (entries / WAYS).trailing_zeros()
 }
 
 /// Packets of TCP without payload that a direction may have: include/flow_budget.h.

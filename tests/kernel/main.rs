@@ -1,5 +1,6 @@
 //! Packet in, verdict out: the loaded programs, by BPF_PROG_TEST_RUN. Needs root.
 
+mod blocks;
 mod counters;
 mod events;
 mod flows;
