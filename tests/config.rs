@@ -215,7 +215,9 @@ fn the_example_of_l7_rules_is_good() {
     assert!(config.l7.enabled && config.l7.mode == Mode::Block && !config.l7.default_action.are_all_allow());
     let rules = &config.l7.rules;
     let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
-    for (protocol, field) in l7::rule::Protocol::ALL.iter().flat_map(|one| one.fields().iter().map(move |(_, f)| (one, f))) {
+    for (protocol, field) in
+        l7::rule::Protocol::ALL.iter().flat_map(|one| one.fields().iter().map(move |(_, f)| (one, f)))
+    {
         let shows = |rule: &l7::rule::Rule| rule.conditions.iter().any(|condition| condition.field == *field);
         has(&format!("{protocol:?} {}", field.name()), rules.iter().any(shows));
     }
@@ -418,7 +420,8 @@ fn the_shown_config_is_the_used_one() {
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
         + count(&shown["ratelimit"])
-        + count(&shown["l7"]) - 1
+        + count(&shown["l7"])
+        - 1
         + count(&shown["l7"]["default_action"]);
     assert_eq!(known.len(), leaves);
     for key in known {

@@ -274,7 +274,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cli::{Call, Command, parse_from};
+    use crate::cli::{Call, Command, Output, ask, parse_from};
+    use crate::client::Client;
+    use crate::client::tests::{http, serve};
 
     fn call(args: &[&str]) -> Call {
         match parse_from(args, |_| None).unwrap().command {
@@ -286,9 +288,33 @@ mod tests {
     #[test]
     fn options_become_a_rule() {
         let call = call(&[
-            "l7", "add", "--id", "a", "--priority", "7", "--action", "deny", "--protocol", "http", "--path", "/admin*",
-            "--http-host", "*.example", "--header", "user-agent=~curl=", "--header", "x=y", "--dst-port", "8080",
-            "--confirm", "9", "--disabled", "--severity", "low", "--host", "h",
+            "l7",
+            "add",
+            "--id",
+            "a",
+            "--priority",
+            "7",
+            "--action",
+            "deny",
+            "--protocol",
+            "http",
+            "--path",
+            "/admin*",
+            "--http-host",
+            "*.example",
+            "--header",
+            "user-agent=~curl=",
+            "--header",
+            "x=y",
+            "--dst-port",
+            "8080",
+            "--confirm",
+            "9",
+            "--disabled",
+            "--severity",
+            "low",
+            "--host",
+            "h",
         ]);
         assert_eq!(call.target, "/api/v1/firewall/l7-rules?confirm_secs=9");
         assert_eq!(
@@ -311,14 +337,39 @@ mod tests {
         for protocol in crate::engines::l7::rule::Protocol::ALL {
             for (key, _) in protocol.fields() {
                 assert!(keys.contains(key), "{key} is not listed");
-                let option = if *key == "host" { "--http-host".to_owned() } else { format!("--{}", key.replace('_', "-")) };
+                let option =
+                    if *key == "host" { "--http-host".to_owned() } else { format!("--{}", key.replace('_', "-")) };
                 let call = call(&[
-                    "l7", "update", "--id", "a", "--priority", "1", "--action", "log", "--protocol", protocol.name(), &option,
+                    "l7",
+                    "update",
+                    "--id",
+                    "a",
+                    "--priority",
+                    "1",
+                    "--action",
+                    "log",
+                    "--protocol",
+                    protocol.name(),
+                    &option,
                     "text",
                 ]);
                 assert_eq!(call.body.unwrap()[*key], "text", "{key}");
             }
         }
+    }
+
+    #[test]
+    fn rules_as_a_table() {
+        let rules = r#"[{"id":"no-admin","priority":10,"action":"deny","protocol":"http","src_ip":"10.0.0.0/8","path":"/admin*",
+                         "header":{"x":"y\u001b"},"enabled":true,"severity":"high","source":"api","hits":7,"enforced":3,
+                         "last_hit":null},
+                        {"id":"sni","priority":11,"action":"log","protocol":"tls","sni":"*.example","enabled":false,
+                         "severity":"low","source":"file","hits":0,"enforced":0,"last_hit":null}]"#;
+        let (endpoint, server) = serve(vec![http(200, rules), http(200, "[]")]);
+        let client = Client::new(endpoint, None);
+        insta::assert_snapshot!("l7_rules", ask(&client, &Remote::L7List, Output::Table).unwrap().0);
+        assert_eq!(ask(&client, &Remote::L7List, Output::Table).unwrap().0, "no rules");
+        assert!(server.join().unwrap()[0].starts_with("GET /api/v1/firewall/l7-rules?limit=5000&offset=0 "));
     }
 
     #[test]
