@@ -25,7 +25,6 @@ use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
-use crate::component::Component;
 use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
@@ -723,28 +722,22 @@ fn spawn_poller(
 ) -> std::io::Result<crate::supervise::Thread<()>> {
     let metrics = metrics.clone();
     supervisor.spawn("poller", move |pulse| {
-        let mut all =
-            vec![Ring { map: &rings.firewall, each: hand_over(&metrics, Component::Firewall, Event::decode, events) }];
+        let mut all = vec![Ring { map: &rings.firewall, each: hand_over(&metrics, "poller", Event::decode, events) }];
         if let Some(map) = &rings.ratelimit {
-            let each = hand_over(&metrics, Component::Ratelimit, OverLimit::decode, limit_events);
+            let each = hand_over(&metrics, "poller_ratelimit", OverLimit::decode, limit_events);
             all.push(Ring { map, each });
         }
         ringbuf::consume(all, POLL, &stop, || pulse.beat())
     })
 }
 
-/// Decodes records and queues them for an engine.
+/// Decodes records and queues them for an engine; losses are told of `place`.
 fn hand_over<E: 'static>(
     metrics: &Metrics,
-    component: Component,
+    place: &'static str,
     decode: fn(&[u8]) -> Option<E>,
     queue: Sender<E>,
 ) -> Taker<'static> {
-    let place = match component {
-        Component::Firewall => "poller",
-        Component::Ratelimit => "poller_ratelimit",
-        Component::L7 => "poller_l7",
-    };
     let (lost, unreadable) = (metrics.events_lost(place, "queue_full"), metrics.events_lost(place, "undecodable"));
     Box::new(move |record| match decode(record) {
         Some(event) => {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
-use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::confirm::Confirmations;
+use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::control::{Control, ControlConfig, openapi};
 use ebpfsentinel::engines::l7::config::L7Config;
 use ebpfsentinel::engines::l7::{self, L7};
