@@ -815,7 +815,7 @@ fn spawn_poller(
     })
 }
 
-/// Decodes records and queues them for an engine.
+/// Decodes records and queues them for an engine; losses are told of `place`.
 fn hand_over<E: 'static>(
     metrics: &Metrics,
     place: &'static str,

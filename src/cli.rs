@@ -3,6 +3,8 @@
 //! argh wants an option before the command that follows it, and takes no `--option=value`. [`arrange`] moves the global
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
+mod l7;
+
 use std::fmt;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -117,6 +119,8 @@ pub enum Remote {
     FirewallList,
     /// The rate limits.
     RatelimitList,
+    /// The rules of the L7 firewall.
+    L7List,
     /// So many of those who are over a rate limit.
     RatelimitTop(u32),
     /// The target, with its query.
@@ -205,6 +209,7 @@ enum Sub {
     Firewall(FirewallArgs),
     Ratelimit(RatelimitArgs),
     Flows(FlowsArgs),
+    L7(l7::L7Args),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
@@ -823,8 +828,6 @@ fn usage(text: String) -> Exit {
 }
 
 fn command(sub: Sub) -> Result<Command, Exit> {
-    let get = |path: &str| Remote::Call(Call { method: Method::Get, target: path.to_owned(), body: None });
-    let post = |target: String, body| Remote::Call(Call { method: Method::Post, target, body });
     Ok(Command::Remote(match sub {
         Sub::Version(_) => return Ok(Command::Version),
         Sub::Check(args) => return Ok(Command::Check(args.path)),
@@ -873,8 +876,17 @@ fn command(sub: Sub) -> Result<Command, Exit> {
             }
         },
         Sub::Flows(args) => Remote::Flows(flows_target(&args)),
+        Sub::L7(args) => l7::command(args)?,
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
+}
+
+fn get(path: &str) -> Remote {
+    Remote::Call(Call { method: Method::Get, target: path.to_owned(), body: None })
+}
+
+fn post(target: String, body: Option<Value>) -> Remote {
+    Remote::Call(Call { method: Method::Post, target, body })
 }
 
 const RULES: &str = "/api/v1/firewall/rules";
@@ -1063,6 +1075,7 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
         }
         Remote::FirewallList => (listed(output, all_rules(client, RULES)?, RULE_COLUMNS, "no rules"), OK),
         Remote::RatelimitList => (listed(output, all_rules(client, LIMITS)?, LIMIT_COLUMNS, "no rules"), OK),
+        Remote::L7List => (listed(output, all_rules(client, l7::RULES)?, l7::COLUMNS, "no rules"), OK),
         Remote::RatelimitTop(limit) => {
             let target = format!("/api/v1/ratelimit/top?limit={limit}");
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
@@ -1432,6 +1445,8 @@ mod tests {
         insta::assert_snapshot!("help", line("--help").unwrap_err().text);
         insta::assert_snapshot!("help_firewall_add", line("firewall add --help").unwrap_err().text);
         insta::assert_snapshot!("help_ratelimit", line("ratelimit --help").unwrap_err().text);
+        insta::assert_snapshot!("help_l7", line("l7 --help").unwrap_err().text);
+        insta::assert_snapshot!("help_l7_add", line("l7 add --help").unwrap_err().text);
         insta::assert_snapshot!("help_ratelimit_add", line("ratelimit add --help").unwrap_err().text);
     }
 

@@ -949,13 +949,13 @@ impl<'r> Field<'r> {
         Some(Reader { pool: self.pool, path: Rc::from(self.path()), table, place: self.place(), known: Vec::new() })
     }
 
-    /// The keys of a table whose names are the user's own, each with its value; absent reads as empty.
-    pub fn entries(&self) -> Vec<(&'r str, Field<'r>)> {
+    /// The keys of a table whose names are the user's own, each with its value.
+    pub fn entries(&self) -> Option<Vec<(&'r str, Field<'r>)>> {
         self.learn(Kind::Table);
-        let Some(Node { value, .. }) = self.node else { return Vec::new() };
+        let value = &self.node?.value;
         let Value::Table(table) = value else {
             self.mismatch(self.pool.table_word(), value, "");
-            return Vec::new();
+            return None;
         };
         let parent: Rc<str> = Rc::from(self.path());
         let field = |entry: &'r Entry| Field {
@@ -965,7 +965,7 @@ impl<'r> Field<'r> {
             node: Some(&entry.node).filter(|node| node.value != Value::Null),
             around: self.place(),
         };
-        table.0.iter().map(|entry| (entry.key.as_str(), field(entry))).collect()
+        Some(table.0.iter().map(|entry| (entry.key.as_str(), field(entry))).collect())
     }
 
     /// An array of tables; absent reads as empty. Elements that are not tables are noted and left out.

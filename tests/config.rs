@@ -8,6 +8,7 @@ use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
+use ebpfsentinel::engines::l7;
 use ebpfsentinel::engines::ratelimit::rule::{Action, Algorithm, Scope};
 use ebpfsentinel::ruled::AnyRule;
 use ebpfsentinel::ruled::body::read_rule_json;
@@ -130,16 +131,20 @@ fn the_installed_config_is_the_defaults() {
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
-    assert_eq!(rules.len(), 2, "the rules are switched on");
+    assert_eq!(rules.len(), 3, "the rules are switched on");
     assert_eq!(parse(&others.join("\n[")), parse(MINIMAL));
 
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();
     let lines = errors.lines().collect::<Vec<_>>();
-    assert_eq!(lines.len(), 3, "{errors}");
+    let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
+    assert_eq!(lines.len(), 3 + others.len(), "{errors}");
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");
+    for (line, key) in lines[3..].iter().zip(others) {
+        assert!(line.contains(&format!("l7.rules[0].{key}: is a key of protocol = ")), "{line}");
+    }
 
     for key in config::known_keys() {
         let last = key.path.rsplit('.').next().unwrap();
@@ -148,7 +153,8 @@ fn the_installed_config_is_the_defaults() {
             Some(list) => format!("[[{list}]]"),
             None => format!("[{table}]"),
         };
-        let stands = if key.kind == Kind::Table {
+        // A table of a rule stands on one line.
+        let stands = if key.kind == Kind::Table && !table.ends_with("[]") {
             full.contains(&format!("[{}]", key.path))
         } else {
             let section = full.split(&header).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
@@ -200,6 +206,54 @@ fn the_example_of_rate_limits_is_good() {
     has("TCP flags", rules.iter().any(|rule| rule.matches.tcp_flags.is_some()));
     has("prefix", rules.iter().any(|rule| rule.ipv6_prefix_len != 64));
     has("disabled rule", rules.iter().any(|rule| !rule.enabled));
+}
+
+#[test]
+fn the_example_of_l7_rules_is_good() {
+    let (config, warnings) = config::parse("l7.toml", text_of("conf/examples/l7.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    assert!(config.l7.enabled && config.l7.mode == Mode::Block && !config.l7.default_action.are_all_allow());
+    let rules = &config.l7.rules;
+    let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
+    for (protocol, field) in
+        l7::rule::Protocol::ALL.iter().flat_map(|one| one.fields().iter().map(move |(_, f)| (one, f)))
+    {
+        let shows = |rule: &l7::rule::Rule| rule.conditions.iter().any(|condition| condition.field == *field);
+        has(&format!("{protocol:?} {}", field.name()), rules.iter().any(shows));
+    }
+    for action in ["allow", "deny", "log"] {
+        has(action, rules.iter().any(|rule| rule.action.name() == action));
+    }
+    let texts = || rules.iter().flat_map(|rule| &rule.conditions).map(|condition| condition.matcher.form());
+    use ebpfsentinel::matching::matcher::Form;
+    has("exact text", texts().any(|form| matches!(form, Form::Exact(_))));
+    has("prefix", texts().any(|form| matches!(form, Form::Prefix(_))));
+    has("suffix", texts().any(|form| matches!(form, Form::Suffix(_))));
+    has("wildcard", texts().any(|form| matches!(form, Form::Wildcard(_))));
+    has("regular expression", texts().any(|form| matches!(form, Form::Regex(..))));
+    has("disabled rule", rules.iter().any(|rule| !rule.enabled));
+    // It can be put in force.
+    assert_eq!(l7::Ruling::of(&config.l7).unwrap().judge.rule_count(), rules.len() - 1);
+}
+
+#[test]
+fn l7_is_on_as_soon_as_it_has_something_to_do() {
+    let l7 = |text: &str| parse(&format!("{MINIMAL}[l7]\n{text}")).unwrap().l7;
+    assert!(!l7("").enabled && l7("default_action.tls = 'deny'").enabled && l7("enabled = true").enabled);
+    assert!(!l7("enabled = false\ndefault_action.tls = 'deny'").enabled);
+    let rule = "[[l7.rules]]\nid='a'\npriority=1\naction='block'\nprotocol='http'\npath='/x'\n";
+    assert!(l7(rule).enabled && l7("mode = 'enforce'").mode == Mode::Block);
+    let action = |text: &str, protocol| l7(text).default_action.of(protocol).name();
+    use l7::rule::Protocol::{Grpc, Http};
+    assert_eq!(action("default_action.http = 'deny'", Grpc), "deny", "a call is an exchange");
+    assert_eq!(action("default_action = { http = 'deny', grpc = 'allow' }", Grpc), "allow");
+    assert_eq!(action("default_action.grpc = 'deny'", Http), "allow");
+    let rules = |count: usize| {
+        let rule = |n| format!("[[l7.rules]]\nid='r{n}'\npriority=1\naction='deny'\nprotocol='tls'\n");
+        parse(&format!("{MINIMAL}{}", (0..count).map(rule).collect::<String>()))
+    };
+    assert_eq!(rules(10_000).unwrap().l7.rules.len(), 10_000);
+    assert!(rules(10_001).unwrap_err().contains("l7.rules: 10001 rules, and 10000 is the limit"));
 }
 
 #[test]
@@ -344,6 +398,8 @@ fn a_reload_names_what_needs_a_restart() {
         changed(&format!("{MINIMAL}[ratelimit]\ndefault_rate=7\nmax_sources=1024")),
         ["ratelimit.enabled", "ratelimit.max_sources"]
     );
+    assert_eq!(changed(&format!("{MINIMAL}[l7]\nenabled=false\nmode='block'\ndefault_action.tls='deny'")), [""; 0]);
+    assert_eq!(changed(&format!("{MINIMAL}[l7]\ndefault_action.tls='deny'")), ["l7.enabled"]);
 }
 
 #[test]
@@ -363,7 +419,10 @@ fn the_shown_config_is_the_used_one() {
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
-        + count(&shown["ratelimit"]);
+        + count(&shown["ratelimit"])
+        + count(&shown["l7"])
+        - 1
+        + count(&shown["l7"]["default_action"]);
     assert_eq!(known.len(), leaves);
     for key in known {
         assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
@@ -419,6 +478,7 @@ fn toml_and_json_read_the_same_rule() {
     }
     check(&parse(&text_of("conf/examples/firewall.toml")).unwrap().firewall.rules);
     check(&parse(&text_of("conf/examples/ratelimit.toml")).unwrap().ratelimit.rules);
+    check(&parse(&text_of("conf/examples/l7.toml")).unwrap().l7.rules);
 }
 
 proptest! {
@@ -429,6 +489,7 @@ proptest! {
     fn mutations_never_panic(edits in edits()) {
         fuzz_config::run(&mutated(text_of("conf/examples/firewall.toml").into_bytes(), &edits));
         fuzz_config::run(&mutated(text_of("conf/examples/ratelimit.toml").into_bytes(), &edits));
+        fuzz_config::run(&mutated(text_of("conf/examples/l7.toml").into_bytes(), &edits));
         fuzz_rule_json::run(&mutated(RULES_JSON.to_vec(), &edits));
         for rule in RULES_JSON.split(|&byte| byte == b'\n') {
             fuzz_rule_json::run(&mutated(rule.to_vec(), &edits[..1]));
@@ -442,13 +503,16 @@ const RULES_JSON: &[u8] = br#"[
 {"id":"c","priority":3,"action":"log","protocol":47,"vlan_id":0,"state":["new","related"],"interfaces":["eth0"]},
 {"id":"d","priority":4,"action":"drop","src_port":53,"enabled":false,"description":"\u00e9 \"x\"","dst_ip":null},
 {"id":"e","priority":5,"rate":"1.5M","burst":9,"unit":"packets","scope":"per_ip","ipv6_prefix_len":56,"action":"block","block_secs":60},
-{"id":"f","priority":6,"rate":20000,"unit":"bits","algorithm":"sliding_window","scope":"global","action":"pass","state":null}
+{"id":"f","priority":6,"rate":20000,"unit":"bits","algorithm":"sliding_window","scope":"global","action":"pass","state":null},
+{"id":"g","priority":7,"action":"deny","protocol":"http","path":"/a*","header":{"X-a":"~b+","c":"=*"},"severity":"low","host":null},
+{"id":"h","priority":8,"action":"allow","protocol":"smtp","to":"*@?.example","command":"=MAIL","dst_port":25}
 ]"#;
 
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
-    for path in ["conf/ebpfsentinel.toml", "conf/examples/firewall.toml", "conf/examples/ratelimit.toml"] {
-        fuzz_config::run(text_of(path).as_bytes());
+    fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
+    for example in ["firewall", "ratelimit", "l7"] {
+        fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {
         let text = std::fs::read(entry.unwrap().path()).unwrap();

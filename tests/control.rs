@@ -7,9 +7,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::control::{Control, ControlConfig, openapi};
+use ebpfsentinel::engines::l7::config::L7Config;
+use ebpfsentinel::engines::l7::{self, L7};
+use ebpfsentinel::engines::{firewall, ratelimit};
 use ebpfsentinel::metrics::Metrics;
+use ebpfsentinel::ruled::store::Store;
+use ebpfsentinel::supervise::Supervisor;
+use ebpfsentinel::written::Document;
 use serde_json::{Value, json};
 
 /// Where the times of a test must be long enough for a busy machine.
@@ -545,6 +552,89 @@ fn the_lack_of_descriptors_is_survived() {
     for _ in 0..20 {
         assert_eq!(status(&port.get("/healthz")), 200);
     }
+}
+
+/// The rules of the L7 firewall, by curl, of an engine that needs no kernel.
+#[test]
+fn l7_rules_by_curl() {
+    let state = tempfile::tempdir().unwrap();
+    let document = Document::toml(
+        "l7.toml",
+        b"[[rules]]\nid = 'file'\npriority = 5\naction = 'log'\nprotocol = 'tls'\nsni = '*.example'",
+    );
+    let document = document.unwrap();
+    let section = document.read(|root| root.table().map(L7Config::read)).into_result().unwrap().unwrap();
+    let metrics = Metrics::new();
+    let engine = l7::Start { config: section, store: Store::new(state.path()), metrics: metrics.clone() };
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    let (handle, thread) =
+        supervisor.spawn_owner("l7", L7::start(engine).unwrap(), crossbeam_channel::never()).unwrap();
+    let confirmations = Arc::new(Confirmations::default());
+    let config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let control = Control::start(config, l7::api::operations(&handle, &confirmations), metrics).unwrap();
+    let url = format!("http://{}/api/v1/firewall/l7-rules", control.addresses().rest);
+    let send = |method: &str, path: &str, body: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "-w", "\n%{http_code}", "-X", method, &format!("{url}{path}")]);
+        if !body.is_empty() {
+            curl.args(["-H", "Content-Type: application/json", "-d", body]);
+        }
+        let text = String::from_utf8(curl.output().expect("curl is installed").stdout).unwrap();
+        let (body, status) = text.rsplit_once('\n').unwrap();
+        (status.parse::<u16>().unwrap(), serde_json::from_str::<Value>(body).unwrap_or_default())
+    };
+    let rule = r#"{"id":"l7-block-admin","priority":10,"action":"deny","protocol":"http","path":"/admin"}"#;
+    let (status, made) = send("POST", "", rule);
+    assert_eq!((status, &made["path"], &made["severity"]), (201, &json!("/admin"), &json!("high")));
+    assert_eq!(send("POST", "", rule).1["error"]["code"], "DUPLICATE_RULE");
+    let ids = || {
+        let listed = send("GET", "", "").1;
+        listed.as_array().unwrap().iter().map(|rule| rule["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(), ["file", "l7-block-admin"]);
+    let (status, shown) = send("GET", "/l7-block-admin", "");
+    assert_eq!((status, &shown["hits"], &shown["enforced"]), (200, &json!(0), &json!(0)));
+    assert_eq!((&shown["source"], &shown["last_hit"]), (&json!("api"), &Value::Null));
+    assert_eq!(send("PUT", "/l7-block-admin", &rule.replace("/admin\"", "~^/adm[a-z]+$\"")).0, 200);
+    assert_eq!(send("GET", "/l7-block-admin", "").1["path"], "~^/adm[a-z]+$");
+
+    for (body, part) in [
+        (rule.replace("/admin\"", "~(\""), "path: missing close parenthesis"),
+        (rule.replace("\"path\"", "\"sni\""), "sni: is a key of protocol = \"tls\""),
+        (rule.replace("http", "htp"), "did you mean http?"),
+        (rule.replace("\"path\"", "\"paht\""), "paht: unknown key; did you mean path?"),
+        ("{".to_owned(), "not valid JSON"),
+    ] {
+        let (status, refused) = send("POST", "", &body.replace("l7-block-admin", "new"));
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.to_lowercase().contains(&part.to_lowercase()), "{body}: {message}");
+    }
+    // All or none.
+    let two = format!("[{},{rule}]", rule.replace("l7-block-admin", "new"));
+    assert_eq!((send("POST", "", &two).0, ids().len()), (409, 2));
+
+    assert_eq!(send("DELETE", "/l7-block-admin?confirm_secs=60", "").0, 204);
+    assert_eq!((ids(), send("POST", "", rule).0), (vec!["file".to_owned()], 409));
+    let (_, undone) = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
+    undone.unwrap();
+    assert_eq!(ids(), ["file", "l7-block-admin"]);
+    assert_eq!((send("DELETE", "/file", "").0, send("DELETE", "/nobody", "").0), (409, 404));
+    assert_eq!((send("DELETE", "/l7-block-admin", "").0, send("GET", "/l7-block-admin", "").0), (204, 404));
+    control.stop();
+    handle.stop().unwrap();
+    thread.join(PATIENCE).unwrap();
+}
+
+#[test]
+fn the_document_of_all_engines_has_each_type_once() {
+    let all = [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, l7::api::SPECS].concat();
+    let document = openapi::document(&all);
+    for spec in &all {
+        let method = spec.method.to_string().to_lowercase();
+        assert!(document["paths"][spec.path][&method].is_object(), "{} {}", spec.method, spec.path);
+    }
+    let rule = &document["components"]["schemas"]["L7RuleText"]["properties"];
+    assert!(rule["sni"].is_object() && rule["header"].is_object(), "{rule}");
 }
 
 /// The document of the agent's own operations. `UPDATE_GOLDEN=1` writes it anew.

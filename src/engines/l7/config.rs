@@ -204,8 +204,8 @@ fn read_condition(written: &Field<'_>, field: RuleField) -> Option<Condition> {
 }
 
 fn read_headers(table: &Field<'_>) -> Vec<Condition> {
-    let entries = table.entries();
-    if table.is_present() && entries.is_empty() {
+    let Some(entries) = table.entries() else { return Vec::new() };
+    if entries.is_empty() {
         table.error("no field of a head in it; write such as { user-agent = \"curl/*\" }");
     }
     if entries.len() > HEADERS_MAX {
@@ -462,6 +462,119 @@ impl From<&Rule> for RuleText {
             enabled: rule.enabled,
             severity: (rule.action != Action::Allow).then_some(rule.severity.name()),
             description: rule.description.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+    use crate::classify::matching::PortRange;
+    use crate::ruled::body::read_rule_json;
+    use crate::written::Document;
+
+    fn messages(body: &str) -> Vec<String> {
+        read_rule_json::<Rule>(body.as_bytes())
+            .map_or_else(|errors| errors.iter().map(ToString::to_string).collect(), |_| Vec::new())
+    }
+
+    #[test]
+    fn a_body_is_read_like_a_file() {
+        let body =
+            r#"{"id":"l7-block-admin","priority":10,"action":"drop","protocol":"http","path":"/admin","dst_port":80}"#;
+        let rule: Rule = read_rule_json(body.as_bytes()).unwrap();
+        assert_eq!((rule.action, rule.protocol, rule.severity), (Action::Deny, Protocol::Http, Severity::High));
+        assert_eq!(rule.matches.dst_port, Some(PortRange { low: 80, high: 80 }));
+        assert_eq!((rule.conditions.len(), &rule.conditions[0].field), (1, &RuleField::Path));
+        assert_eq!(
+            messages(r#"{"id":"a","priority":1,"action":"deny","protocol":"tls","path":"/x","snl":"y"}"#),
+            [
+                "path: is a key of protocol = \"http\"; this rule's is \"tls\", which has sni, alpn, ja3, ja4",
+                "snl: unknown key; did you mean sni?"
+            ]
+        );
+        assert_eq!(messages("{}").len(), 4, "what is required");
+        // A null is a key that is left out, also of another protocol.
+        assert_eq!(messages(r#"{"id":"a","priority":1,"action":"log","protocol":"ftp","sni":null}"#), [""; 0]);
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_that_are_read() {
+        let schema = serde_json::to_value(schemars::schema_for!(RuleText)).unwrap();
+        let mut described = schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let read = Document::known_keys(|root| Rule::read(root.table()?, Surroundings::default()));
+        let mut read = read.into_iter().map(|key| key.path).collect::<Vec<_>>();
+        described.sort();
+        read.sort();
+        assert_eq!(described, read);
+        assert_eq!(schema["required"], serde_json::json!(["id", "priority", "action", "protocol"]));
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    fn matcher(field: RuleField) -> impl Strategy<Value = Condition> {
+        let text = prop_oneof![
+            "[a-zA-Z0-9/._@-]{1,20}",
+            "[a-z/]{1,8}\\*",
+            "\\*[a-z.]{1,8}",
+            "[a-z]\\?[a-z*]{0,5}[a-z]",
+            "~\\^[a-z]{1,5}\\[0-9\\]\\+",
+            "=[ -~]{1,10}",
+        ];
+        text.prop_map(move |text| {
+            let matcher = Matcher::read(&text, field.folding()).unwrap();
+            Condition { field: field.clone(), matcher }
+        })
+    }
+
+    fn conditions(protocol: Protocol) -> impl Strategy<Value = Vec<Condition>> {
+        let own: Vec<_> = protocol.fields().iter().map(|(_, field)| prop::option::of(matcher(field.clone()))).collect();
+        let is_http = protocol == Protocol::Http;
+        let headers = prop::collection::btree_set("[a-z][a-z0-9-]{0,12}", 0..if is_http { 4 } else { 1 });
+        let headers = headers.prop_flat_map(|names| {
+            let fields = names.into_iter().map(|name| matcher(RuleField::Header(name.into())));
+            fields.collect::<Vec<_>>()
+        });
+        (own, headers).prop_map(move |(own, headers)| {
+            let headers = headers.into_iter().filter(move |_| is_http);
+            own.into_iter().flatten().chain(headers).collect()
+        })
+    }
+
+    /// Any rule that can be written.
+    fn rule() -> impl Strategy<Value = Rule> {
+        let protocol = select(Protocol::ALL.to_vec());
+        let protocol = protocol.prop_flat_map(|protocol| (Just(protocol), conditions(protocol)));
+        let action = select(vec![Action::Allow, Action::Deny, Action::Log]);
+        let severity = select(SEVERITIES.iter().map(|(_, severity)| *severity).collect::<Vec<_>>());
+        let net = prop::option::of(select(vec!["10.0.0.0/8", "192.0.2.7/32"]));
+        let ports = prop::option::of(select(vec!["80", "1-65535"]));
+        let words = ("[A-Za-z0-9_-]{1,64}", 1..=u32::MAX, any::<bool>(), "\\PC{0,256}");
+        (words, protocol, action, severity, net, ports).prop_map(
+            |((id, priority, enabled, description), (protocol, conditions), action, severity, net, ports)| {
+                let matches = Match {
+                    src_ip: net.map(|net| net.parse().unwrap()),
+                    dst_port: ports.map(|ports| ports.parse().unwrap()),
+                    ..Match::default()
+                };
+                let severity = if action == Action::Allow { Rule::severity_of(action) } else { severity };
+                Rule { id, priority, enabled, action, protocol, matches, conditions, severity, description }
+            },
+        )
+    }
+
+    proptest! {
+        /// What is shown can be typed back, as JSON and as TOML.
+        #[test]
+        fn a_shown_rule_reads_back_equal(rule in rule()) {
+            let shown = RuleText::from(&rule);
+            prop_assert_eq!(read_rule_json(&serde_json::to_vec(&shown).unwrap()), Ok(rule.clone()));
+            let toml = toml::to_string(&shown).unwrap();
+            let document = Document::toml("rule", toml.as_bytes()).unwrap();
+            let read = document.read(|root| Rule::read(root.table()?, Surroundings::default()));
+            prop_assert_eq!(read.into_result(), Ok(Some(rule)));
         }
     }
 }

@@ -154,8 +154,19 @@ impl Values {
 
     /// The path of a request's target.
     pub fn path(&mut self, target: &[u8]) {
-        self.begin();
         let sent = path_of(target);
+        if !is_plain_path(sent) {
+            self.spelt_path(sent);
+            return;
+        }
+        self.begin();
+        self.add(sent, true);
+        self.add(without_slashes(sent), false);
+    }
+
+    /// A path with something in it that servers resolve.
+    fn spelt_path(&mut self, sent: &[u8]) {
+        self.begin();
         let once = percent_decoded(sent);
         let twice = percent_decoded(&once);
         for spelling in [sent, &*once, &*twice] {
@@ -285,6 +296,14 @@ fn path_of(target: &[u8]) -> &[u8] {
     }
 }
 
+/// Whether there is nothing in a path to resolve: most are so, and are what they are.
+fn is_plain_path(path: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii() && !matches!(byte, b'%' | b'\\' | b';' | 0);
+    path.first() == Some(&b'/')
+        && path.iter().all(is_plain)
+        && !path.windows(2).any(|pair| pair == b"//" || pair == b"/.")
+}
+
 fn without_slashes(path: &[u8]) -> &[u8] {
     let end = path.iter().rposition(|byte| !matches!(byte, b'/' | b'\\')).map_or(1, |at| at + 1);
     &path[..end.min(path.len())]
@@ -392,4 +411,158 @@ fn unquoted(local: &[u8]) -> Cow<'_, [u8]> {
         out.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
     }
     Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The forms of the first value: those that are resolved, and the others.
+    fn forms(fill: impl FnOnce(&mut Values)) -> (Vec<String>, Vec<String>) {
+        let mut values = Values::default();
+        fill(&mut values);
+        let (forms, resolved) = values.forms(0);
+        let forms = forms.map(|bytes| bytes.escape_ascii().to_string()).enumerate();
+        let (resolved, others): (Vec<_>, Vec<_>) = forms.partition(|(at, _)| resolved & 1 << at != 0);
+        let texts = |forms: Vec<(usize, String)>| forms.into_iter().map(|(_, text)| text).collect::<Vec<_>>();
+        (texts(resolved), texts(others))
+    }
+
+    #[test]
+    fn a_path_as_servers_resolve_it() {
+        for (target, want) in [
+            ("/a/b", &["/a/b"][..]),
+            ("", &["/"]),
+            ("/", &["/"]),
+            ("/a/", &["/a/"]),
+            ("/a//b///", &["/a/b/"]),
+            ("/a/./b/.", &["/a/b/"]),
+            ("/a/b/..", &["/a/"]),
+            ("/a/../../../b", &["/b"]),
+            ("\\a\\..\\b", &["/b"]),
+            ("/a?b/../c", &["/a"]),
+            ("/a#b", &["/a"]),
+            ("/%61%2Fb", &["/a/b"]),
+            ("/a%3Fb", &["/a?b"]),
+            ("/%2561", &["/%61", "/a"]),
+            ("/a;x/b", &["/a/b", "/a;x/b"]),
+            ("/a/..;x/b", &["/b", "/a/..;x/b"]),
+            ("/a%00b", &["/a\\x00b", "/a"]),
+            ("/%c0%ae%c0%ae/a", &["/a"]),
+            ("/%u002e%U002e/a", &["/a"]),
+            ("/%uff0e%uff0e/a", &["/a"]),
+            ("/%u00e9", &["/\\xc3\\xa9"]),
+            ("/%ud800", &["/\\xef\\xbf\\xbd"]),
+            ("/%c3%a9", &["/\\xc3\\xa9"]),
+            ("/%", &["/%"]),
+            ("/%4", &["/%4"]),
+            ("/%u00", &["/%u00"]),
+            ("http://h/a", &["/a"]),
+            ("HTTP://u@h:1\\a", &["/a"]),
+            ("http://h", &["/"]),
+            ("/x/http://h/a", &["/x/http:/h/a"]),
+            ("*", &["/*"]),
+        ] {
+            let mut resolved = forms(|values| values.path(target.as_bytes())).0;
+            let mut want = want.to_vec();
+            resolved.sort();
+            want.sort_unstable();
+            assert_eq!(resolved, want, "{target}");
+        }
+        let (_, spellings) = forms(|values| values.path(b"/A/../%62/"));
+        assert_eq!(spellings, ["/A/../%62/", "/A/../%62", "/A/../b/", "/A/../b", "/b"]);
+    }
+
+    #[test]
+    fn names_and_addresses() {
+        let host = |text: &str| forms(|values| values.hosts([text.as_bytes()].into_iter())).0;
+        assert_eq!(host("WWW.Example.org.:80"), ["www.example.org"]);
+        assert_eq!(host("user@a.example"), ["a.example"]);
+        assert_eq!(host("[2001:DB8::1]:80"), ["2001:db8::1"]);
+        assert_eq!(host("2001:db8::1"), ["2001:db8::1"]);
+        assert_eq!(host("a%2eexample%00.b"), ["a%2eexample%00.b", "a.example"]);
+        assert_eq!(host("."), ["."]);
+        let name = |text: &[u8]| forms(|values| values.server_name(text)).0;
+        assert_eq!(name(b"A.example.\0b"), ["a.example.\\x00b", "a.example"]);
+        let mailbox = |text: &str| forms(|values| values.mailbox(text.as_bytes()));
+        assert_eq!(mailbox("Me@B.Example.").0, ["me@b.example"]);
+        assert_eq!(mailbox("\"m\\e\"@b").0, ["me@b"]);
+        assert_eq!(mailbox("\"a@b\"@c").0, ["a@b@c"]);
+        assert_eq!(mailbox("@x,@y:me@b"), (vec!["me@b".to_owned()], vec!["@x,@y:me@b".to_owned()]));
+        assert_eq!(mailbox("").0, [""]);
+        let media = |text: &str| forms(|values| values.media_type(text.as_bytes())).0;
+        assert_eq!(media(" Text/HTML ; charset=UTF-8"), ["text/html"]);
+    }
+
+    #[test]
+    fn several_values_are_kept_apart() {
+        let mut values = Values::default();
+        values.media_type(b"a/b; c");
+        values.smb_share("//Srv/C$/");
+        let all = |values: &Values| {
+            let one = |at| values.forms(at).0.map(|bytes| bytes.escape_ascii().to_string()).collect::<Vec<_>>();
+            (0..values.len()).map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&values), [vec!["a/b"], vec!["a/b; c"], vec!["\\\\\\\\srv\\\\c$"], vec!["c$"]]);
+        values.clear();
+        assert!(values.is_empty());
+        values.smb_command("SMB2_COMMAND_READ");
+        values.smb_file("A\\..\\b/c");
+        assert_eq!(all(&values), [vec!["smb2_command_read"], vec!["read"], vec!["a\\\\..\\\\b/c", "b\\\\c"]]);
+        values.clear();
+        values.hosts([&b"a"[..], b"A.", b"b"].into_iter());
+        assert_eq!(all(&values), [vec!["a", "b"]], "a server takes one of them");
+    }
+
+    proptest! {
+        /// Whatever comes, there is room for the forms, one of them is resolved, and a resolved path has nothing left to
+        /// resolve.
+        #[test]
+        fn any_path_has_its_forms(target in prop::collection::vec(prop::sample::select(&b"/\\.%;?#a2ef5cu0\0\xc0\xaf"[..]), 0..40)) {
+            let mut values = Values::default();
+            values.path(&target);
+            let (forms, resolved) = values.forms(0);
+            let forms: Vec<Vec<u8>> = forms.map(<[u8]>::to_vec).collect();
+            prop_assert!(forms.len() <= FORMS_MAX && resolved != 0);
+            for form in (0..forms.len()).filter(|at| resolved & 1 << at != 0).map(|at| &forms[at]) {
+                prop_assert_eq!(form.first(), Some(&b'/'));
+                prop_assert!(!form.contains(&b'\\') && !form.windows(2).any(|pair| pair == b"//"));
+                prop_assert!(!form.split(|byte| *byte == b'/').any(|segment| matches!(segment, b"." | b"..")));
+            }
+        }
+
+        /// The short way to a plain path gives what the long way does.
+        #[test]
+        fn a_plain_path_is_what_it_is(path in "/[a-c./;%]{0,12}") {
+            let mut long = Values::default();
+            long.spelt_path(path.as_bytes());
+            let all = |values: &Values| {
+                let (forms, resolved) = values.forms(0);
+                let mut forms: Vec<_> =
+                    forms.enumerate().map(|(at, bytes)| (bytes.to_vec(), resolved & 1 << at != 0)).collect();
+                forms.sort();
+                forms
+            };
+            let mut short = Values::default();
+            short.path(path.as_bytes());
+            prop_assert_eq!(all(&short), all(&long));
+        }
+
+        #[test]
+        fn any_bytes_have_forms(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let mut values = Values::default();
+            values.path(&bytes);
+            values.hosts([&bytes[..], &bytes].into_iter());
+            values.mailbox(&bytes);
+            values.ftp_file(&bytes);
+            values.media_type(&bytes);
+            values.server_name(&bytes);
+            values.smb_file(&String::from_utf8_lossy(&bytes));
+            for value in 0..values.len() {
+                prop_assert!(values.forms(value).1 != 0);
+            }
+        }
+    }
 }

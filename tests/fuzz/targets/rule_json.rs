@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use ebpfsentinel::engines::{firewall, ratelimit};
+use ebpfsentinel::engines::{firewall, l7, ratelimit};
 use ebpfsentinel::ruled::AnyRule;
 use ebpfsentinel::ruled::body::{RuleBody, read_rule_json, read_rules_json};
 use ebpfsentinel::written::ERRORS_MAX;
@@ -10,6 +10,7 @@ use ebpfsentinel::written::ERRORS_MAX;
 pub fn run(body: &[u8]) {
     read::<firewall::rule::Rule>(body);
     read::<ratelimit::rule::Rule>(body);
+    read::<l7::rule::Rule>(body);
 }
 
 fn read<R: AnyRule + Debug + PartialEq>(body: &[u8]) {
