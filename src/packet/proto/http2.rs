@@ -539,6 +539,8 @@ impl Http2 {
         half.decoder.lose();
         half.is_first = false;
         half.state = State::Lost;
+        // Settings may have been among it.
+        self.half(side.other()).decoder.allow_any();
     }
 
     /// Looks for what is a frame's header beyond doubt, at every byte.

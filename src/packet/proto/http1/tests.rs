@@ -2,6 +2,7 @@ use std::io::Write;
 
 use proptest::prelude::*;
 
+use super::queue::PIPELINE_MAX;
 use super::*;
 use crate::packet::proto::http::talk::{self, Step, c, ends, run, run_cut, s};
 use crate::packet::proto::http::{BODY_MAX, FIELDS_MAX, WIRE_MAX};
@@ -245,7 +246,7 @@ fn shapes_of_smuggling_are_told() {
         ("Transfer-Encoding: xchunked\r\n", "http.bad_transfer_encoding"),
         ("Transfer-Encoding: \u{b}chunked\r\n", "http.bad_field_value http.bad_transfer_encoding"),
         ("Transfer-Encoding: identity\r\n", "http.bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked, identity\r\n", "http.bad_transfer_encoding http.bad_transfer_encoding"),
+        ("Transfer-Encoding: chunked, identity\r\n", "http.bad_transfer_encoding"),
         ("X: 1\r\n folded\r\n", "http.obs_fold"),
         ("X : 1\r\n", "http.space_around_field_name"),
         ("X\r\n", "http.field_without_colon"),
