@@ -1,12 +1,12 @@
 //! HTTP/1.1, 1.0 and 0.9 (RFC 9112): requests and responses of one connection, paired by their order.
 //!
-//! Each side is a small machine ([`half`]) that turns bytes into heads and bodies; this file pairs them. A head that lies
-//! whole in the bytes given is read where it lies. What two receivers could read differently is told as an oddity, and read
-//! as the common servers do. A side that lost its place (bytes missing in a head, a first line that is none) looks for the
-//! next line that is the start of a message beyond doubt.
+//! Each side is a small machine ([`half`]) that turns bytes into heads and bodies; this file pairs them. A head that
+//! lies whole in the bytes given is read where it lies. What two receivers could read differently is told as an
+//! oddity, and read as the common servers do. A side that lost its place (bytes missing in a head, a first line that
+//! is none) looks for the next line that is the start of a message beyond doubt.
 //!
-//! Who is client and who is server is settled by the first line of the conversation, not by who opened it: a capture that
-//! starts in the middle may have taken one for the other.
+//! Who is client and who is server is settled by the first line of the conversation, not by who opened it: a capture
+//! that starts in the middle may have taken one for the other.
 
 mod chunks;
 mod half;

@@ -1,8 +1,8 @@
 //! HTTP/2 in clear text (RFC 9113) and gRPC above it: one exchange a stream.
 //!
-//! Frames are taken apart as they come; only header blocks and settings are kept until they are whole. Where bytes are
-//! missing, a side looks for what can be nothing but a frame's header; fields that refer to what was missed are left out
-//! ([`hpack`]).
+//! Frames are taken apart as they come; only header blocks and settings are kept until they are whole. Where bytes
+//! are missing, a side looks for what can be nothing but a frame's header; fields that refer to what was missed are
+//! left out ([`hpack`]).
 
 mod frame;
 mod hpack;

@@ -524,7 +524,9 @@ fn both_readings_of_a_head_agree() {
             let mut lenient = Oddities::new();
             let by_lines = head::by_lines(head, is_response, &mut lenient);
             prop_assert!(lenient.is_empty(), "{:?}", lenient);
-            let pair = |parsed: Option<(Start<'_>, head::Fields)>| parsed.map(|(start, fields)| (format!("{start:?}"), fields.headers));
+            let pair = |parsed: Option<(Start<'_>, head::Fields)>| {
+                parsed.map(|(start, fields)| (format!("{start:?}"), fields.headers))
+            };
             prop_assert_eq!(pair(fast), pair(by_lines));
         }
     });
@@ -579,7 +581,8 @@ proptest! {
         noise in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 1..200)), 0..8),
         lens in prop::collection::vec(1..50_u16, 1..8),
     ) {
-        let mut steps: Vec<Step> = noise.into_iter().map(|(is_client, bytes)| if is_client { c(bytes) } else { s(bytes) }).collect();
+        let said = noise.into_iter().map(|(is_client, bytes)| if is_client { c(bytes) } else { s(bytes) });
+        let mut steps: Vec<Step> = said.collect();
         steps.extend(ends());
         talk::assert_cuts_do_not_matter::<Http1>(&steps, &lens);
     }

@@ -260,7 +260,10 @@ proptest! {
     }
 
     #[test]
-    fn strings_in_the_huffman_code(text in prop::collection::vec(any::<u8>(), 0..200), noise in prop::collection::vec(any::<u8>(), 0..30)) {
+    fn strings_in_the_huffman_code(
+        text in prop::collection::vec(any::<u8>(), 0..200),
+        noise in prop::collection::vec(any::<u8>(), 0..30),
+    ) {
         let mut decoded = b"kept".to_vec();
         prop_assert_eq!(huffman::decode(&huffman::encode(&text), &mut decoded), Some(()));
         prop_assert_eq!(&decoded[..4], b"kept");
