@@ -535,7 +535,8 @@ fn both_readings_of_a_head_agree() {
 /// Conversations to cut and to damage.
 fn conversations() -> Vec<Vec<Step>> {
     let text = b"Lorem ipsum dolor sit amet. ".repeat(40);
-    let post = "POST /p HTTP/1.1\r\nHost: x:80\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: 1\r\n\r\n";
+    let post = "POST /p HTTP/1.1\r\nHost: x:80\r\nTransfer-Encoding: chunked\r\n\r\n\
+        3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: 1\r\n\r\n";
     let h2c = "GET /u HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
     let switch = b"HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x88";
     let mut all = vec![
