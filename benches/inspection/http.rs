@@ -14,15 +14,18 @@ const RESPONSES: usize = 4_000;
 
 /// `gb_per_s.http1`: requests, and responses of 64 KiB, in pieces of `piece` bytes; the median of `rounds`.
 pub fn http1_gb_per_s(piece: usize, rounds: usize) -> f64 {
-    let request = b"GET /static/app.js?v=3 HTTP/1.1\r\nHost: www.example.com\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
-        Accept: */*\r\nAccept-Encoding: identity\r\nReferer: http://www.example.com/\r\nCookie: id=0123456789abcdef\r\n\r\n";
+    let request = b"GET /static/app.js?v=3 HTTP/1.1\r\nHost: www.example.com\r\n\
+        User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nAccept: */*\r\nAccept-Encoding: identity\r\n\
+        Referer: http://www.example.com/\r\nCookie: id=0123456789abcdef\r\n\r\n";
     let mut response = format!(
-        "HTTP/1.1 200 OK\r\nDate: Mon, 30 Nov 2026 10:00:00 GMT\r\nServer: nginx\r\nContent-Type: text/javascript\r\n\
-         Content-Length: {BODY}\r\nETag: \"6651-10000\"\r\nCache-Control: max-age=3600\r\nConnection: keep-alive\r\n\r\n"
+        "HTTP/1.1 200 OK\r\nDate: Mon, 30 Nov 2026 10:00:00 GMT\r\nServer: nginx\r\n\
+         Content-Type: text/javascript\r\nContent-Length: {BODY}\r\nETag: \"6651-10000\"\r\n\
+         Cache-Control: max-age=3600\r\nConnection: keep-alive\r\n\r\n"
     )
     .into_bytes();
     response.extend((0..BODY).map(|n| (n * 31 % 251) as u8));
-    let conversation = Conversation { opening: [vec![], vec![]], exchange: |_| {}, request: request.to_vec(), response };
+    let opening = [vec![], vec![]];
+    let conversation = Conversation { opening, exchange: |_| {}, request: request.to_vec(), response };
     conversation.gb_per_s(AppProto::Http, piece, rounds)
 }
 

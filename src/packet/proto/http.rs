@@ -101,8 +101,8 @@ pub struct Exchange {
     pub method: Vec<u8>,
     /// The request target as it was sent; of HTTP/2 `:path`.
     pub target: Vec<u8>,
-    /// The host that was asked, without port: of the target if it is absolute, else of `Host` or `:authority`. As it was
-    /// sent; an IPv6 address stands in its brackets (RFC 3986, 3.2.2).
+    /// The host that was asked, without port: of the target if it is absolute, else of `Host` or `:authority`. As it
+    /// was sent; an IPv6 address stands in its brackets (RFC 3986, 3.2.2).
     pub host: Option<Vec<u8>>,
     /// The port beside the host, if it was said.
     pub port: Option<u16>,

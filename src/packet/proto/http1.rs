@@ -1,33 +1,30 @@
 //! HTTP/1.1, 1.0 and 0.9 (RFC 9112): requests and responses of one connection, paired by their order.
 //!
-//! Each side is a small machine ([`half`]) that turns bytes into heads and bodies; this file pairs them. A head that lies
-//! whole in the bytes given is read where it lies. What two receivers could read differently is told as an oddity, and read
-//! as the common servers do. A side that lost its place (bytes missing in a head, a first line that is none) looks for the
-//! next line that is the start of a message beyond doubt.
+//! Each side is a small machine ([`half`]) that turns bytes into heads and bodies; this file pairs them. A head that
+//! lies whole in the bytes given is read where it lies. What two receivers could read differently is told as an
+//! oddity, and read as the common servers do. A side that lost its place (bytes missing in a head, a first line that
+//! is none) looks for the next line that is the start of a message beyond doubt.
 //!
-//! Who is client and who is server is settled by the first line of the conversation, not by who opened it: a capture that
-//! starts in the middle may have taken one for the other.
+//! Who is client and who is server is settled by the first line of the conversation, not by who opened it: a capture
+//! that starts in the middle may have taken one for the other.
 
 mod chunks;
 mod half;
 mod head;
+mod queue;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use self::half::{Half, State};
 use self::head::{EndSearch, Framing, Oddities, Start, Upgrade};
+use self::queue::Queue;
 use super::http::body::Body;
-use super::http::{Exchange, HEAD_MAX, Version, target};
+use super::http::{Exchange, FIELDS_MAX, HEAD_MAX, Version, target};
 use super::http2::Http2;
 use super::{AppProto, Fact, Out, Parser, Side, Stage, parser_for};
 
-/// Requests that wait for their response. Clients that pipeline send a handful.
-pub const PIPELINE_MAX: usize = 64;
-/// Bytes of all requests that wait for their response; past it further ones are told, and not waited for.
-pub const PENDING_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of a line in which a side that lost its place recognises a message.
 const SEEK_LINE_MAX: usize = 8 * 1024;
 
@@ -36,11 +33,7 @@ const SEEK_LINE_MAX: usize = 8 * 1024;
 pub struct Http1 {
     halves: [Half; 2],
     /// What was told as asked and is not done, in the order of the requests.
-    pending: VecDeque<Pending>,
-    /// Bytes of `pending`.
-    pending_bytes: usize,
-    /// Requests behind the last of `pending` that are not waited for.
-    untracked: u32,
+    queue: Queue,
     next_tx: u32,
     /// Which side is which is known.
     is_settled: bool,
@@ -48,17 +41,6 @@ pub struct Http1 {
     is_swapped: bool,
     /// The protocol that the connection went on in.
     inner: Option<Inner>,
-}
-
-/// An exchange that is not done.
-struct Pending {
-    tx: u32,
-    exchange: Arc<Exchange>,
-    bytes: usize,
-    /// Requests in front of it that were too many to be waited for: as many responses are not its own.
-    untracked_before: u32,
-    is_request_done: bool,
-    is_response_done: bool,
 }
 
 /// A parser inside.
@@ -83,8 +65,7 @@ impl Parser for Http1 {
 
     fn memory(&self) -> usize {
         let halves: usize = self.halves.iter().map(Half::memory).sum();
-        let pending = self.pending.capacity() * size_of::<Pending>() + self.pending_bytes;
-        size_of::<Http1>() + halves + pending + self.inner.as_ref().map_or(0, |inner| inner.parser.memory())
+        size_of::<Http1>() + halves + self.queue.memory() + self.inner.as_ref().map_or(0, |inner| inner.parser.memory())
     }
 }
 
@@ -102,6 +83,12 @@ impl Http1 {
 
     fn odd(&self, role: Side, name: &'static str, out: &mut Out) {
         out.odd(self.turned(role), name);
+    }
+
+    /// Tells what was odd in a head; a row of the same once.
+    fn all_odd(&self, role: Side, mut odd: Oddities, out: &mut Out) {
+        odd.dedup();
+        odd.into_iter().for_each(|name| self.odd(role, name, out));
     }
 
     fn half(&mut self, role: Side) -> &mut Half {
@@ -140,7 +127,7 @@ impl Http1 {
         };
         // A client that does not wait for the answer to its CONNECT: nothing of HTTP starts with this byte.
         let is_hasty = role == Side::Client && bytes[first] == TLS_HANDSHAKE;
-        if is_hasty && self.pending.back().is_some_and(|last| last.exchange.method == b"CONNECT") {
+        if is_hasty && self.queue.last().is_some_and(|last| last.method == b"CONNECT") {
             self.half(role).state = State::TunnelStart;
             self.open_tunnel(bytes[first], out);
         } else {
@@ -263,12 +250,12 @@ impl Http1 {
 
     /// What this side sends next answers a request of HTTP/0.9: it may have no head.
     fn answers_simple(&self, role: Side) -> bool {
-        role == Side::Server && self.unanswered().is_some_and(|at| self.pending[at].exchange.version == Version::V09)
+        role == Side::Server && self.queue.unanswered().is_some_and(|(_, exchange)| exchange.version == Version::V09)
     }
 
     /// The answer of HTTP/0.9 is a body and nothing else; what was kept as a head belongs to it.
     fn start_simple_body(&mut self, role: Side) {
-        let tx = self.unanswered().map_or(0, |at| self.pending[at].tx);
+        let tx = self.queue.unanswered().map_or(0, |(tx, _)| tx);
         let half = self.half(role);
         let kept = half.take_kept();
         half.tx = tx;
@@ -320,7 +307,7 @@ impl Http1 {
                 self.lose(role, out);
             }
         }
-        odd.into_iter().for_each(|name| self.odd(role, name, out));
+        self.all_odd(role, odd, out);
     }
 
     fn on_request(&mut self, request: Request<'_>, framing: Framing, odd: &mut Oddities, out: &mut Out) {
@@ -335,7 +322,7 @@ impl Http1 {
             request: fields.headers,
             ..Exchange::default()
         });
-        let tx = self.new_tx();
+        let tx = take_tx(&mut self.next_tx);
         if is_whole {
             out.tell(tx, Stage::Asked, Fact::Http(exchange.clone()));
         }
@@ -349,23 +336,17 @@ impl Http1 {
         half.start_body(length, tx, fields.codings);
         half.wants_h2c = fields.upgrade == Upgrade::H2c;
         let is_server_gone = self.half(Side::Server).is_ended;
-        let bytes = exchange.memory();
-        if self.pending.len() >= PIPELINE_MAX || self.pending_bytes + bytes > PENDING_BYTES_MAX {
+        if let Err(exchange) = self.queue.push(tx, exchange) {
             odd.push("http.too_many_pending");
-            self.untracked = self.untracked.saturating_add(1);
             out.tell(tx, Stage::Done, Fact::Http(exchange));
             return;
         }
-        self.pending_bytes += bytes;
-        self.pending.push_back(Pending {
-            tx,
-            exchange,
-            bytes,
-            untracked_before: std::mem::take(&mut self.untracked),
-            is_request_done: length == State::Start,
-            is_response_done: is_server_gone,
-        });
-        self.tell_done(tx, out);
+        if is_server_gone {
+            self.queue.part_over(tx, Side::Server, out);
+        }
+        if length == State::Start {
+            self.queue.part_over(tx, Side::Client, out);
+        }
     }
 
     fn on_response(&mut self, response: Response<'_>, framing: Framing, out: &mut Out) {
@@ -373,22 +354,20 @@ impl Http1 {
         if (100..200).contains(&status) && status != 101 {
             return;
         }
-        let at = self.place_of_response(version);
-        let pending = &mut self.pending[at];
-        let exchange = Arc::make_mut(&mut pending.exchange);
-        exchange.status = Some(status);
-        exchange.reason = reason.to_vec();
-        exchange.response = fields.headers;
-        let bytes = exchange.memory();
-        self.pending_bytes = self.pending_bytes + bytes - pending.bytes;
-        pending.bytes = bytes;
-        let (tx, is_connect) = (pending.tx, exchange.method == b"CONNECT");
-        let has_no_body = exchange.method == b"HEAD" || status == 204 || status == 304;
+        let next_tx = &mut self.next_tx;
+        let tx = self.queue.place_of_response(version, || take_tx(next_tx));
+        let answered = self.queue.change(tx, |exchange| {
+            exchange.status = Some(status);
+            exchange.reason = reason.to_vec();
+            exchange.response = fields.headers;
+            (exchange.method == b"CONNECT", exchange.method == b"HEAD")
+        });
+        let (is_connect, is_head) = answered.unwrap_or_default();
         if status == 101 {
-            return self.on_upgrade(at, fields.upgrade, out);
+            return self.on_upgrade(tx, fields.upgrade, out);
         }
         if is_connect && (200..300).contains(&status) {
-            return self.on_granted(at, out);
+            return self.on_granted(tx, out);
         }
         if is_connect && self.half(Side::Client).is_in_tunnel() {
             // What the client sent without waiting was sent in vain.
@@ -396,7 +375,7 @@ impl Http1 {
             self.half(Side::Client).state = State::Lost;
         }
         let length = match framing {
-            _ if has_no_body => State::Start,
+            _ if is_head || status == 204 || status == 304 => State::Start,
             Framing::Chunked => State::Chunked,
             Framing::Length(0) => State::Start,
             Framing::Length(length) => State::Length(length),
@@ -404,41 +383,8 @@ impl Http1 {
         };
         self.half(Side::Server).start_body(length, tx, fields.codings);
         if length == State::Start {
-            self.response_done(tx, out);
+            self.queue.part_over(tx, Side::Server, out);
         }
-    }
-
-    /// The first exchange whose response is not complete.
-    fn unanswered(&self) -> Option<usize> {
-        self.pending.iter().position(|pending| !pending.is_response_done)
-    }
-
-    /// Which exchange a response belongs to; a new one when no request is known for it.
-    fn place_of_response(&mut self, version: Version) -> usize {
-        let at = self.unanswered();
-        let untracked = match at {
-            Some(at) => &mut self.pending[at].untracked_before,
-            None => &mut self.untracked,
-        };
-        match at {
-            Some(at) if *untracked == 0 => return at,
-            _ => *untracked = untracked.saturating_sub(1),
-        }
-        let tx = self.new_tx();
-        let at = at.unwrap_or(self.pending.len());
-        let exchange = Arc::new(Exchange { version, ..Exchange::default() });
-        let bytes = exchange.memory();
-        self.pending_bytes += bytes;
-        let alone =
-            Pending { tx, exchange, bytes, untracked_before: 0, is_request_done: true, is_response_done: false };
-        self.pending.insert(at, alone);
-        at
-    }
-
-    fn new_tx(&mut self) -> u32 {
-        let tx = self.next_tx;
-        self.next_tx = tx.wrapping_add(1);
-        tx
     }
 
     fn on_length<'a>(&mut self, role: Side, left: u64, bytes: &'a [u8], out: &mut Out) -> &'a [u8] {
@@ -552,11 +498,10 @@ impl Http1 {
         if had_message {
             self.message_done(role, out);
         } else if role == Side::Server
-            && let Some(at) = self.unanswered()
+            && let Some((tx, _)) = self.queue.unanswered()
         {
             // The answer that was lost was this one's.
-            let tx = self.pending[at].tx;
-            self.response_done(tx, out);
+            self.queue.part_over(tx, Side::Server, out);
         }
         self.half(role).state = State::Lost;
     }
@@ -571,58 +516,21 @@ impl Http1 {
             self.odd(role, name, out);
         }
         let mut odd = Oddities::new();
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.tx == tx) {
-            let exchange = Arc::make_mut(&mut pending.exchange);
+        self.queue.change(tx, |exchange| {
             let (headers, bytes, start) = match role {
                 Side::Client => (&mut exchange.request, &mut exchange.request_bytes, &mut exchange.request_body),
                 Side::Server => (&mut exchange.response, &mut exchange.response_bytes, &mut exchange.response_body),
             };
             (*bytes, *start) = (taken.bytes, taken.start);
-            if trailers.len() > 2 {
+            if !trailers.is_empty() {
                 let mut fields = head::Fields::default();
                 head::field_lines(&trailers, &mut fields, &mut odd);
-                let room = super::http::FIELDS_MAX.saturating_sub(headers.len());
+                let room = FIELDS_MAX.saturating_sub(headers.len());
                 fields.headers.iter().take(room).for_each(|(name, value)| headers.push(name, value));
             }
-            let bytes = exchange.memory();
-            self.pending_bytes = self.pending_bytes + bytes - pending.bytes;
-            pending.bytes = bytes;
-        }
-        odd.into_iter().for_each(|name| self.odd(role, name, out));
-        match role {
-            Side::Client => {
-                if let Some(pending) = self.pending.iter_mut().find(|pending| pending.tx == tx) {
-                    pending.is_request_done = true;
-                }
-                self.tell_done(tx, out);
-            }
-            Side::Server => self.response_done(tx, out),
-        }
-    }
-
-    fn response_done(&mut self, tx: u32, out: &mut Out) {
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.tx == tx) {
-            pending.is_response_done = true;
-        }
-        self.tell_done(tx, out);
-    }
-
-    /// Tells of an exchange if both of its parts are over.
-    fn tell_done(&mut self, tx: u32, out: &mut Out) {
-        let is_done = |pending: &Pending| pending.tx == tx && pending.is_request_done && pending.is_response_done;
-        if let Some(at) = self.pending.iter().position(is_done) {
-            self.tell_of(at, out);
-        }
-    }
-
-    fn tell_of(&mut self, at: usize, out: &mut Out) {
-        let Some(pending) = self.pending.remove(at) else { return };
-        self.pending_bytes -= pending.bytes;
-        match self.pending.get_mut(at) {
-            Some(next) => next.untracked_before = next.untracked_before.saturating_add(pending.untracked_before),
-            None => self.untracked = self.untracked.saturating_add(pending.untracked_before),
-        }
-        out.tell(pending.tx, Stage::Done, Fact::Http(pending.exchange));
+        });
+        self.all_odd(role, odd, out);
+        self.queue.part_over(tx, role, out);
     }
 
     /// So many bytes are missing.
@@ -676,18 +584,8 @@ impl Http1 {
         if self.inner.is_some() {
             self.within(out, |inner, out| inner.end(role, out));
         }
-        if role == Side::Server {
-            self.pending.iter_mut().for_each(|pending| pending.is_response_done = true);
-        }
-        let is_over = self.halves.iter().all(|half| half.is_ended);
-        let mut at = 0;
-        while let Some(pending) = self.pending.get(at) {
-            if is_over || (pending.is_request_done && pending.is_response_done) {
-                self.tell_of(at, out);
-            } else {
-                at += 1;
-            }
-        }
+        let is_all = self.halves.iter().all(|half| half.is_ended);
+        self.queue.side_over(role, is_all, out);
     }
 
     /// What follows is read by another parser, which is told of a side that is not heard any more.
@@ -729,20 +627,17 @@ impl Http1 {
     }
 
     /// 101: both sides go on in another protocol.
-    fn on_upgrade(&mut self, at: usize, answer: Upgrade, out: &mut Out) {
+    fn on_upgrade(&mut self, tx: u32, answer: Upgrade, out: &mut Out) {
         let wants_h2c = self.half(Side::Client).wants_h2c;
         let early = self.half(Side::Client).take_kept();
         for half in &mut self.halves {
             half.state = State::Tunnel;
         }
-        let (tx, bytes) = (self.pending[at].tx, self.pending[at].bytes);
         if answer == Upgrade::H2c
             && wants_h2c
-            && let Some(pending) = self.pending.remove(at)
+            && let Some(mut exchange) = self.queue.remove(tx)
         {
             // The request goes on as the first stream, and is answered there (RFC 7540, 3.2).
-            self.pending_bytes -= bytes;
-            let mut exchange = pending.exchange;
             let inside = Arc::make_mut(&mut exchange);
             (inside.status, inside.reason, inside.response) = (None, Vec::new(), Default::default());
             let parser = Http2::upgraded(tx, exchange, self.next_tx);
@@ -752,21 +647,20 @@ impl Http1 {
             }
             return;
         }
-        self.pending[at].is_request_done = true;
-        self.response_done(tx, out);
+        self.queue.part_over(tx, Side::Client, out);
+        self.queue.part_over(tx, Side::Server, out);
     }
 
     /// CONNECT was granted: a tunnel.
-    fn on_granted(&mut self, at: usize, out: &mut Out) {
-        let tx = self.pending[at].tx;
-        self.pending[at].is_request_done = true;
+    fn on_granted(&mut self, tx: u32, out: &mut Out) {
+        self.queue.part_over(tx, Side::Client, out);
         self.half(Side::Server).state = if self.inner.is_some() { State::Tunnel } else { State::TunnelStart };
         let client = self.half(Side::Client);
         let early = client.take_kept();
         if !client.is_in_tunnel() {
             client.state = State::TunnelStart;
         }
-        self.response_done(tx, out);
+        self.queue.part_over(tx, Side::Server, out);
         if !early.is_empty() {
             self.run(Side::Client, &early, out);
         }
@@ -814,6 +708,13 @@ struct Response<'a> {
     status: u16,
     reason: &'a [u8],
     fields: head::Fields,
+}
+
+/// The number of the next transaction.
+fn take_tx(next_tx: &mut u32) -> u32 {
+    let tx = *next_tx;
+    *next_tx = tx.wrapping_add(1);
+    tx
 }
 
 /// Who is asked (RFC 9112, 3.3): the target's authority before the field.

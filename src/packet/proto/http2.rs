@@ -1,8 +1,8 @@
 //! HTTP/2 in clear text (RFC 9113) and gRPC above it: one exchange a stream.
 //!
-//! Frames are taken apart as they come; only header blocks and settings are kept until they are whole. Where bytes are
-//! missing, a side looks for what can be nothing but a frame's header; fields that refer to what was missed are left out
-//! ([`hpack`]).
+//! Frames are taken apart as they come; only header blocks and settings are kept until they are whole. Where bytes
+//! are missing, a side looks for what can be nothing but a frame's header; fields that refer to what was missed are
+//! left out ([`hpack`]).
 
 mod frame;
 mod hpack;
@@ -539,6 +539,8 @@ impl Http2 {
         half.decoder.lose();
         half.is_first = false;
         half.state = State::Lost;
+        // Settings may have been among it.
+        self.half(side.other()).decoder.allow_any();
     }
 
     /// Looks for what is a frame's header beyond doubt, at every byte.

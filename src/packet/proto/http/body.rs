@@ -1,8 +1,8 @@
 //! Bodies: counted whole, looked at only in their first bytes, and decoded only that far.
 //!
-//! What is kept of a body is decoded in one go when it ends or is cut off. So the result does not depend on how the stream
-//! was cut, no decoder's window is held for the time of a transfer, and whatever a body unfolds to, at most [`WIRE_MAX`]
-//! bytes are read and [`BODY_MAX`] written (between two codings [`WIRE_MAX`]).
+//! What is kept of a body is decoded in one go when it ends or is cut off. So the result does not depend on how the
+//! stream was cut, no decoder's window is held for the time of a transfer, and whatever a body unfolds to, at most
+//! [`WIRE_MAX`] bytes are read and [`BODY_MAX`] written (between two codings [`WIRE_MAX`]).
 
 use std::io::{ErrorKind, Read};
 

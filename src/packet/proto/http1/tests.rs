@@ -2,6 +2,7 @@ use std::io::Write;
 
 use proptest::prelude::*;
 
+use super::queue::PIPELINE_MAX;
 use super::*;
 use crate::packet::proto::http::talk::{self, Step, c, ends, run, run_cut, s};
 use crate::packet::proto::http::{BODY_MAX, FIELDS_MAX, WIRE_MAX};
@@ -245,7 +246,7 @@ fn shapes_of_smuggling_are_told() {
         ("Transfer-Encoding: xchunked\r\n", "http.bad_transfer_encoding"),
         ("Transfer-Encoding: \u{b}chunked\r\n", "http.bad_field_value http.bad_transfer_encoding"),
         ("Transfer-Encoding: identity\r\n", "http.bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked, identity\r\n", "http.bad_transfer_encoding http.bad_transfer_encoding"),
+        ("Transfer-Encoding: chunked, identity\r\n", "http.bad_transfer_encoding"),
         ("X: 1\r\n folded\r\n", "http.obs_fold"),
         ("X : 1\r\n", "http.space_around_field_name"),
         ("X\r\n", "http.field_without_colon"),
@@ -523,7 +524,9 @@ fn both_readings_of_a_head_agree() {
             let mut lenient = Oddities::new();
             let by_lines = head::by_lines(head, is_response, &mut lenient);
             prop_assert!(lenient.is_empty(), "{:?}", lenient);
-            let pair = |parsed: Option<(Start<'_>, head::Fields)>| parsed.map(|(start, fields)| (format!("{start:?}"), fields.headers));
+            let pair = |parsed: Option<(Start<'_>, head::Fields)>| {
+                parsed.map(|(start, fields)| (format!("{start:?}"), fields.headers))
+            };
             prop_assert_eq!(pair(fast), pair(by_lines));
         }
     });
@@ -532,7 +535,8 @@ fn both_readings_of_a_head_agree() {
 /// Conversations to cut and to damage.
 fn conversations() -> Vec<Vec<Step>> {
     let text = b"Lorem ipsum dolor sit amet. ".repeat(40);
-    let post = "POST /p HTTP/1.1\r\nHost: x:80\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: 1\r\n\r\n";
+    let post = "POST /p HTTP/1.1\r\nHost: x:80\r\nTransfer-Encoding: chunked\r\n\r\n\
+        3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: 1\r\n\r\n";
     let h2c = "GET /u HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
     let switch = b"HTTP/1.1 101 S\r\nUpgrade: h2c\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x05\0\0\0\x01\x88";
     let mut all = vec![
@@ -578,7 +582,8 @@ proptest! {
         noise in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 1..200)), 0..8),
         lens in prop::collection::vec(1..50_u16, 1..8),
     ) {
-        let mut steps: Vec<Step> = noise.into_iter().map(|(is_client, bytes)| if is_client { c(bytes) } else { s(bytes) }).collect();
+        let said = noise.into_iter().map(|(is_client, bytes)| if is_client { c(bytes) } else { s(bytes) });
+        let mut steps: Vec<Step> = said.collect();
         steps.extend(ends());
         talk::assert_cuts_do_not_matter::<Http1>(&steps, &lens);
     }

@@ -1,9 +1,10 @@
 //! HPACK (RFC 7541): the fields of a header block.
 //!
 //! Three things set this decoder apart from those of clients and servers, and are why it stands here. It joins in the
-//! middle: after missing bytes, entries that it cannot know are left out, and those that come later are right, because they
-//! are counted from the newest. Its work is bounded by the wire: names are shared and not copied from entry to entry, so
-//! that two bytes cannot copy a long one; what is told has a budget beside. And a string costs its length, whatever it is.
+//! middle: after missing bytes, entries that it cannot know are left out, and those that come later are right,
+//! because they are counted from the newest. Its work is bounded by the wire: names are shared and not copied from
+//! entry to entry, so that two bytes cannot copy a long one; what is told has a budget beside. And a string costs its
+//! length, whatever it is.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The Huffman code of HPACK (RFC 7541, appendix B).
 //!
-//! It is canonical: codes of one length follow each other by symbol, and those of the next length go on from there. So the
-//! lengths say everything, and the tables are reckoned from them at compile time.
+//! It is canonical: codes of one length follow each other by symbol, and those of the next length go on from there.
+//! So the lengths say everything, and the tables are reckoned from them at compile time.
 
 /// Bits of each symbol's code; the last one is the end of a string.
 const BITS: [u8; 257] = [
@@ -70,7 +70,8 @@ const fn tables() -> Tables {
     tables
 }
 
-/// Decodes a string behind what is in `out`. `None` when it holds the end symbol, or does not end in its bits (RFC 7541, 5.2).
+/// Decodes a string behind what is in `out`. `None` when it holds the end symbol, or does not end in its bits (RFC
+/// 7541, 5.2).
 pub(super) fn decode(wire: &[u8], out: &mut Vec<u8>) -> Option<()> {
     // The bits that are not decoded yet, left-aligned, and how many of them are from the wire.
     let (mut window, mut have) = (0_u64, 0_u32);

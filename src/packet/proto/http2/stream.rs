@@ -96,7 +96,8 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Takes a field. Past the budget it is dropped: what a block unfolds to is not bounded by its length (RFC 9113, 10.5.1).
+    /// Takes a field. Past the budget it is dropped: what a block unfolds to is not bounded by its length (RFC 9113,
+    /// 10.5.1).
     pub fn add(&mut self, name: &[u8], value: &[u8]) {
         self.bytes += name.len() + value.len();
         if self.bytes > HEAD_MAX || self.headers.len() >= FIELDS_MAX {

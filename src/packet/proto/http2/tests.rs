@@ -484,7 +484,10 @@ proptest! {
 
     #[test]
     fn noise_is_survived(
-        noise in prop::collection::vec((any::<bool>(), 0..10_u8, any::<u8>(), 0..4_u32, prop::collection::vec(any::<u8>(), 0..60)), 0..12),
+        noise in prop::collection::vec(
+            (any::<bool>(), 0..10_u8, any::<u8>(), 0..4_u32, prop::collection::vec(any::<u8>(), 0..60)),
+            0..12,
+        ),
         starts_right: bool,
         lens in prop::collection::vec(1..50_u16, 1..8),
     ) {

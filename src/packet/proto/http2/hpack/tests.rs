@@ -96,10 +96,11 @@ fn responses_of_the_appendix() {
              4b425a584f5157454f50495541585157454f49553b206d61782d6167653d333630303b2076657273696f6e3d31",
         ],
         [
-            "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3",
+            "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9a\
+             e82ae43d3",
             "4883640effc1c0bf",
-            "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7b335dfdfcd5b3960d5af2708\
-             7f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
+            "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7b335dfdfcd5b3960d5af27\
+             087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
         ],
     ] {
         let mut decoder = Decoder::default();
@@ -260,7 +261,10 @@ proptest! {
     }
 
     #[test]
-    fn strings_in_the_huffman_code(text in prop::collection::vec(any::<u8>(), 0..200), noise in prop::collection::vec(any::<u8>(), 0..30)) {
+    fn strings_in_the_huffman_code(
+        text in prop::collection::vec(any::<u8>(), 0..200),
+        noise in prop::collection::vec(any::<u8>(), 0..30),
+    ) {
         let mut decoded = b"kept".to_vec();
         prop_assert_eq!(huffman::decode(&huffman::encode(&text), &mut decoded), Some(()));
         prop_assert_eq!(&decoded[..4], b"kept");
