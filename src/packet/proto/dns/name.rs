@@ -28,7 +28,7 @@ pub(super) fn push_name(text: &mut String, message: &[u8], at: usize, end: usize
                 let label = message.get(at + 1..at + 1 + usize::from(first))?;
                 at += 1 + label.len();
                 length += 1 + label.len();
-                if length > NAME_MAX || at > end {
+                if length > NAME_MAX {
                     return None;
                 }
                 if text.len() > begin {

@@ -48,8 +48,8 @@ impl CryptoStream {
         for piece in &self.pieces[first..last] {
             let common = piece.start.clamp(start, end)..piece.end.clamp(start, end);
             is_same &= self.bytes[common.clone()] == data[common.start - start..common.end - start];
-            self.bytes[at..common.start.max(at)].copy_from_slice(&data[at - start..common.start.max(at) - start]);
-            at = common.end.max(at);
+            self.bytes[at..common.start].copy_from_slice(&data[at - start..common.start - start]);
+            at = common.end;
         }
         self.bytes[at..end].copy_from_slice(&data[at - start..]);
         let joined = self.pieces[first..last]

@@ -220,6 +220,8 @@ mod tests {
         assert_eq!(whole_number(0x9b32, 16, Some(0xa82f_30ea)), 0xa82f_9b32);
         assert_eq!(whole_number(2, 32, None), 2);
         assert_eq!(whole_number(0, 8, Some(255)), 256);
+        // Half a window away, the larger one is taken.
+        assert_eq!(whole_number(0, 8, Some(383)), 512);
         assert_eq!(whole_number(255, 8, Some(256)), 255);
     }
 }
