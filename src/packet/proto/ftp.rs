@@ -1,7 +1,7 @@
 //! FTP: commands on the control connection, and the connections that they announce.
 //!
-//! [`Conversation`] reads commands and replies (RFC 959), matched in order; `address.rs` reads what PORT, EPRT, PASV and
-//! EPSV announce (RFC 2428); [`Carrier`] is the parser of an announced connection.
+//! [`Conversation`] reads commands and replies (RFC 959), matched in order; `address.rs` reads what PORT, EPRT, PASV
+//! and EPSV announce (RFC 2428); [`Carrier`] is the parser of an announced connection.
 
 mod address;
 mod carrier;

@@ -1,5 +1,5 @@
-//! A conversation of any protocol that there is a parser for: no panic, a bound on what is kept, and the same facts however
-//! it is cut. What is found by its first bytes never changes with more of them.
+//! A conversation of any protocol that there is a parser for: no panic, a bound on what is kept, and the same facts
+//! however it is cut. What is found by its first bytes never changes with more of them.
 
 use ebpfsentinel::packet::proto::detect::{Detected, detect};
 use ebpfsentinel::packet::proto::{AppProto, Oddity, Out, Side, Told, parser_for};
@@ -47,7 +47,8 @@ fn read(protocol: AppProto, steps: &[Step<'_>], size: usize) -> Option<(Vec<Told
     Some((out.told, out.oddities))
 }
 
-/// Reads the conversation whole and in pieces; the first byte says by which protocol, the second how large the pieces are.
+/// Reads the conversation whole and in pieces; the first byte says by which protocol, the second how large the pieces
+/// are.
 pub fn run(bytes: &[u8]) {
     let [protocol, size, rest @ ..] = bytes else { return };
     let protocol = AppProto::ALL[usize::from(*protocol) % AppProto::ALL.len()];

@@ -7,8 +7,8 @@ use crate::packet::proto::{Fact, Out, Parser, Side, Stage};
 
 /// Counts what is carried: the bytes are the file's own, whatever they are.
 ///
-/// It is asked at its first byte: by then the command that says what is carried was given, also where the connection was
-/// opened before.
+/// It is asked at its first byte: by then the command that says what is carried was given, also where the connection
+/// was opened before.
 #[derive(Default)]
 pub struct Carrier {
     transfer: Arc<Transfer>,
