@@ -162,8 +162,8 @@ pub struct Oddity(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Where it will go to, as it was announced; 0.0.0.0 stands for the conversation's own host at that end (EPSV says
-    /// a port only). An announced address may be any: where it is not that host's, whoever holds the flow's addresses
-    /// refuses it and tells of `ftp.bounce`.
+    /// a port only). An announced address may be any, also one that is not that host's: who holds the flow's addresses
+    /// judges it.
     pub server: SocketAddr,
     /// Who will open it: the same host that is this side of the announcing conversation.
     pub opener: Side,
@@ -213,11 +213,10 @@ pub trait Parser: Send {
     fn memory(&self) -> usize;
 }
 
-/// The parser of a protocol, for one conversation.
+/// The parser of a protocol, for one conversation. What FTP carries needs none: the flow layer counts it.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Ftp => Box::new(ftp::Conversation::default()),
-        AppProto::FtpData => Box::new(ftp::Carrier::default()),
         AppProto::Smb => Box::new(smb::Conversation::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         _ => return None,
