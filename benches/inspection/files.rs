@@ -1,5 +1,5 @@
-//! `gb_per_s.smtp` and `gb_per_s.smb2`: what the parsers of mails and files take in a second, on one core, without the flow
-//! layer.
+//! `gb_per_s.smtp` and `gb_per_s.smb2`: what the parsers of mails and files take in a second, on one core, without
+//! the flow layer.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,9 +1,9 @@
 //! What protocol a conversation speaks, by its first bytes.
 //!
-//! Each side's bytes are looked at alone; only SMTP and FTP, which greet and command alike, are told apart by both sides
-//! together. Checks are strict, since a wrong answer makes a parser report oddities of a protocol that nobody spoke, and
-//! "no" is a fine answer. A port alone decides nothing: it breaks the tie between SMTP and FTP when a client says nothing
-//! that only one of them knows, and off its own port DNS is held to a tighter form.
+//! Each side's bytes are looked at alone; only SMTP and FTP, which greet and command alike, are told apart by both
+//! sides together. Checks are strict, since a wrong answer makes a parser report oddities of a protocol that nobody
+//! spoke, and "no" is a fine answer. A port alone decides nothing: it breaks the tie between SMTP and FTP when a
+//! client says nothing that only one of them knows, and off its own port DNS is held to a tighter form.
 
 mod talk;
 #[cfg(test)]
@@ -46,8 +46,8 @@ enum Look {
     Not,
 }
 
-/// Finds the protocol by what both sides sent so far: of TCP the starts of both streams, of UDP the first datagram of each
-/// side; what stands behind [`PREFIX_MAX`] bytes is not looked at.
+/// Finds the protocol by what both sides sent so far: of TCP the starts of both streams, of UDP the first datagram of
+/// each side; what stands behind [`PREFIX_MAX`] bytes is not looked at.
 ///
 /// For bytes of one side, more of them never change an answer other than [`Detected::More`]; so the answer does not
 /// depend on how a stream was cut. With both prefixes full the answer is never `More`.
@@ -115,8 +115,8 @@ fn starts(bytes: &[u8], wanted: &[u8]) -> Option<bool> {
     (bytes[..shared] == wanted[..shared]).then_some(bytes.len() >= wanted.len())
 }
 
-/// Methods that may stand before a target whose line is longer than the prefix, or has no version (RFC 9110, 9; RFC 4918;
-/// RFC 3253; RFC 5789).
+/// Methods that may stand before a target whose line is longer than the prefix, or has no version (RFC 9110, 9; RFC
+/// 4918; RFC 3253; RFC 5789).
 const METHODS: [&str; 31] = [
     "GET",
     "HEAD",
@@ -232,8 +232,8 @@ fn http2(bytes: &[u8]) -> Look {
     }
 }
 
-/// TLS: a record of a handshake that begins with a hello (RFC 8446, 4 and 5.1). The hello may be cut into records of any
-/// size, down to a byte each.
+/// TLS: a record of a handshake that begins with a hello (RFC 8446, 4 and 5.1). The hello may be cut into records of
+/// any size, down to a byte each.
 fn tls(bytes: &[u8]) -> Look {
     // Type, length and version of the hello.
     let mut hello = [0u8; 6];
@@ -330,8 +330,8 @@ fn ssh(bytes: &[u8]) -> Look {
     }
 }
 
-/// SMB over TCP: a NetBIOS session header (RFC 1002, 4.3.1; of [MS-SMB2] 2.1 the direct form), then a header of SMB. On the
-/// NetBIOS port a session is asked for first.
+/// SMB over TCP: a NetBIOS session header (RFC 1002, 4.3.1; of [MS-SMB2] 2.1 the direct form), then a header of SMB.
+/// On the NetBIOS port a session is asked for first.
 fn smb(bytes: &[u8]) -> Look {
     match bytes[0] {
         0x00 => smb_message(bytes),
@@ -391,8 +391,8 @@ fn smb_message(bytes: &[u8]) -> Look {
     }
 }
 
-/// Whether a NetBIOS session request stands there whole: two names of 16 bytes, each byte as two letters from `A` to `P`
-/// (RFC 1002, 4.1 and 4.3.2). `None` if it is none.
+/// Whether a NetBIOS session request stands there whole: two names of 16 bytes, each byte as two letters from `A` to
+/// `P` (RFC 1002, 4.1 and 4.3.2). `None` if it is none.
 fn session_request(bytes: &[u8]) -> Option<bool> {
     let is_fit = bytes.iter().take(72).enumerate().all(|(at, byte)| match at {
         0..4 => [0x81, 0, 0, 68][at] == *byte,
@@ -418,8 +418,8 @@ fn dns_stream(bytes: &[u8], server_port: u16) -> Look {
 
 /// DNS over UDP.
 fn dns_datagram(bytes: &[u8], server_port: u16) -> Look {
-    // The names of NetBIOS stand in the same form, under a name of its own; so do those of mDNS and LLMNR, which do not ask
-    // for recursion (RFC 6762, 18.6; RFC 4795, 2.1.1), as one who asks a real server there does.
+    // The names of NetBIOS stand in the same form, under a name of its own; so do those of mDNS and LLMNR, which do
+    // not ask for recursion (RFC 6762, 18.6; RFC 4795, 2.1.1), as one who asks a real server there does.
     let is_recursive = bytes.len() > 2 && bytes[2] & 1 != 0 && bytes[..2] != [0, 0];
     if server_port == 137 || matches!(server_port, 5353 | 5355) && !is_recursive {
         return Look::Not;
@@ -512,8 +512,9 @@ fn dns_name(message: &[u8], is_any_byte: bool) -> Result<usize, Look> {
     }
 }
 
-/// QUIC: the Initial packet that opens a connection (RFC 9000, 17.2.2; RFC 9369, 3.2), in a datagram that is large as it
-/// must be (RFC 9000, 14.1), of which the prefix shows enough. Google's own versions before it say theirs in letters.
+/// QUIC: the Initial packet that opens a connection (RFC 9000, 17.2.2; RFC 9369, 3.2), in a datagram that is large as
+/// it must be (RFC 9000, 14.1), of which the prefix shows enough. Google's own versions before it say theirs in
+/// letters.
 fn quic(bytes: &[u8]) -> Look {
     let is = Look::Is(AppProto::Quic, Some(Side::Client));
     if bytes.len() < PREFIX_MAX {

@@ -1,16 +1,14 @@
 //! FTP: commands on the control connection, and the connections that they announce.
 //!
-//! [`Conversation`] reads commands and replies (RFC 959), matched in order; `address.rs` reads what PORT, EPRT, PASV and
-//! EPSV announce (RFC 2428); [`Carrier`] is the parser of an announced connection.
+//! [`Conversation`] reads commands and replies (RFC 959), matched in order; `address.rs` reads what PORT, EPRT, PASV
+//! and EPSV announce (RFC 2428).
 
 mod address;
-mod carrier;
 mod conversation;
 
 #[cfg(test)]
 mod tests;
 
-pub use carrier::Carrier;
 pub use conversation::Conversation;
 
 /// A command with its reply.

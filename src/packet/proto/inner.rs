@@ -1,5 +1,5 @@
-//! A conversation that goes on in another protocol: its parser, inside of the one that it began in, and for those that ask
-//! for TLS by a command, when it begins.
+//! A conversation that goes on in another protocol: its parser, inside of the one that it began in, and for those
+//! that ask for TLS by a command, when it begins.
 
 use std::mem;
 
@@ -40,8 +40,8 @@ impl Grant {
         self.is_asked
     }
 
-    /// What the client's next bytes are. A record of TLS where a command would begin was seen before the reply that grants
-    /// it, or that reply is missing.
+    /// What the client's next bytes are. A record of TLS where a command would begin was seen before the reply that
+    /// grants it, or that reply is missing.
     pub(crate) fn next(&mut self, is_at_start: bool, rest: &mut &[u8]) -> Next {
         let is_record = is_at_start && rest.first() == Some(&0x16);
         if !self.early.is_empty() || is_record && self.is_asked {

@@ -1,6 +1,7 @@
 //! Lines of a stream that comes in pieces, for the protocols that speak in lines.
 
-/// Cuts one side's stream into lines. Keeps only what no line end has come for yet, and of that no more than a line may have.
+/// Cuts one side's stream into lines. Keeps only what no line end has come for yet, and of that no more than a line
+/// may have.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     kept: Vec<u8>,
@@ -26,8 +27,8 @@ pub(crate) struct Line<'a> {
 }
 
 impl Lines {
-    /// The next line, of which `max` bytes are kept, taken off the front of `bytes`. `None` when all of them are taken and
-    /// no line is complete.
+    /// The next line, of which `max` bytes are kept, taken off the front of `bytes`. `None` when all of them are
+    /// taken and no line is complete.
     pub(crate) fn next<'a, 'b: 'a>(&'a mut self, bytes: &mut &'b [u8], max: usize) -> Option<Line<'a>> {
         if self.is_told {
             self.clear();

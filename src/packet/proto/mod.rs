@@ -165,8 +165,8 @@ pub struct Oddity(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Where it will go to, as it was announced; 0.0.0.0 stands for the conversation's own host at that end (EPSV says
-    /// a port only). An announced address may be any: where it is not that host's, whoever holds the flow's addresses
-    /// refuses it and tells of `ftp.bounce`.
+    /// a port only). An announced address may be any, also one that is not that host's: who holds the flow's addresses
+    /// judges it.
     pub server: SocketAddr,
     /// Who will open it: the same host that is this side of the announcing conversation.
     pub opener: Side,
@@ -216,20 +216,18 @@ pub trait Parser: Send {
     fn memory(&self) -> usize;
 }
 
-/// The parser of a protocol, for one conversation over TCP; of QUIC, which is never there, over UDP.
+/// The parser of a protocol, for one conversation over TCP. What FTP carries needs none: the flow layer counts it.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
     Some(match protocol {
         AppProto::Http => Box::new(http1::Http1::default()),
         AppProto::Http2 => Box::new(http2::Http2::default()),
         AppProto::Ftp => Box::new(ftp::Conversation::default()),
-        AppProto::FtpData => Box::new(ftp::Carrier::default()),
         AppProto::Smb => Box::new(smb::Conversation::default()),
         AppProto::Smtp => Box::new(smtp::Conversation::default()),
         AppProto::Tls => Box::new(tls::Conversation::default()),
         AppProto::Ssh => Box::new(ssh::Conversation::default()),
         AppProto::Dns => Box::new(dns::Stream::default()),
-        AppProto::Quic => return datagram_parser_for(protocol),
-        _ => return None,
+        AppProto::FtpData | AppProto::Quic => return None,
     })
 }
 

@@ -1,8 +1,8 @@
 //! SMB 1, 2 and 3: requests, shares, files.
 //!
-//! `frames.rs` cuts the stream into messages and passes over what files are made of; `v1.rs` and `v2.rs` read the messages
-//! ([MS-CIFS], [MS-SMB2]), `ntlm.rs` who logs in; [`Conversation`] matches responses to requests and knows what shares and
-//! files the numbers in them stand for. What is encrypted or compressed is passed over.
+//! `frames.rs` cuts the stream into messages and passes over what files are made of; `v1.rs` and `v2.rs` read the
+//! messages ([MS-CIFS], [MS-SMB2]), `ntlm.rs` who logs in; [`Conversation`] matches responses to requests and knows
+//! what shares and files the numbers in them stand for. What is encrypted or compressed is passed over.
 
 mod conversation;
 mod frames;
@@ -33,8 +33,8 @@ pub struct Exchange {
     pub tree: u32,
     /// The share, e.g. `\\server\share`, where the tree's connection was seen.
     pub share: Option<String>,
-    /// The file, as the client named it, also where a request has only the number that the server gave it; empty for the
-    /// share itself.
+    /// The file, as the client named it, also where a request has only the number that the server gave it; empty for
+    /// the share itself.
     pub file: Option<String>,
     /// What a file is renamed to.
     pub rename_to: Option<String>,

@@ -46,8 +46,8 @@ const SMB1_ANSWER: &[u8] =
 const SMB2_ASK: &[u8] = b"\0\0\0\xe8\xfeSMB@\0\0\0\0\0\0\0\0\0\x1f\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 const SMB2_ANSWER: &[u8] = b"\0\0\x01\x10\xfeSMB@\0\0\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 const DNS_ASK: &[u8] = b"\x12\x34\x01\x00\0\x01\0\0\0\0\0\0\x07example\x03org\0\0\x01\0\x01";
-const DNS_ANSWER: &[u8] =
-    b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x07example\x03org\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\x0e\x10\0\x04\xc0\0\x02\x01";
+const DNS_ANSWER: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x07example\x03org\0\0\x01\0\x01\
+      \xc0\x0c\0\x01\0\x01\0\0\x0e\x10\0\x04\xc0\0\x02\x01";
 
 fn netbios_request() -> Vec<u8> {
     let mut bytes =
@@ -406,7 +406,11 @@ fn streams() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     /// More bytes of a side never change an answer, and no bytes make it panic.
     #[test]
-    fn an_answer_stays(bytes in streams(), port in prop::sample::select(vec![21u16, 25, 53, 443, 40000]), turned: bool) {
+    fn an_answer_stays(
+        bytes in streams(),
+        port in prop::sample::select(vec![21u16, 25, 53, 443, 40000]),
+        turned: bool,
+    ) {
         let ask = |end: usize| match turned {
             false => tcp(&bytes[..end], b"", port),
             true => tcp(b"", &bytes[..end], port),
@@ -422,9 +426,12 @@ proptest! {
     #[test]
     fn talk_is_the_same_however_cut(
         commands in prop::collection::vec(prop::sample::select(vec![
-            "EHLO a", "HELO", "NOOP", "QUIT", "USER bob", "PASS x", "FOO", "AUTH TLS", "AUTH PLAIN x", "AUTH", "LIST", "STAT",
+            "EHLO a", "HELO", "NOOP", "QUIT", "USER bob", "PASS x", "FOO", "AUTH TLS", "AUTH PLAIN x", "AUTH", "LIST",
+            "STAT",
         ]), 0..5),
-        greeting in prop::sample::select(vec!["220 a", "220 a FTP", "220-a\r\n220 SMTP", "554 no", "200 news", "22", "+OK"]),
+        greeting in prop::sample::select(vec![
+            "220 a", "220 a FTP", "220-a\r\n220 SMTP", "554 no", "200 news", "22", "+OK",
+        ]),
         port in prop::sample::select(vec![21u16, 25, 40000]),
     ) {
         let client: String = commands.iter().map(|command| format!("{command}\r\n")).collect();

@@ -317,8 +317,8 @@ impl Conversation {
         }
     }
 
-    /// Sees to it that there is something which the reply belongs to: the greeting, and a reply that no command was seen
-    /// for, are transactions of their own.
+    /// Sees to it that there is something which the reply belongs to: the greeting, and a reply that no command was
+    /// seen for, are transactions of their own.
     fn reply_begins(&mut self, code: [u8; 3]) {
         let is_greeting = !mem::replace(&mut self.is_greeted, true) && matches!(&code, b"120" | b"220" | b"421");
         if is_greeting || self.pending.is_empty() && self.forgotten == 0 {

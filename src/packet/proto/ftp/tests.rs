@@ -282,19 +282,3 @@ fn mutations_are_harmless() {
         assert_mutations_are_harmless(Conversation::default, &recorded(name), 200 * 1024);
     }
 }
-
-#[test]
-fn a_transfer_is_counted() {
-    let transfer = Transfer { command: b"RETR".to_vec(), file: b"a".to_vec(), bytes: 0 };
-    let mut carrier = Carrier::new(std::sync::Arc::new(transfer.clone()));
-    let mut out = Out::default();
-    carrier.take(Side::Server, b"12345", &mut out);
-    carrier.skip(Side::Server, 10, &mut out);
-    end(&mut carrier, &mut out);
-    let told: Vec<_> = out.told.iter().map(|told| format!("{:?} {:?}", told.stage, told.fact)).collect();
-    let wanted = [("Asked", 0), ("Done", 15)].map(|(stage, bytes)| {
-        let transfer = Transfer { bytes, ..transfer.clone() };
-        format!("{stage} FtpData({transfer:?})")
-    });
-    assert_eq!(told, wanted);
-}

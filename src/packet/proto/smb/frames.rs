@@ -82,8 +82,8 @@ impl Frames {
         self.kept.len() >= need
     }
 
-    /// The header of NetBIOS sessions: type and length (RFC 1002, 4.3.1); over TCP alone the type is 0 and the length has
-    /// three bytes ([MS-SMB2] 2.1).
+    /// The header of NetBIOS sessions: type and length (RFC 1002, 4.3.1); over TCP alone the type is 0 and the length
+    /// has three bytes ([MS-SMB2] 2.1).
     fn frame(&mut self, rest: &mut &[u8], reader: &mut impl Reader) {
         if !self.keep(rest, 4) {
             return;
@@ -168,7 +168,8 @@ impl Frames {
         }
     }
 
-    /// The head of a message, or a frame's own, is missing: the frame's rest is passed over, if it is known where it ends.
+    /// The head of a message, or a frame's own, is missing: the frame's rest is passed over, if it is known where it
+    /// ends.
     fn lose(&mut self, missing: u64) {
         self.state = match (self.state, usize::try_from(missing)) {
             (State::Head { left, .. }, Ok(missing)) => {
@@ -332,7 +333,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_reads_the_same(stream in prop::collection::vec(prop_oneof![0u8..9, any::<u8>()], 0..400), size in 1usize..20) {
+        fn any_cut_reads_the_same(
+            stream in prop::collection::vec(prop_oneof![0u8..9, any::<u8>()], 0..400),
+            size in 1usize..20,
+        ) {
             let whole = read(&[&stream]);
             let pieces: Vec<_> = stream.chunks(size).collect();
             let cut = read(&pieces);

@@ -5,8 +5,8 @@ use super::names::{Fields, utf16};
 /// Longest name that is kept, in bytes of the wire.
 const NAME_MAX: usize = 512;
 
-/// User and domain of an AUTHENTICATE message ([MS-NLMP] 2.2.1.3), wherever it stands in a security blob: SPNEGO wraps it
-/// in ASN.1 of which nothing else is wanted.
+/// User and domain of an AUTHENTICATE message ([MS-NLMP] 2.2.1.3), wherever it stands in a security blob: SPNEGO
+/// wraps it in ASN.1 of which nothing else is wanted.
 pub(super) fn user(blob: &[u8]) -> Option<(String, String)> {
     let start = memchr::memmem::find(blob, b"NTLMSSP\0")?;
     let message = Fields(&blob[start..]);

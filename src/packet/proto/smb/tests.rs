@@ -48,7 +48,8 @@ fn check(found: &[String], wanted: &str) {
     assert_eq!(found, wanted);
 }
 
-/// smbclient and smbd: a listing, a file that is fetched, one that is put, renamed, fetched and deleted, one that is absent.
+/// smbclient and smbd: a listing, a file that is fetched, one that is put, renamed, fetched and deleted, one that is
+/// absent.
 #[test]
 fn a_session_of_smb1() {
     check(
@@ -246,7 +247,8 @@ fn a_session_is_asked_for_first() {
     assert_cuts_agree(Conversation::default, &pieces);
 }
 
-/// A message of SMB 2: command, status or zero, flags, the next one's place, message id, and what stands behind the header.
+/// A message of SMB 2: command, status or zero, flags, the next one's place, message id, and what stands behind the
+/// header.
 fn v2(command: u16, status: u32, flags: u32, next: u32, message: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = b"\xfeSMB\x40\0\0\0".to_vec();
     bytes.extend(status.to_le_bytes());

@@ -200,7 +200,8 @@ impl Conversation {
             out.odd(Side::Client, "smtp.long_command");
         }
         if self.grant.is_asked() {
-            // It waits for the reply (RFC 3207, 4.2): else what it sends may be taken for said under TLS (CVE-2011-0411).
+            // It waits for the reply (RFC 3207, 4.2): else what it sends may be taken for said under TLS
+            // (CVE-2011-0411).
             out.odd(Side::Client, "smtp.starttls_pipelined");
         }
         self.command(word, argument.trim_ascii(), out);

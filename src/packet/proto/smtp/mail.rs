@@ -59,8 +59,8 @@ pub(super) struct Data {
 impl Data {
     /// Takes bytes up to the end of the mail. Says how many, and whether the mail is at its end.
     ///
-    /// `bytes_of_mail` grows by what the receiver stores: without doubled dots and the final one. `odd` is told the first
-    /// time of each of the [`Shapes`].
+    /// `bytes_of_mail` grows by what the receiver stores: without doubled dots and the final one. `odd` is told the
+    /// first time of each of the [`Shapes`].
     pub(super) fn take(&mut self, bytes: &[u8], bytes_of_mail: &mut u64, odd: Odd<'_>) -> (usize, bool) {
         let mut at = 0;
         let mut dots = 0;

@@ -67,7 +67,7 @@ fn a_mail() {
          C ehlo client
          S 250-mail
          S 250 8BITMIME
-         C MAIL FROM:<bob@a.example> SIZE=100
+         C MAIL FROM:<bob@a.org> SIZE=100
          S 250 ok
          C RCPT TO:<eve@b.example>
          S 250 ok
@@ -87,11 +87,11 @@ fn a_mail() {
          S 221 bye",
         "0 Asked EHLO client
          0 Done EHLO client reply=250
-         1 Asked MAIL FROM:<bob@a.example> SIZE=100 from=bob@a.example
-         1 Asked RCPT TO:<eve@b.example> from=bob@a.example to=eve@b.example reply=250
-         1 Asked RCPT TO:<kim@b.example> from=bob@a.example to=kim@b.example reply=250
-         1 Asked DATA from=bob@a.example to=eve@b.example,kim@b.example reply=550
-         1 Done DATA from=bob@a.example to=eve@b.example,kim@b.example subject=Figures of\tthe quarter bytes=71 reply=250
+         1 Asked MAIL FROM:<bob@a.org> SIZE=100 from=bob@a.org
+         1 Asked RCPT TO:<eve@b.example> from=bob@a.org to=eve@b.example reply=250
+         1 Asked RCPT TO:<kim@b.example> from=bob@a.org to=kim@b.example reply=250
+         1 Asked DATA from=bob@a.org to=eve@b.example,kim@b.example reply=550
+         1 Done DATA from=bob@a.org to=eve@b.example,kim@b.example subject=Figures of\tthe quarter bytes=71 reply=250
          2 Asked QUIT
          2 Done QUIT reply=221",
     );
@@ -273,8 +273,8 @@ fn recorded_sessions() {
     let shown = run(&plain, Cut::Whole);
     let subject = |number| {
         format!(
-            "subject=Figures of the quarter, number {number}, with a subject that is long enough to be folded by the library \
-             that sends it"
+            "subject=Figures of the quarter, number {number}, with a subject that is long enough to be folded by \
+             the library that sends it"
         )
     };
     let from = "from=bob@example.org to=eve@example.net,kim@example.net";
@@ -440,7 +440,10 @@ proptest! {
     /// The end of a mail, its bytes and its shapes do not depend on how it was cut.
     #[test]
     fn a_mail_is_the_same_however_cut(
-        mail in prop::collection::vec(prop::sample::select(vec!["\r\n", "\n", "\r", ".", "a", "\r\n.\r\n", "\r\n."]), 0..20),
+        mail in prop::collection::vec(
+            prop::sample::select(vec!["\r\n", "\n", "\r", ".", "a", "\r\n.\r\n", "\r\n."]),
+            0..20,
+        ),
         cut in 1usize..9,
     ) {
         let mail = mail.concat();
