@@ -44,8 +44,27 @@ struct {
 /* Beside enum xdp_action: the SYN is to be answered with a cookie; there is more to do. */
 enum { ANSWER = 16, LEFT_OVER = 64 };
 
+/*
+ * SYNs of one rule and tick that were answered on this CPU behind the first one, and are not counted yet. A flood is
+ * thousands of them a tick: the words that all CPUs share change once for all of these. Where rules do not look at
+ * sources, neither is the rule looked for again as long as SYNs go to the same place.
+ */
+struct held_syns {
+	__u64 dst[2];		/* as they stand on the wire; IPv4 in the first */
+	__u32 tick, generation;
+	__u32 instance;		/* of the rule; 0: none */
+	__u32 ifindex;
+	__be16 port;
+	__u16 slot;
+	__u16 count;
+	__u8 family, tcp_flags;
+	__u8 of_anybody;	/* the rule is the same one whoever sends it, and it is enforced */
+	__u8 pad[3];
+};
+
 /* What a packet is worked on, by CPU; see xdp_firewall. */
 struct work {
+	struct held_syns held;
 	struct packet packet;
 	struct classes classes;
 	struct rl_key of;
@@ -267,37 +286,127 @@ static __always_inline __u64 count_syn(__u64 *word, __u64 number)
 	return window_units(__sync_fetch_and_add(word, 1), number) + 1;
 }
 
-/* A SYN whose rule is about cookies: ANSWER if they are in use, else it goes on. */
-static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, const struct rl_rule *rule, __u32 slot,
-				    __u64 tick, __u32 bytes, struct fw_policy *policy, struct rl_cpu_counts *counts)
+/* Whether a SYN of this rule was answered in this tick before, on this CPU and by the same rules: so is the next one. */
+static __always_inline bool is_answered_already(const struct held_syns *held, const struct rl_rule *rule, __u32 tick,
+						__u32 generation)
 {
+	return held->tick == tick && held->instance == rule->instance && held->generation == generation &&
+	       held->count < 0xffff;
+}
+
+/*
+ * Counts SYNs that were held, where they belong. If their window is over they count for nobody: a window may lose what
+ * comes in its last tick, and one that stayed below the threshold has none.
+ */
+static __always_inline void count_held(struct held_syns *held, const struct rl_rules *rules)
+{
+	__u32 slot = held->slot & FW_SLOT_MASK, count = held->count;
+	const struct rl_rule *rule = &rules->rule[slot];
+	struct rl_common *all = &common[slot];
+	__u64 number;
+
+	held->count = 0;
+	if (!count || held->instance != rule->instance)
+		return;
+	number = ticks_since(all->bucket.start, held->tick) / rule->limit.window;
+	if (is_of_window(*(volatile __u64 *)&all->bucket.word, number))
+		__sync_fetch_and_add(&all->bucket.word, count);
+	__sync_fetch_and_add(&all->back.dropped, count);
+}
+
+/*
+ * A SYN whose rule is about cookies: ANSWER if they are in use, else it goes on. The words of the rule are for the first
+ * one of a tick that is answered; those behind it are held.
+ */
+static __always_inline int meet_syn(struct xdp_md *ctx, struct work *work, const struct rl_rules *rules, __u32 slot,
+				    __u64 tick, __u32 bytes, struct fw_tables *t, struct rl_cpu_counts *counts)
+{
+	const struct rl_rule *rule = &rules->rule[slot];
+	const struct packet *p = &work->packet;
+	struct fw_policy *policy = &t->policy;
 	struct syn_order *order = order_at_hand();
+	struct held_syns *held = &work->held;
+	bool answers, spared, enforced = rule->action != RL_PASS && policy->enforce;
 	struct charge charge;
 	__u64 number, open, old;
-	bool answers, enforced = rule->action != RL_PASS && policy->enforce;
 
-	common_of(slot, tick, &charge);
-	number = ticks_since(charge.bucket->start, tick) / rule->limit.window; /* as window_at(), in half the width */
-	open = old = *(volatile __u64 *)&charge.back->word;
-	answers = syn_gate(count_syn(&charge.bucket->word, number), number, rule->threshold, &open);
-	if (open != old)
-		*(volatile __u64 *)&charge.back->word = open;
-	if (!answers || (enforced && !host.cookies_usable) || !order || is_guard_packet(&policy->guard, p)) {
-		counts->rule[slot].passed++;
-		counts->rule[slot].passed_bytes += bytes;
-		return XDP_PASS;
+	spared = (enforced && !host.cookies_usable) || !order || is_guard_packet(&policy->guard, p);
+	if (!spared && is_answered_already(held, rule, tick, policy->generation)) {
+		held->count++;
+	} else {
+		count_held(held, rules);
+		common_of(slot, tick, &charge);
+		number = ticks_since(charge.bucket->start, tick) / rule->limit.window; /* as window_at(), in half the width */
+		open = old = *(volatile __u64 *)&charge.back->word;
+		answers = syn_gate(count_syn(&charge.bucket->word, number), number, rule->threshold, &open);
+		if (open != old)
+			*(volatile __u64 *)&charge.back->word = open;
+		if (!answers || spared) {
+			counts->rule[slot].passed++;
+			counts->rule[slot].passed_bytes += bytes;
+			return XDP_PASS;
+		}
+		tell(ctx, p, rule, &charge, slot, bytes, policy->generation, tick, counts);
+		if (enforced && (__s32)((__u32)tick + rule->limit.window - host.cookies_until) > 0)
+			host.cookies_until = tick + 2 * rule->limit.window;
+		held->tick = tick;
+		held->generation = policy->generation;
+		held->instance = rule->instance;
+		held->slot = slot;
+		held->of_anybody = enforced && !p->vlan &&
+				   !(t->family[p->family == 6].uses & (FW_USES_SRC | FW_USES_SRC_PORT));
+		held->dst[0] = p->family == 4 ? bpf_htonl(p->dst[1]) : bpf_cpu_to_be64(p->dst[0]);
+		held->dst[1] = p->family == 4 ? 0 : bpf_cpu_to_be64(p->dst[1]);
+		held->port = bpf_htons(p->dst_port);
+		held->family = p->family;
+		held->tcp_flags = p->tcp_flags;
+		held->ifindex = ctx->ingress_ifindex;
 	}
 	counts->rule[slot].dropped++;
 	counts->rule[slot].dropped_bytes += bytes;
-	tell(ctx, p, rule, &charge, slot, bytes, policy->generation, tick, counts);
 	if (!enforced)
 		return XDP_PASS;
-	if ((__s32)((__u32)tick + rule->limit.window - host.cookies_until) > 0)
-		host.cookies_until = tick + 2 * rule->limit.window;
 	order->per_source = rule->limit.per_window;
 	order->prefix = rule->prefix;
 	order->active = 1;
 	return ANSWER;
+}
+
+/*
+ * A SYN to where the one before it on this CPU went, in the same tick: counted, and to be answered as that one was. False
+ * when it has to be looked at as any other packet, and then nothing was done.
+ */
+static __always_inline bool meets_held_syn(struct xdp_md *ctx, struct work *work, const struct flow_key *key, __u32 bytes)
+{
+	__u32 index = *(volatile __u32 *)&control.active & 1, slot;
+	const struct fw_policy *policy = &tables[index].policy;
+	__u64 cpu = bpf_get_smp_processor_id(), high = key->dst[0], low = key->dst[1];
+	struct syn_order *order = order_at_hand();
+	struct held_syns *held = &work->held;
+	struct rl_cpu_counts *counts;
+	__be16 port = key->ports >> 16;
+
+	if (cpu >= count_cpus)
+		return false;
+	counts = counts_of(cpu);
+	if (!held->of_anybody || !order || !host.cookies_usable)
+		return false;
+	if (key->family == 4)
+		high = key->src[0] >> 32;
+	if ((high ^ held->dst[0]) | (low ^ held->dst[1]) | (key->family ^ held->family) |
+	    (key->tcp_flags ^ held->tcp_flags) | (port ^ held->port) | (ctx->ingress_ifindex ^ held->ifindex))
+		return false;
+	slot = held->slot & FW_SLOT_MASK;
+	OPAQUE(slot); /* as in limit_packet() */
+	slot &= FW_SLOT_MASK;
+	if (!is_answered_already(held, &rules[index].rule[slot], bpf_jiffies64(), policy->generation) ||
+	    policy->guard_filter >> (bpf_ntohs(port) & 63) & 1)
+		return false;
+	held->count++;
+	counts->rule[slot].dropped++;
+	counts->rule[slot].dropped_bytes += bytes;
+	order->active = 1; /* the rest of it is as the one before left it */
+	return true;
 }
 
 /*
@@ -345,7 +454,7 @@ static __always_inline int limit_packet(struct xdp_md *ctx, struct work *work, _
 	slot &= FW_SLOT_MASK;
 	rule = &r->rule[slot];
 	if (rule->algorithm == RL_SYN_COOKIE)
-		return meet_syn(ctx, &work->packet, rule, slot, tick, bytes, &t->policy, counts);
+		return meet_syn(ctx, work, r, slot, tick, bytes, t, counts);
 	time = time_of(rule, tick);
 	cost = rule->bits ? (__u64)bytes * 8 : 1;
 	find_charge(work, rule, slot, tick, time, counts, &charge);
@@ -429,8 +538,10 @@ SEC("xdp")
 int xdp_ratelimit(struct xdp_md *ctx)
 {
 	int action = limit_common_packet(ctx);
+	struct flow_key key;
 	struct work *work;
-	__u32 zero = 0;
+	__u32 zero = 0, bytes;
+	bool is_common;
 
 	if (action != LEFT_OVER) {
 		if (action == XDP_PASS && steers)
@@ -440,9 +551,17 @@ int xdp_ratelimit(struct xdp_md *ctx)
 	work = bpf_map_lookup_elem(&rl_work, &zero);
 	if (!work)
 		return XDP_ABORTED; /* it is an array's first entry */
+	bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
 	action = XDP_PASS;
-	if (read_common_packet(ctx, &work->packet) || read_packet(ctx, &work->packet))
-		action = limit_packet(ctx, work, multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data);
+	is_common = read_common_flow(ctx, &key);
+	if (is_common && key.protocol == IPPROTO_TCP && is_syn(key.tcp_flags) && meets_held_syn(ctx, work, &key, bytes)) {
+		action = ANSWER;
+	} else {
+		if (is_common)
+			packet_of(&key, &work->packet);
+		if (is_common || read_packet(ctx, &work->packet))
+			action = limit_packet(ctx, work, bytes);
+	}
 	if (action == ANSWER || (action == XDP_PASS && is_for_cookies(&work->packet))) {
 		chain_to(ctx, CHAIN_SYNCOOKIE);
 		action = XDP_PASS;

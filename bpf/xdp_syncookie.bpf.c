@@ -496,11 +496,10 @@ static __always_inline __u32 timestamp_of(const struct question *q, bool has_wsc
 	return stamp > now ? stamp - (1 << BITS) : stamp;
 }
 
+/* The checksum of what was added up in words of 32 bits, few enough to stay below 2^48. */
 static __always_inline __u16 folded(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~sum;
@@ -509,82 +508,106 @@ static __always_inline __u16 folded(__u64 sum)
 /* Words of a TCP header of an answer, with all options. */
 enum { SYN_ACK_WORDS = 10, SYN_ACK_STAMP_WORDS = 9, SYN_ACK_MSS_WORDS = 6, SYN_ACK_BARE_WORDS = 5 };
 
+/* All of an answer but its cookie, as it stands on the wire. Made before the cookie, which takes the longest by far. */
+struct plan {
+	__u64 sum;		/* of pseudo-header and TCP header, without the cookie */
+	__u32 ports, sequence, control;
+	__u32 mss, kinds, stamp, scale;
+	__u32 first, rest;	/* the first and third word of IPv4, the first two of IPv6 */
+	__u32 count;		/* words of the TCP header */
+};
+
+/* Plans an answer, whose TCP header is to stand at tcp, within what is there. */
+static __always_inline void plan_answer(const __u32 *tcp, const void *data_end, const struct question *q,
+					const struct syn_service *service, __u32 milliseconds, struct plan *plan)
+{
+	bool has_wscale = q->has_wscale && host.window_scaling && (void *)(tcp + SYN_ACK_WORDS) <= data_end;
+	bool has_sack = q->has_sack && host.sack, has_stamp = q->has_timestamp && host.timestamps;
+
+	plan->count = SYN_ACK_BARE_WORDS;
+	if (has_stamp && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
+		plan->count = has_wscale ? SYN_ACK_WORDS : SYN_ACK_STAMP_WORDS;
+	else if ((void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
+		plan->count = SYN_ACK_MSS_WORDS;
+	plan->ports = (__u32)q->source << 16 | q->dest; /* the other way round: as they stand on the wire */
+	plan->sequence = bpf_htonl(bpf_ntohl(q->seq) + 1);
+	plan->control = bpf_htonl(plan->count << 28 | (TCP_SYN | TCP_ACK) << 16 | service->window[has_stamp]);
+	plan->sum = (__u64)bpf_htonl(plan->count * 4) + bpf_htonl(IPPROTO_TCP) + plan->ports + plan->sequence +
+		    plan->control;
+	plan->mss = bpf_htonl(0x02040000 | service->mss);
+	if (plan->count >= SYN_ACK_MSS_WORDS)
+		plan->sum += plan->mss;
+	if (plan->count >= SYN_ACK_STAMP_WORDS) {
+		plan->kinds = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
+		plan->stamp = bpf_htonl(timestamp_of(q, has_wscale, has_sack, milliseconds));
+		plan->sum += (__u64)plan->kinds + plan->stamp + q->timestamp;
+	}
+	if (plan->count == SYN_ACK_WORDS) {
+		plan->scale = bpf_htonl(0x01030300 | service->wscale);
+		plan->sum += plan->scale;
+	}
+	if (q->family == 4) {
+		__u64 addresses = (__u64)q->saddr[0] + q->daddr[0];
+
+		plan->first = bpf_htonl(0x45000000 | (sizeof(struct iphdr) + plan->count * 4));
+		plan->rest = bpf_htonl(64 << 24 | IPPROTO_TCP << 16);
+		plan->rest |= (__u32)folded(addresses + plan->first + bpf_htonl(0x4000) + plan->rest) << 16;
+		plan->sum += addresses;
+	} else {
+		plan->first = bpf_htonl(0x60000000);
+		plan->rest = bpf_htonl(plan->count * 4 << 16 | IPPROTO_TCP << 8 | 64);
+#pragma clang loop unroll(full)
+		for (__u32 i = 0; i < 4; i++)
+			plan->sum += (__u64)q->saddr[i] + q->daddr[i];
+	}
+}
+
 /* Writes the answer over the SYN, and cuts the rest off. False when the frame is not what it was taken for. */
 static __always_inline bool put_answer(struct xdp_md *ctx, void *data, void *data_end, __u32 l3, const struct question *q,
-				       const struct syn_service *service, __u32 cookie, __u32 milliseconds)
+				       const struct plan *plan, __u32 cookie)
 {
 	__u32 *ip = data + l3, length = q->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr), *tcp;
-	__u32 count = SYN_ACK_BARE_WORDS, bytes = data_end - data, ports, sequence, control, stamp, check;
-	__u32 mss = bpf_htonl(0x02040000 | service->mss), kinds, scale;
+	__u32 bytes = data_end - data;
 	struct ethhdr *ethernet = data;
-	bool has_wscale, has_sack;
 	__u8 mac[6];
-	__u64 sum;
 
 	OPAQUE(ip); /* clang would add it up anew, and the verifier not know the sum */
 	tcp = (void *)ip + length;
 	if ((void *)(ethernet + 1) > data_end || (void *)(tcp + SYN_ACK_BARE_WORDS) > data_end)
 		return false;
-	has_wscale = q->has_wscale && host.window_scaling && (void *)(tcp + SYN_ACK_WORDS) <= data_end;
-	has_sack = q->has_sack && host.sack;
-	if (q->has_timestamp && host.timestamps && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end)
-		count = has_wscale ? SYN_ACK_WORDS : SYN_ACK_STAMP_WORDS;
-	else if ((void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
-		count = SYN_ACK_MSS_WORDS;
-
-	ports = (__u32)q->source << 16 | q->dest; /* the other way round: as they stand on the wire */
 	cookie = bpf_htonl(cookie);
-	sequence = bpf_htonl(bpf_ntohl(q->seq) + 1);
-	control = bpf_htonl(count << 28 | (TCP_SYN | TCP_ACK) << 16 | service->window[q->has_timestamp && host.timestamps]);
-	sum = (__u64)bpf_htonl(count * 4) + bpf_htonl(IPPROTO_TCP) + ports + cookie + sequence + control;
-	if (count >= SYN_ACK_MSS_WORDS) {
-		sum += mss;
-		tcp[5] = mss;
-	}
-	if (count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end) {
-		kinds = bpf_htonl(has_sack ? 0x0402080a : 0x0101080a);
-		stamp = bpf_htonl(timestamp_of(q, has_wscale, has_sack, milliseconds));
-		sum += (__u64)kinds + stamp + q->timestamp;
-		tcp[6] = kinds;
-		tcp[7] = stamp;
+	tcp[0] = plan->ports;
+	tcp[1] = cookie;
+	tcp[2] = plan->sequence;
+	tcp[3] = plan->control;
+	tcp[4] = folded(plan->sum + cookie); /* the first half of its word on the wire, which is the low one here */
+	if (plan->count >= SYN_ACK_MSS_WORDS && (void *)(tcp + SYN_ACK_MSS_WORDS) <= data_end)
+		tcp[5] = plan->mss;
+	if (plan->count >= SYN_ACK_STAMP_WORDS && (void *)(tcp + SYN_ACK_STAMP_WORDS) <= data_end) {
+		tcp[6] = plan->kinds;
+		tcp[7] = plan->stamp;
 		tcp[8] = q->timestamp;
-		if (has_wscale) {
-			scale = bpf_htonl(0x01030300 | service->wscale);
-			sum += scale;
-			tcp[9] = scale;
-		}
 	}
+	if (plan->count == SYN_ACK_WORDS && (void *)(tcp + SYN_ACK_WORDS) <= data_end)
+		tcp[9] = plan->scale;
+	ip[0] = plan->first;
 	if (q->family == 4) {
-		__u32 first = bpf_htonl(0x45000000 | (sizeof(struct iphdr) + count * 4));
-		__u32 flags = bpf_htonl(0x4000), hops = bpf_htonl(64 << 24 | IPPROTO_TCP << 16);
-		__u64 addresses = (__u64)q->saddr[0] + q->daddr[0];
-
-		ip[0] = first;
-		ip[1] = flags;
-		ip[2] = hops | (__u32)folded(addresses + first + flags + hops) << 16;
+		ip[1] = bpf_htonl(0x4000);
+		ip[2] = plan->rest;
 		ip[3] = q->daddr[0];
 		ip[4] = q->saddr[0];
-		sum += addresses;
 	} else {
-		ip[0] = bpf_htonl(0x60000000);
-		ip[1] = bpf_htonl(count * 4 << 16 | IPPROTO_TCP << 8 | 64);
+		ip[1] = plan->rest;
 #pragma clang loop unroll(full)
 		for (__u32 i = 0; i < 4; i++) {
 			ip[2 + i] = q->daddr[i];
 			ip[6 + i] = q->saddr[i];
-			sum += (__u64)q->saddr[i] + q->daddr[i];
 		}
 	}
-	check = folded(sum); /* the first half of its word on the wire, which is the low one here */
-	tcp[0] = ports;
-	tcp[1] = cookie;
-	tcp[2] = sequence;
-	tcp[3] = control;
-	tcp[4] = check;
 	__builtin_memcpy(mac, ethernet->h_dest, sizeof(mac));
 	__builtin_memcpy(ethernet->h_dest, ethernet->h_source, sizeof(mac));
 	__builtin_memcpy(ethernet->h_source, mac, sizeof(mac));
-	length += l3 + count * 4;
+	length += l3 + plan->count * 4;
 	/* Where that fails, the rest is padding that was the client's own. */
 	if (length < bytes)
 		bpf_xdp_adjust_tail(ctx, (int)(length - bytes));
@@ -596,7 +619,9 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 			    __u32 milliseconds)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	__u32 l3, l4;
 	const struct segment *s;
+	struct plan plan = {};
 	struct question *q;
 
 	if (!work || !service)
@@ -619,7 +644,10 @@ __noinline int write_answer(struct xdp_md *ctx, struct work *work, const struct 
 		__builtin_memcpy(q->saddr, s->ipv6.saddr, sizeof(q->saddr));
 		__builtin_memcpy(q->daddr, s->ipv6.daddr, sizeof(q->daddr));
 	}
-	return put_answer(ctx, data, data_end, work->packet.l3_offset & 31, q, service, cookie, milliseconds);
+	l3 = work->packet.l3_offset & 31;
+	l4 = l3 + (q->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	plan_answer(data + l4, data_end, q, service, milliseconds, &plan);
+	return put_answer(ctx, data, data_end, l3, q, &plan, cookie);
 }
 
 /* Whether a flow may have ended within TCP's TIME_WAIT, or so lately that nobody was watching yet. */
@@ -651,6 +679,7 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 	__u32 *options = (void *)(tcp + 1), claimed;
 	struct question q = { .family = family };
 	struct packet p = { .family = family };
+	struct plan plan = {};
 	__u64 *address = (void *)ipv6->saddr;
 	struct syn_service *service;
 	__s64 cookie;
@@ -706,6 +735,7 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 		count_result(SYN_LIMITED);
 		return XDP_DROP;
 	}
+	plan_answer((__u32 *)tcp, data_end, &q, service, order->milliseconds, &plan);
 	/* The second half is for the verifier of 6.1, which does not see that it follows from the first. */
 	if (q.has_timestamp && (void *)(options + 5) <= data_end)
 		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 40) :
@@ -713,8 +743,7 @@ static __always_inline int answer_common_syn(struct xdp_md *ctx, const struct sy
 	else
 		cookie = family == 4 ? bpf_tcp_raw_gen_syncookie_ipv4(ipv4, tcp, 20) :
 				       bpf_tcp_raw_gen_syncookie_ipv6(ipv6, tcp, 20);
-	if (cookie < 0 || !put_answer(ctx, data, data_end, sizeof(struct ethhdr), &q, service, cookie,
-				       order->milliseconds))
+	if (cookie < 0 || !put_answer(ctx, data, data_end, sizeof(struct ethhdr), &q, &plan, cookie))
 		return LEFT_OVER;
 	count_result(SYN_ANSWERED);
 	return XDP_TX;

@@ -45,6 +45,7 @@ enum fw_uses {
 	FW_USES_FRAGMENT = 64,	    /* or a field that a later fragment does not have */
 	FW_USES_SRC = 128,
 	FW_USES_DST = 256,
+	FW_USES_SRC_PORT = 512,	    /* beside FW_USES_PORTS */
 };
 
 /* A rule as a hit sees it: slot | flags. Also the low bits of a cached answer. */

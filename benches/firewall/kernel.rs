@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::ptr::NonNull;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use ebpfsentinel::bpf::has_raw_cookies;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
 
 use crate::figures::median;
@@ -117,8 +118,13 @@ impl Bench {
         let mut builder = ObjectBuilder::default();
         let mut open = builder.open_memory(&bytes).context("opening bench.bpf.o")?;
         let has_linear = kernel_has_bpf_loop();
-        if !has_linear {
-            for mut program in open.progs_mut().filter(|program| program.name() == "linear") {
+        for mut program in open.progs_mut() {
+            let is_left_out = match program.name().to_str() {
+                Some("linear") => !has_linear,
+                Some("syn_floor") => !has_raw_cookies(),
+                _ => false,
+            };
+            if is_left_out {
                 program.set_autoload(false);
             }
         }

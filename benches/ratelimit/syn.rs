@@ -14,6 +14,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 use ebpfsentinel::abi::{rl_algorithm, syn_host, xdp_chain};
 use ebpfsentinel::bpf::chain::Chain;
+use ebpfsentinel::bpf::has_raw_cookies;
 use ebpfsentinel::bpf::xdp_firewall::{self, XdpFirewall};
 use ebpfsentinel::bpf::xdp_ratelimit::{self, XdpRatelimit};
 use ebpfsentinel::bpf::xdp_syncookie::{self, XdpSyncookie};
@@ -45,6 +46,8 @@ const ANSWERED_WITHIN: Duration = Duration::from_millis(100);
 
 const DROP: &str = "XDP_DROP";
 const SENT_BACK: &str = "XDP_TX alone";
+/// The kernel's part of an answer: its cookie, and the way back.
+const FLOOR: &str = "cookie and XDP_TX, no more";
 const OURS: &str = "SYN cookie by XDP_TX";
 /// Who else answers: name of the figure, and the labels with clients on the link and behind a gateway.
 const OTHERS: [(&str, [&str; 2]); 3] = [
@@ -187,6 +190,12 @@ pub fn measure(bench: &mut Bench, figures: &mut Figures, rounds: usize) -> Resul
         prepare_host(Clients::OnLink)?;
         attach_native(flood.bounce()?.as_raw_fd(), "b0")
     })?;
+    if has_raw_cookies() {
+        wire.add(FLOOR, || {
+            prepare_host(Clients::OnLink)?;
+            attach_native(bench.program("syn_floor")?, "b0")
+        })?;
+    }
     let mut add = |wire: &mut Wire, label, clients, more: &mut dyn FnMut() -> Result<()>| {
         wire.add(label, || {
             prepare_host(clients)?;
@@ -323,6 +332,10 @@ fn over_the_wire(
             }
         }
         figures.set("syn_x_drop", ours / by_label[DROP].0);
+        if let Some(floor) = of(FLOOR) {
+            figures.set("syn_floor_x_drop", floor / by_label[DROP].0);
+            figures.set("syn_over_floor", ours / floor);
+        }
         figures.set("syn_answered_share", by_label[OURS].1.value());
     }
     Ok(by_label)

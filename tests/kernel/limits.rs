@@ -5,12 +5,15 @@ use ebpfsentinel::abi::{fw_answer, rl_answered, rl_place};
 use ebpfsentinel::bpf::xdp_ratelimit::{Switches, XdpRatelimit};
 use ebpfsentinel::classify::guard::Guard;
 use ebpfsentinel::classify::interfaces::Port;
+use ebpfsentinel::classify::matching::{Match, PortRange, Protocol, TcpFlags, proto};
 use ebpfsentinel::classify::slots::Slots;
 use ebpfsentinel::config;
 use ebpfsentinel::engines::ratelimit::limit::{Limit, Unit};
 use ebpfsentinel::engines::ratelimit::maps::{Generation, Placed};
 use ebpfsentinel::engines::ratelimit::rule::{Action, Algorithm, Rule, Scope};
 use ebpfsentinel::packet::build::Packet;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::harness::{XDP_DROP, XDP_PASS};
 use crate::support::packets::PacketFields;
@@ -251,4 +254,138 @@ fn the_presets_cut_their_floods() {
         assert!(limits.passes(&frame));
     }
     assert_eq!(limits.counted()[at], before);
+}
+
+/// A limit that answers SYNs to a port with cookies, beyond a threshold.
+fn cookies(id: &str, port: u16, threshold_pps: u32) -> Rule {
+    Rule {
+        id: id.to_owned(),
+        priority: 10,
+        enabled: true,
+        matches: Match {
+            protocol: Protocol::Number(proto::TCP),
+            dst_port: Some(PortRange { low: port, high: port }),
+            tcp_flags: Some(TcpFlags::SYN),
+            ..Match::default()
+        },
+        scope: Scope::PerIp,
+        ipv6_prefix_len: Rule::IPV6_PREFIX_LEN,
+        limit: Limit { rate: Rule::COOKIE_RATE, burst: Rule::COOKIE_RATE, unit: Unit::Packets },
+        algorithm: Algorithm::SynCookie,
+        action: Action::Drop,
+        threshold_pps,
+        block_secs: 0,
+        description: String::new(),
+    }
+}
+
+/// A SYN from a port to a host, a port on it, with flags beside SYN.
+fn syn(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    Packet::new().between(from.0, to.0).tcp(from.1, to.1).flags(0x02 | flags).build()
+}
+
+/// This thread keeps to a CPU: what is held is its own.
+fn keep_to_one_cpu() {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+}
+
+/// What is held until the next tick is not lost: neither by counters, nor by the window, nor by the next event.
+#[test]
+fn a_flood_of_syns_is_counted_whole() {
+    const THRESHOLD: u32 = 100;
+    const COUNT: u32 = 10_000;
+    keep_to_one_cpu();
+    for action in [Action::Drop, Action::Pass] {
+        let mut limits = Limits::new(&[Rule { action, ..cookies("syn", 80, THRESHOLD) }], &Guard::default());
+        limits.xdp.set_cookies_usable(true);
+        let frame = syn(("198.51.100.1", 4000), ("192.0.2.10", 80), 0);
+        limits.xdp.test_run(&frame, 0, COUNT).unwrap();
+        let answered = u64::from(COUNT - THRESHOLD);
+        assert_eq!(limits.counted(), [(u64::from(THRESHOLD), answered)], "{action:?}");
+        // Longer than a tick, and in the window of a second that the first one began.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        limits.xdp.test_run(&frame, 0, 1).unwrap();
+        assert_eq!(limits.counted(), [(u64::from(THRESHOLD), answered + 1)], "{action:?}");
+        let common = limits.xdp.common_at(limits.slots.get("syn").unwrap().into());
+        assert_eq!(common.word[0], u64::from(COUNT) + 1, "{action:?}: SYNs of the first window");
+        assert_eq!(u64::from(common.dropped), answered + 1, "{action:?}: of which events tell");
+    }
+}
+
+/// A rule is found again only for what it is about, however soon the next SYN comes.
+#[test]
+fn a_syn_is_not_taken_for_the_one_before() {
+    keep_to_one_cpu();
+    let of_a_source = |id: &str, change: &dyn Fn(&mut Match)| {
+        let mut rule = cookies(id, 80, 0);
+        change(&mut rule.matches);
+        rule
+    };
+    type Syn = (&'static str, u16, &'static str, u16, u8, usize);
+    let guard = Guard { ports: vec![22], networks: vec!["10.0.0.0/8".parse().unwrap()] };
+    // Rules, then SYNs, each with the rule that is to count it; the last number is that of nobody.
+    let cases: [(Vec<Rule>, Vec<Syn>); 4] = [
+        (
+            vec![cookies("web", 80, 0), cookies("ssh", 22, 0)],
+            vec![
+                ("10.0.0.1", 1000, "192.0.2.1", 80, 0, 0),
+                ("172.16.0.1", 2000, "192.0.2.2", 80, 0, 0),
+                ("172.16.0.1", 2000, "192.0.2.2", 81, 0, 2),
+                ("172.16.0.1", 2000, "192.0.2.2", 22, 0, 1),
+                ("10.0.0.1", 2000, "192.0.2.2", 22, 0, 3), // the guard's: counted, and not answered
+                ("2001:db8::1", 1000, "2001:db8::2", 80, 0, 0),
+                ("2001:db8::1", 1000, "2001:db8::2", 81, 0, 2),
+                ("10.0.0.1", 1000, "192.0.2.1", 80, 0xc0, 0),
+                ("10.0.0.1", 1000, "192.0.2.1", 80, 0x10, 2),
+                ("10.0.0.1", 1000, "192.0.2.1", 80, 0x04, 2),
+            ],
+        ),
+        (
+            vec![of_a_source("net", &|matches| matches.src_ip = Some("10.0.0.0/8".parse().unwrap()))],
+            vec![("10.0.0.1", 1000, "192.0.2.1", 80, 0, 0), ("172.16.0.1", 1000, "192.0.2.1", 80, 0, 1)],
+        ),
+        (
+            vec![of_a_source("port", &|matches| matches.src_port = Some(PortRange { low: 1000, high: 1999 }))],
+            vec![
+                ("10.0.0.1", 1000, "192.0.2.1", 80, 0, 0),
+                ("10.0.0.1", 2000, "192.0.2.1", 80, 0, 1),
+                ("2001:db8::1", 1000, "2001:db8::2", 80, 0, 0),
+                ("2001:db8::1", 2000, "2001:db8::2", 80, 0, 1),
+            ],
+        ),
+        (
+            vec![of_a_source("host", &|matches| matches.dst_ip = Some("192.0.2.1/32".parse().unwrap()))],
+            vec![("10.0.0.1", 1000, "192.0.2.1", 80, 0, 0), ("10.0.0.1", 1000, "192.0.2.2", 80, 0, 1)],
+        ),
+    ];
+    let mut random = Random::new(0x5_7a);
+    for (rules, syns) in cases {
+        let mut limits = Limits::new(&rules, &guard);
+        limits.xdp.set_cookies_usable(true);
+        let frames: Vec<_> = syns.iter().map(|one| (syn((one.0, one.1), (one.2, one.3), one.4), one.5)).collect();
+        let (nobody, guarded) = (rules.len(), rules.len() + 1);
+        for _ in 0..30 {
+            let mut expected = limits.counted();
+            // Many in one tick: reading the counters takes longer than that.
+            for _ in 0..100 {
+                let (frame, rule) = &frames[random.below(frames.len())];
+                if *rule == guarded {
+                    expected[1].0 += 1;
+                } else if *rule != nobody {
+                    expected[*rule].1 += 1;
+                }
+                limits.xdp.test_run(frame, 0, 1).unwrap();
+            }
+            assert_eq!(limits.counted(), expected, "{syns:?}");
+        }
+        // And at once, when the host takes no more cookies.
+        limits.xdp.test_run(&frames[0].0, 0, 10).unwrap();
+        limits.xdp.set_cookies_usable(false);
+        let mut expected = limits.counted();
+        expected[0].0 += 10;
+        limits.xdp.test_run(&frames[0].0, 0, 10).unwrap();
+        assert_eq!(limits.counted(), expected);
+    }
 }

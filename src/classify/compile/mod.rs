@@ -134,6 +134,7 @@ fn uses(rules: &[Placed]) -> u32 {
         let matches = placed.matches;
         let flag = |on: bool, flag: fw_uses| if on { flag.0 } else { 0 };
         uses | flag(matches.src_port.is_some() || matches.dst_port.is_some(), fw_uses::FW_USES_PORTS)
+            | flag(matches.src_port.is_some(), fw_uses::FW_USES_SRC_PORT)
             | flag(matches.tcp_flags.is_some(), fw_uses::FW_USES_TCP_FLAGS)
             | flag(matches.src_ip.is_some(), fw_uses::FW_USES_SRC)
             | flag(matches.dst_ip.is_some(), fw_uses::FW_USES_DST)
