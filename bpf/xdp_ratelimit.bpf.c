@@ -400,7 +400,7 @@ static __always_inline bool meets_held_syn(struct xdp_md *ctx, struct work *work
 	OPAQUE(slot); /* as in limit_packet() */
 	slot &= FW_SLOT_MASK;
 	if (!is_answered_already(held, &rules[index].rule[slot], bpf_jiffies64(), policy->generation) ||
-	    policy->guard_filter >> (bpf_ntohs(port) & 63) & 1)
+	    policy->guard.filter >> (bpf_ntohs(port) & 63) & 1)
 		return false;
 	held->count++;
 	counts->rule[slot].dropped++;
