@@ -17,8 +17,8 @@ const ICMP_PAIRS: [(u8, u8); 5] = [(8, 0), (10, 9), (13, 14), (15, 16), (17, 18)
 /// The same of ICMPv6.
 const ICMPV6_PAIRS: [(u8, u8); 5] = [(128, 129), (133, 134), (135, 136), (130, 131), (144, 145)];
 
-/// What stands for ports in a flow of ICMP: a kind, and the kind that answers it or, if none does, the code. The last says
-/// whether there is an answer.
+/// What stands for ports in a flow of ICMP: a kind, and the kind that answers it or, if none does, the code. The last
+/// says whether there is an answer.
 pub fn icmp_ports(protocol: u8, kind: u8, code: u8) -> (u16, u16, bool) {
     let pairs = if protocol == protocol::ICMPV6 { &ICMPV6_PAIRS } else { &ICMP_PAIRS };
     let answer = pairs.iter().find_map(|(ask, answer)| match kind {

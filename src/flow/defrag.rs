@@ -1,8 +1,8 @@
 //! Puts fragments together.
 //!
-//! IPv4: the first data at a place wins; an overlap with other bytes is told. IPv6: a packet with any overlap is given up
-//! (RFC 5722), but for exact repeats. What else contradicts itself (two ends, data behind the end) gives the packet up too,
-//! and so do timeouts and caps; each is counted.
+//! IPv4: the first data at a place wins; an overlap with other bytes is told. IPv6: a packet with any overlap is given
+//! up (RFC 5722), but for exact repeats. What else contradicts itself (two ends, data behind the end) gives the packet
+//! up too, and so do timeouts and caps; each is counted.
 
 #[cfg(test)]
 mod tests;
@@ -129,7 +129,8 @@ impl Defrag {
     ) -> Outcome {
         self.expire(now_ns, limits, stats);
         let ip = frame.ip;
-        // IPv6 tells packets apart by addresses and id (RFC 8200 4.5), since a later fragment's next header is not looked at.
+        // IPv6 tells packets apart by addresses and id (RFC 8200 4.5), since a later fragment's next header is not
+        // looked at.
         let protocol = if ip.source.is_ipv4() { frame.protocol } else { 0 };
         let key = Key {
             source: ip.source,

@@ -19,8 +19,8 @@ struct Kind {
 #[derive(Default)]
 struct Kinds(Vec<Kind>);
 
-/// The anomalies of a flow, or of all that have none. Nothing is allocated before the first, and a flow without any has no
-/// more than a pointer for them.
+/// The anomalies of a flow, or of all that have none. Nothing is allocated before the first, and a flow without any has
+/// no more than a pointer for them.
 #[derive(Default)]
 pub(super) struct Folds(Option<Box<Kinds>>);
 

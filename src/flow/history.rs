@@ -1,8 +1,8 @@
 //! Bytes that were delivered lately, of all flows of an inspector in one ring.
 //!
 //! A retransmission with other bytes than the first time can only matter as long as the receiver has not acknowledged
-//! them. Most bytes are acknowledged at once, so a ring that all flows share finds what copies of each flow's last bytes
-//! would find, for a small part of the memory.
+//! them. Most bytes are acknowledged at once, so a ring that all flows share finds what copies of each flow's last
+//! bytes would find, for a small part of the memory.
 
 /// A ring of bytes. Places count from the start of the run and never come again.
 pub(super) struct History {

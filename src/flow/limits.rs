@@ -8,10 +8,10 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 pub enum Checksums {
     /// They are told as anomalies and not used.
     Verify,
-    /// As [`Checksums::Verify`], but those are used that hold the pseudo header's sum ([`frame::Checksum::Owed`]), and all
-    /// of a side of a flow of which no good one was seen yet: senders leave the sums to the network card, receivers merge
-    /// segments. A connection that the receiver takes part in has begun with a packet whose checksum was good, so that
-    /// only the first is left to an attacker; and other bytes at the same place are told as a conflict.
+    /// As [`Checksums::Verify`], but those are used that hold the pseudo header's sum ([`frame::Checksum::Owed`]), and
+    /// all of a side of a flow of which no good one was seen yet: senders leave the sums to the network card, receivers
+    /// merge segments. A connection that the receiver takes part in has begun with a packet whose checksum was good, so
+    /// that only the first is left to an attacker; and other bytes at the same place are told as a conflict.
     ///
     /// [`frame::Checksum::Owed`]: crate::packet::frame::Checksum::Owed
     Auto,
@@ -26,16 +26,16 @@ pub struct Limits {
     /// Flows. When there is no room, a closed one makes it, else the one of those that were not answered that has been
     /// silent longest, else of the others.
     pub flows_max: u32,
-    /// Bytes of parsers, undecided beginnings and out-of-order data, all flows together. Beyond, flows are evicted in the
-    /// same order, a few for each packet; if that does not suffice the packet's flow is not inspected any more.
+    /// Bytes of parsers, undecided beginnings and out-of-order data, all flows together. Beyond, flows are evicted in
+    /// the same order, a few for each packet; if that does not suffice the packet's flow is not inspected any more.
     pub memory_max: usize,
-    /// Bytes of out-of-order data that one side of a flow may hold, each piece with its overhead. Beyond, what is missing
-    /// is given up as a gap.
+    /// Bytes of out-of-order data that one side of a flow may hold, each piece with its overhead. Beyond, what is
+    /// missing is given up as a gap.
     pub held_max: usize,
     /// The same for all flows together.
     pub held_total_max: usize,
-    /// Bytes that were delivered lately, of all flows together, which retransmissions are compared with. Rounded up to a
-    /// power of two.
+    /// Bytes that were delivered lately, of all flows together, which retransmissions are compared with. Rounded up to
+    /// a power of two.
     pub history_bytes: usize,
     /// Bytes that one side may send before its protocol is known. Beyond, the flow is only counted.
     pub undecided_max: usize,

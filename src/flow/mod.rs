@@ -1,8 +1,9 @@
 //! Flows: from packets to the bytes that each side sent, in order, and to what the protocols above say.
 //!
-//! An [`Inspector`] owns the flows of one worker. It takes packets, puts fragments and segments together as the receiver
-//! would, finds the protocol, and tells a [`Watcher`] of transactions, anomalies, and flows that ended. Everything it keeps
-//! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
+//! An [`Inspector`] owns the flows of one worker. It takes packets, puts fragments and segments together as the
+//! receiver would, finds the protocol, and tells a [`Watcher`] of transactions, anomalies, and flows that ended.
+//! Everything it keeps has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or
+//! the boot clock's.
 
 mod app;
 pub mod budget;

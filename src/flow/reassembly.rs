@@ -1,9 +1,9 @@
 //! One side of a TCP connection: from segments in any order to its bytes in order.
 //!
 //! Places in the stream are 64-bit numbers whose low half is the sequence number, so wrapping around needs no thought.
-//! The first byte seen at a place wins. Later ones are compared with it while the receiver has not acknowledged the place:
-//! with what is held, and with [`History`] for what was delivered. In-order bytes go to the [`Sink`] straight from the
-//! packet; out of order they are copied, under caps.
+//! The first byte seen at a place wins. Later ones are compared with it while the receiver has not acknowledged the
+//! place: with what is held, and with [`History`] for what was delivered. In-order bytes go to the [`Sink`] straight
+//! from the packet; out of order they are copied, under caps.
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! The flow table: flows in a slab, a hash table of their places, and lists in order of activity.
 //!
 //! The hash is keyed with a secret, so that nobody can choose addresses and ports that collide; nothing that is told
-//! depends on it. A flow moves to the end of its list at most once in [`MOVE_NS`], so most packets touch no other flow than
-//! their own; each step takes constant time.
+//! depends on it. A flow moves to the end of its list at most once in [`MOVE_NS`], so most packets touch no other flow
+//! than their own; each step takes constant time.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -274,8 +274,8 @@ impl Table {
         self.get(slot).is_some_and(|entry| now_ns.saturating_sub(entry.flow.last_ns) > timeout)
     }
 
-    /// A flow that has been silent for longer than it may, if there is one. It may be late by [`MOVE_NS`], since the lists
-    /// are: a flow may have been active so long after it was put to its place.
+    /// A flow that has been silent for longer than it may, if there is one. It may be late by [`MOVE_NS`], since the
+    /// lists are: a flow may have been active so long after it was put to its place.
     pub(super) fn next_expired(&self, limits: &Limits, now_ns: u64) -> Option<u32> {
         List::ALL.into_iter().find_map(|list| {
             let head = self.ends[list as usize].head;

@@ -346,8 +346,8 @@ impl Tcp<'_, '_, '_> {
         }
     }
 
-    /// Whether the receiver's window lets a segment in. It is known if both SYNs were seen and the receiver was heard just
-    /// now. In order it is taken all the same: an acknowledgement may have been missed here.
+    /// Whether the receiver's window lets a segment in. It is known if both SYNs were seen and the receiver was heard
+    /// just now. In order it is taken all the same: an acknowledgement may have been missed here.
     fn is_within_window(&mut self, segment: &Segment<'_>, side: Side, end_sequence: u32) -> bool {
         let end = self.entry.ends[side as usize];
         let peer = self.entry.ends[side.other() as usize];

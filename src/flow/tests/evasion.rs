@@ -1,5 +1,5 @@
-//! Attempts to show an observer something else than the receiver gets, over both IP versions: what the parser gets is what
-//! the receiver got, or an anomaly says that they may differ.
+//! Attempts to show an observer something else than the receiver gets, over both IP versions: what the parser gets is
+//! what the receiver got, or an anomaly says that they may differ.
 
 use super::*;
 use crate::packet::frame::tcp_flag::{PSH, RST, URG};

@@ -11,8 +11,8 @@ use crate::packet::proto::{Expected, Fact, Out, Parser, Stage};
 
 pub const MS: u64 = 1_000_000;
 
-/// Tells each run of bytes that it gets as a transfer: the side is the command, the bytes are the file, and bytes that are
-/// missing are told as a transfer of so many. `EXPECT port;` announces a connection to that port of the server.
+/// Tells each run of bytes that it gets as a transfer: the side is the command, the bytes are the file, and bytes that
+/// are missing are told as a transfer of so many. `EXPECT port;` announces a connection to that port of the server.
 struct Echo {
     seen: [Vec<u8>; 2],
 }

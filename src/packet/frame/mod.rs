@@ -1,7 +1,7 @@
 //! One frame: from its link layer to what TCP, UDP or ICMP carry, without a copy.
 //!
-//! Each length is checked against the one around it, and those against what was captured. Tunnels (GRE, IP in IP in all four
-//! combinations, VXLAN) are opened to a depth of [`DEPTH_MAX`] inner headers. What cannot be read says why
+//! Each length is checked against the one around it, and those against what was captured. Tunnels (GRE, IP in IP in all
+//! four combinations, VXLAN) are opened to a depth of [`DEPTH_MAX`] inner headers. What cannot be read says why
 //! ([`Malformed`]). No number in a packet makes this allocate, recurse, or loop longer than its headers are.
 
 mod checksum;
@@ -172,8 +172,8 @@ pub enum Checksum {
     Good,
     /// One is wrong: the packet is broken, or its sender left all of the sum to the network card.
     Bad(Malformed),
-    /// The one of TCP or UDP holds the pseudo header's sum only: the packet was taken on the way out, before the network
-    /// card completed it, or on the way in, after segments were merged. On the wire it would be wrong.
+    /// The one of TCP or UDP holds the pseudo header's sum only: the packet was taken on the way out, before the
+    /// network card completed it, or on the way in, after segments were merged. On the wire it would be wrong.
     Owed(Malformed),
     /// Not all could be reckoned: bytes are missing, or there is none.
     Unknown,
@@ -288,8 +288,8 @@ pub fn decode(link: Link, vlans: [u16; 2], bytes: &[u8]) -> Result<Frame<'_>, Un
     follow(packet, oddities)
 }
 
-/// Goes on with a packet that was put together from fragments: `protocol` and `payload` are the whole's. It may turn out to
-/// be a tunnel that carries a fragment; the depth in `ip` bounds how often.
+/// Goes on with a packet that was put together from fragments: `protocol` and `payload` are the whole's. It may turn
+/// out to be a tunnel that carries a fragment; the depth in `ip` bounds how often.
 pub fn resume(ip: Headers, protocol: u8, payload: &[u8]) -> Result<Frame<'_>, Unread> {
     let mut packet = Packet { ip, protocol, payload, missing: 0, fragment: None };
     let mut oddities = Oddities::default();
