@@ -821,6 +821,8 @@ struct ids_scratch {
 	__u8 head[IDS_HEAD];
 	struct ids_entry no_entry;  /* of a packet that has none */
 	struct ids_back no_back;
+	__u64 is_full;		    /* the last record found no room */
+	__u64 pad[7];
 };
 
 /* Why a packet that should have been recorded was not. */
