@@ -256,6 +256,9 @@ fn take_error(error: *mut hs::hs_compile_error_t) -> Failure {
 }
 
 /// Notes the id of a pattern that matched. It must not panic: there would be nobody to catch it.
+///
+/// # Safety
+/// `context` is the list that [`Database::scan`] hands over, which nobody else touches until the scan ends.
 unsafe extern "C" fn note(
     id: c_uint,
     _from: c_ulonglong,

@@ -49,7 +49,7 @@ pub trait AnyRule: Clone + Send + 'static {
     fn matches(&self) -> &Match;
 
     /// Whether there are at most `max` rules: of each family, as far as the kernel's tables go.
-    fn check_count<'r>(rules: &mut dyn Iterator<Item = &'r Self>, max: usize) -> Result<(), String> {
+    fn check_count(rules: &mut dyn Iterator<Item = &Self>, max: usize) -> Result<(), String> {
         check_counts(rules.map(Self::matches), max)
     }
 }

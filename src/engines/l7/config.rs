@@ -171,7 +171,7 @@ fn read_conditions(r: &mut Reader<'_>, protocol: Protocol) -> Vec<Condition> {
             Protocol::ALL.iter().filter(|other| has_key(**other, key)).map(|other| other.name()).collect();
         r.refuse(
             key,
-            &format!(
+            format!(
                 "is a key of protocol = \"{}\"; this rule's is \"{}\", which has {}",
                 owners.join("\" or \""),
                 protocol.name(),
@@ -226,7 +226,7 @@ fn read_headers(table: &Field<'_>) -> Vec<Condition> {
         conditions.extend(read_condition(&written, field));
     }
     // So that what is shown reads back equal, whatever the order of a table.
-    conditions.sort_by(|one, other| one.field.name().cmp(&other.field.name()));
+    conditions.sort_by_key(|one| one.field.name());
     conditions
 }
 
@@ -305,7 +305,7 @@ impl AnyRule for Rule {
         &self.matches
     }
 
-    fn check_count<'r>(rules: &mut dyn Iterator<Item = &'r Rule>, max: usize) -> Result<(), String> {
+    fn check_count(rules: &mut dyn Iterator<Item = &Rule>, max: usize) -> Result<(), String> {
         match rules.count() {
             count if count > max => Err(format!("{count} rules, and {max} is the limit")),
             _ => Ok(()),

@@ -93,8 +93,7 @@ fn of_tls(field: &Field, hello: &tls::Handshake, values: &mut Values) -> bool {
 
 fn of_smtp(field: &Field, exchange: &smtp::Exchange, may_come: bool, values: &mut Values) -> bool {
     let is_now = |name: &&str| exchange.command.eq_ignore_ascii_case(name.as_bytes());
-    let is_mail =
-        exchange.mail_from.is_some() || !exchange.rcpt_to.is_empty() || MAIL_COMMANDS.iter().any(|name| is_now(name));
+    let is_mail = exchange.mail_from.is_some() || !exchange.rcpt_to.is_empty() || MAIL_COMMANDS.iter().any(&is_now);
     match field {
         Field::SmtpCommand => {
             // A mail has had these before the one that it is at.
