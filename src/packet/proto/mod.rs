@@ -229,7 +229,6 @@ pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
         AppProto::Ssh => Box::new(ssh::Conversation::default()),
         AppProto::Dns => Box::new(dns::Stream::default()),
         AppProto::Quic => return datagram_parser_for(protocol),
-        _ => return None,
     })
 }
 
