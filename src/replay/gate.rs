@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use crate::bpf::ringbuf::OneByOne;
 use crate::bpf::tc_ids::{Arrival, Options, TcIds, decode};
 use crate::flow::Direction;
-use crate::flow::budget::{BudgetLimits, Budgets, Spent};
+use crate::flow::budget::{BudgetLimits, Budgets, REPLAY_SECRET, Spent};
 
 /// Bytes of a frame that are judged: what a test run takes is a page, with what the kernel puts around a frame. What is
 /// longer (merged by a network card) is inspected whole, but past its budget counted as this long.
@@ -66,11 +66,12 @@ pub struct Kernel {
 impl Gate {
     /// The model.
     pub fn model(depth: Depth) -> Gate {
-        Gate::Model(Budgets::new(BudgetLimits {
+        let limits = BudgetLimits {
             stream_depth: depth.stream_depth,
             udp_packets: depth.udp_packets.into(),
             entries: 2 * FLOWS as usize,
-        }))
+        };
+        Gate::Model(Budgets::new(limits, REPLAY_SECRET))
     }
 
     /// The program.

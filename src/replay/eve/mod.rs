@@ -11,7 +11,7 @@ mod time;
 use std::net::SocketAddr;
 
 use crate::flow::{Anomaly, EndReason, Flow, community_id};
-use crate::packet::proto::{AppProto, Side, Told};
+use crate::packet::proto::{Side, Told};
 
 use json::Json;
 use time::Stamp;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::flow::{Direction, State};
-use crate::packet::proto::{Fact, Stage, dns, ftp, http, quic, smb, smtp, ssh, tls};
+use crate::packet::proto::{AppProto, Fact, Stage, dns, ftp, http, quic, smb, smtp, ssh, tls};
 
 const TIME: u64 = 1_796_064_031_123_456_789;
 
