@@ -1,6 +1,6 @@
 """Servers and clients that real programs bring, for tests/e2e/clients.rs: one of them for each name.
 
-    services.py http PORT          pages: /plain, /chunked, /gzip
+    services.py http PORT          pages: /plain, /chunked, /gzip; all others are a thousand times as long
     services.py smtp PORT          takes mails, says each on stdout
     services.py mail PORT TO       sends one, through STARTTLS if it is offered
     services.py ftp PORT FOLDER    files to read and write, without a password
@@ -40,6 +40,8 @@ class Pages(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/gzip"):
             body = gzip.compress(body)
             self.send_header("Content-Encoding", "gzip")
+        elif not self.path.startswith("/plain"):
+            body *= 1000
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -73,7 +75,11 @@ def serve_smtp(port):
 def send_mail(port, to):
     with smtplib.SMTP(HOST, port, timeout=10) as smtp:
         text = "From: a@example.org\r\nSubject: of a test\r\n\r\n.dots\r\n" + "line\r\n" * 500
-        smtp.sendmail("a@example.org", [to], text)
+        smtp.ehlo()
+        smtp.mail("a@example.org")
+        smtp.rcpt(to)
+        time.sleep(0.5)  # mails take their time, and a refusal is decided beside them
+        smtp.data(text)
 
 
 def serve_ftp(port, folder):
@@ -99,11 +105,16 @@ def serve_grpc(port):
     import grpc
     from concurrent import futures
 
-    def answer(request, context):
+    def hello(request, context):
         return b"hello " + request
 
-    method = grpc.unary_unary_rpc_method_handler(answer)
-    handler = grpc.method_handlers_generic_handler("test.Greeter", {"Hello": method, "Bye": method})
+    def bye(request, context):
+        time.sleep(1)  # work, beside which a refusal is decided
+        return b"bye " + request
+
+    methods = {"Hello": hello, "Bye": bye}
+    methods = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+    handler = grpc.method_handlers_generic_handler("test.Greeter", methods)
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f"0.0.0.0:{port}")

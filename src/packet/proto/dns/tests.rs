@@ -352,7 +352,7 @@ fn hostile_names_are_refused() {
 fn chains_of_pointers_are_refused() {
     // Behind header and question stands a record of the root; its data is a root at 44, then the chain.
     let chain: Vec<u8> =
-        (0..8000).flat_map(|link| (0xc000 | if link == 0 { 44 } else { 43 + 2 * link }).to_be_bytes()).collect();
+        (0..8000u16).flat_map(|link| (0xc000 | if link == 0 { 44 } else { 43 + 2 * link }).to_be_bytes()).collect();
     let first = [&[0, 0xff, 0, 0, 1, 0, 0, 0, 0][..], &(1 + chain.len() as u16).to_be_bytes(), &[0], &chain].concat();
     let check = |links: u16, expected: usize| {
         let name = (0xc000 | (43 + 2 * links)).to_be_bytes();
