@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Copies what flows say to the agent, both directions, as far as their budgets go (include/flow_budget.h), and drops what
- * the agent has blocked (include/verdicts.h). Never changes a packet, but may bring headers into its linear part; drops
- * nothing else, and always lets the next program run.
+ * Copies what flows say to the agent, both directions, as far as their budgets go (include/flow_budget.h), and drops
+ * what the agent has blocked (include/verdicts.h). Never changes a packet, but may bring headers into its linear
+ * part; drops nothing else, and always lets the next program run.
  *
- * A packet past its flow's budget costs the reading of its headers and one entry of a table. Everything else is recorded in
- * whole by a function of its own.
+ * A packet past its flow's budget costs the reading of its headers and one entry of a table. Everything else is
+ * recorded in whole by a function of its own.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -279,8 +279,8 @@ static __always_inline void note_socket(struct __sk_buff *skb, __u32 direction, 
 }
 
 /*
- * Records a packet, if it is to be and there is room. Its result means nothing. A function of its own: a packet past its
- * budget does not pay for it.
+ * Records a packet, if it is to be and there is room. Its result means nothing. A function of its own: a packet past
+ * its budget does not pay for it.
  */
 __noinline int record_packet(struct __sk_buff *skb, struct seen *p, __u32 direction)
 {

@@ -372,8 +372,9 @@ __noinline int parse_packet(struct xdp_md *ctx, struct work *work)
 }
 
 /*
- * The whole firewall, for every packet; blocked is what find_block() says of a question. A function of its own: what the common packet does not need (tags, options,
- * fragments, records, questions) costs registers and stack, and so time, also where it is not used.
+ * The whole firewall, for every packet; blocked is what find_block() says of a question. A function of its own: what the
+ * common packet does not need (tags, options, fragments, records, questions) costs registers and stack, and so time, also
+ * where it is not used.
  */
 __noinline int judge_packet(struct xdp_md *ctx, __u32 blocked)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a direction of a TCP flow speaks, by the first bytes that it sends and not by its port. Only what these bytes leave no
- * doubt about; everything else is IDS_UNKNOWN, and userspace decides, which sees more of it. The number goes with each record.
+ * What a direction of a TCP flow speaks, by the first bytes that it sends and not by its port. Only what these bytes
+ * leave no doubt about; everything else is IDS_UNKNOWN, and userspace decides, which sees more of it. The number goes
+ * with each record.
  */
 #pragma once
 #include "kernel.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Which packets are looked at when not all are: each one by chance, or whole flows, both directions alike, by a hash that
- * nobody can foresee. Fragments have no ports and are chosen by their addresses alone. What was left out is counted by
- * tc_ids; blocks hold for it all the same.
+ * Which packets are looked at when not all are: each one by chance, or whole flows, both directions alike, by a hash
+ * that nobody can foresee. Fragments have no ports and are chosen by their addresses alone. What was left out is
+ * counted by tc_ids; blocks hold for it all the same.
  */
 #pragma once
 #include "kernel.h"

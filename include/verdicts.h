@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the agent has blocked: flows, and addresses. xdp_firewall drops it before rules and flow cache are asked, tc_ids in
- * both directions, so that a blocked flow cannot send either. The mode of the firewall has no say: who blocks means it.
+ * What the agent has blocked: flows, and addresses. xdp_firewall drops it before rules and flow cache are asked,
+ * tc_ids in both directions, so that a blocked flow cannot send either. The mode of the firewall has no say: who
+ * blocks means it.
  *
- * What is never blocked: everything that is not IP (ARP, LLDP, LACP, EAPOL), neighbour discovery and the multicast queries
- * of switches, DHCP between this host and its server when the agent asks for that, and TCP between a guarded port of this
- * host and a network of the lock-out guard. These exceptions hold for flows as for addresses.
+ * What is never blocked: everything that is not IP (ARP, LLDP, LACP, EAPOL), neighbour discovery and the multicast
+ * queries of switches, DHCP between this host and its server when the agent asks for that, and TCP between a guarded
+ * port of this host and a network of the lock-out guard. These exceptions hold for flows as for addresses.
  *
- * A block of an address holds for source and destination, whatever the VLAN, for fragments, and for packets whose transport
- * header cannot be parsed. A block of a flow holds for both directions, within one VLAN, for what has its ports: TCP, UDP,
- * UDP-Lite, SCTP; later fragments follow, since without the first one they are worth nothing.
+ * A block of an address holds for source and destination, whatever the VLAN, for fragments, and for packets whose
+ * transport header cannot be parsed. A block of a flow holds for both directions, within one VLAN, for what has its
+ * ports: TCP, UDP, UDP-Lite, SCTP; later fragments follow, since without the first one they are worth nothing.
  *
- * One thread of the agent writes the tables; a full one is an error that it shows. Expiry is in seconds since boot. Packets
- * are not delayed by entries that have expired and are still there, but for the search.
+ * One thread of the agent writes the tables; a full one is an error that it shows. Expiry is in seconds since boot.
+ * Packets are not delayed by entries that have expired and are still there, but for the search.
  */
 #pragma once
 #include "kernel.h"
@@ -112,8 +113,8 @@ static __always_inline bool is_flow_blocked(const struct packet *p, __u32 how)
 }
 
 /*
- * Whether a packet passes whatever is blocked. By direction, else somebody outside would only have to send from a guarded
- * port.
+ * Whether a packet passes whatever is blocked. By direction, else somebody outside would only have to send from a
+ * guarded port.
  */
 static __always_inline bool is_spared(const struct block_policy *policy, const struct packet *p, bool egress)
 {
@@ -125,8 +126,8 @@ static __always_inline bool is_spared(const struct block_policy *policy, const s
 }
 
 /*
- * FW_BY_BLOCKED_FLOW, FW_BY_BLOCKED_ADDRESS, or 0. p may be what the parser made of a packet that it could not read to its
- * end. A function of its own, verified once.
+ * FW_BY_BLOCKED_FLOW, FW_BY_BLOCKED_ADDRESS, or 0. p may be what the parser made of a packet that it could not read
+ * to its end. A function of its own, verified once.
  */
 __noinline int find_block(const struct packet *p, __u32 how)
 {

@@ -265,7 +265,7 @@ impl Model {
     fn pass(&mut self, kind: Kind, flags: u8, payload: u64, bytes: u64, now: u32) -> Option<(bool, (u64, u64))> {
         const DEPTH: u64 = 2000;
         const PACKETS: u64 = 4;
-        let ticks = |secs: u64| (secs * SECOND >> ids_limits::IDS_REPLAY_TICK_SHIFT.0) as u32;
+        let ticks = |secs: u64| ((secs * SECOND) >> ids_limits::IDS_REPLAY_TICK_SHIFT.0) as u32;
         if !self.is_known {
             *self = Model { is_known: true, last: now, told: now, ..Model::default() };
         }
