@@ -14,6 +14,7 @@ const OBJECTS: &[&str] = &[
     "bpf/xdp_steer",
     "bpf/tc_egress",
     "bpf/tc_mirror",
+    "bpf/tc_ids",
 ];
 
 /// Objects of benches and tests.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The firewall: parse, classify, ask the state where it matters, judge, count, tell. The only place that drops.
+ * The firewall: parse, classify, ask the state where it matters, judge, count, tell. What the agent has blocked is dropped
+ * before that (include/verdicts.h).
  * A packet reads the live generation once and is judged by that one whole.
  */
 #include "kernel.h"
@@ -18,6 +19,7 @@
 #include "routes.h"
 #include "chain.h"
 #include "xdp_meta.h"
+#include "verdicts.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -147,6 +149,16 @@ static __always_inline void check_source(struct xdp_md *ctx, struct fw_policy *p
 	j->drop = 1;
 }
 
+/* A packet that find_block() spoke of. */
+static __always_inline void judge_blocked(int reason, struct judgement *j)
+{
+	j->answer = FW_NO_MATCH;
+	j->reason = reason;
+	j->unparsable = FW_PARSED;
+	j->exception = FW_NO_EXCEPTION;
+	j->drop = 1;
+}
+
 /* A packet that could be parsed, against rules, state, policy and routes. */
 static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32 index, __u32 iface,
 				  struct work *work, bool explaining)
@@ -180,7 +192,7 @@ static __always_inline void judge(struct xdp_md *ctx, struct fw_tables *t, __u32
 	if (j->drop) {
 		if (t->policy.dhcp && is_dhcp_answer(p))
 			j->exception = FW_DHCP;
-		else if (is_guard_packet(&t->policy, p))
+		else if (is_guard_packet(&t->policy.guard, p))
 			j->exception = FW_GUARD;
 		if (j->exception) {
 			j->reason = FW_BY_EXCEPTION;
@@ -360,10 +372,10 @@ __noinline int parse_packet(struct xdp_md *ctx, struct work *work)
 }
 
 /*
- * The whole firewall, for every packet. A function of its own: what the common packet does not need (tags, options,
+ * The whole firewall, for every packet; blocked is what find_block() says of a question. A function of its own: what the common packet does not need (tags, options,
  * fragments, records, questions) costs registers and stack, and so time, also where it is not used.
  */
-__noinline int judge_packet(struct xdp_md *ctx)
+__noinline int judge_packet(struct xdp_md *ctx, __u32 blocked)
 {
 	__u32 index = *(volatile __u32 *)&control.active & 1, zero = 0;
 	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
@@ -408,6 +420,10 @@ __noinline int judge_packet(struct xdp_md *ctx)
 	}
 
 	verdict = !j->drop ? FW_PASS : t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
+	if (has_blocks && blocked) {
+		judge_blocked(blocked, j);
+		verdict = FW_DROP;
+	}
 	if (explaining) {
 		answer_question(ctx, p, j, verdict, iface, generation);
 		return EXPLAINED | (verdict == FW_DROP ? XDP_DROP : XDP_PASS);
@@ -526,7 +542,7 @@ __noinline int judge_common_packet(struct xdp_md *ctx)
 		/* Exceptions that may save it. */
 		if (p->protocol == IPPROTO_UDP && (p->dst_port == 68 || p->dst_port == 546))
 			return LEFT_OVER;
-		if (p->protocol == IPPROTO_TCP && t->policy.guard_filter >> (p->dst_port & 63) & 1)
+		if (p->protocol == IPPROTO_TCP && t->policy.guard.filter >> (p->dst_port & 63) & 1)
 			return LEFT_OVER;
 		verdict = t->policy.enforce ? FW_DROP : FW_WOULD_DROP;
 	}
@@ -611,15 +627,52 @@ static __always_inline int answer_common_packet(struct xdp_md *ctx)
 	return LEFT_OVER;
 }
 
+/*
+ * What blocks a packet, as find_block() tells it. A common one is read by the short way. A function of its own, so that
+ * nothing is paid while nothing is blocked.
+ */
+__noinline int find_xdp_block(struct xdp_md *ctx)
+{
+	__u32 zero = 0;
+	struct work *work = bpf_map_lookup_elem(&fw_work, &zero);
+
+	if (!work)
+		return 0;
+	if (!read_common_packet(ctx, &work->packet))
+		parse_packet(ctx, work);
+	return find_block(&work->packet, false);
+}
+
+/* Counts a blocked packet. It is not told: who blocked its flow or address has told why. */
+static __always_inline int drop_blocked(struct xdp_md *ctx, __u32 reason)
+{
+	const struct fw_policy *policy = &tables[*(volatile __u32 *)&control.active & 1].policy;
+	__u64 now = bpf_jiffies64(), cpu = bpf_get_smp_processor_id();
+	__u32 bytes = multi_buffer ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	__u32 iface = iface_number(policy, ctx->ingress_ifindex);
+	struct counters c;
+
+	if (cpu < count_cpus && find_counters(&c, counts_of(cpu), FW_SLOTS + reason, reason, FW_DROP, iface)) {
+		count(&c, bytes);
+		note(&c, now);
+	}
+	return XDP_DROP;
+}
+
 SEC("xdp")
 int xdp_firewall(struct xdp_md *ctx)
 {
-	int action = answer_common_packet(ctx);
+	__u32 blocked = blocks_anything() ? find_xdp_block(ctx) : 0;
+	int action = LEFT_OVER;
 
-	if (action == LEFT_OVER)
+	if (has_blocks && blocked && !is_question(ctx))
+		return drop_blocked(ctx, blocked);
+	if (!has_blocks || !blocked)
+		action = answer_common_packet(ctx);
+	if (action == LEFT_OVER && (!has_blocks || !blocked))
 		action = judge_common_packet(ctx);
 	if (action == LEFT_OVER)
-		action = judge_packet(ctx);
+		action = judge_packet(ctx, blocked);
 	if (action & EXPLAINED)
 		return action & ~EXPLAINED;
 	if (action == XDP_PASS) {

@@ -282,7 +282,7 @@ static __always_inline int meet_syn(struct xdp_md *ctx, const struct packet *p, 
 	answers = syn_gate(count_syn(&charge.bucket->word, number), number, rule->threshold, &open);
 	if (open != old)
 		*(volatile __u64 *)&charge.back->word = open;
-	if (!answers || (enforced && !host.cookies_usable) || !order || is_guard_packet(policy, p)) {
+	if (!answers || (enforced && !host.cookies_usable) || !order || is_guard_packet(&policy->guard, p)) {
 		counts->rule[slot].passed++;
 		counts->rule[slot].passed_bytes += bytes;
 		return XDP_PASS;
@@ -359,7 +359,7 @@ static __always_inline int limit_packet(struct xdp_md *ctx, struct work *work, _
 		if (over && rule->action == RL_BLOCK && (!charge.is_common || rule->scope == RL_GLOBAL))
 			block(&charge, rule, tick);
 	}
-	if (!over || (t->policy.dhcp && is_dhcp_answer(&work->packet)) || is_guard_packet(&t->policy, &work->packet)) {
+	if (!over || (t->policy.dhcp && is_dhcp_answer(&work->packet)) || is_guard_packet(&t->policy.guard, &work->packet)) {
 		counts->rule[slot].passed++;
 		counts->rule[slot].passed_bytes += bytes;
 		return XDP_PASS;
@@ -485,7 +485,7 @@ __noinline int answer_about(struct xdp_md *ctx, struct work *work, struct rl_ans
 	time = time_of(rule, tick);
 	cost = rule->bits ? (__u64)bytes * 8 : 1;
 	answered->exempt = (t->policy.dhcp && is_dhcp_answer(&work->packet)) ||
-			   is_guard_packet(&t->policy, &work->packet);
+			   is_guard_packet(&t->policy.guard, &work->packet);
 	if (rule->algorithm == RL_SYN_COOKIE) {
 		__u64 number, open;
 

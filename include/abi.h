@@ -201,6 +201,16 @@ struct fw_net {
 	__u64 mask[2];
 };
 
+/* The lock-out guard. */
+struct fw_guard {
+	__u64 filter;		    /* bit port % 64 of each guarded port: most packets look no further */
+	__u16 port[FW_GUARD_PORTS];
+	__u8 ports;		    /* used entries of port */
+	__u8 nets;
+	__u8 pad[6];
+	struct fw_net net[FW_GUARD_NETS];
+};
+
 struct fw_policy {
 	__u32 generation;	    /* counts the swaps, from 1 */
 	__u32 iface_multiplier;	    /* slot = ifindex * multiplier >> 24 */
@@ -209,17 +219,13 @@ struct fw_policy {
 	__u8 drop_unparsable;
 	__u8 stateful;
 	__u8 dhcp;		    /* DHCP answers to this host always pass */
-	__u8 guard_ports;	    /* used entries of guard_port */
-	__u8 guard_nets;
 	__u8 flows_open;	    /* the flow cache holds answers of this generation only; set last */
 	__u8 write_meta;	    /* a rule mirrors: what passes takes struct xdp_meta along */
 	__u8 rp_filter;		    /* enum fw_rp_filter */
 	__u8 next_hop;		    /* records say which way the packet goes */
 	__u8 flow_turn;		    /* the flow cache forgets in two turns of 2^flow_turn ticks, see flow_set() */
-	__u8 pad[4];
-	__u64 guard_filter;	    /* bit port % 64 of each guarded port: most packets look no further */
-	__u16 guard_port[FW_GUARD_PORTS];
-	struct fw_net guard_net[FW_GUARD_NETS];
+	__u8 pad[6];
+	struct fw_guard guard;
 	struct fw_iface iface[FW_IFACE_SLOTS];
 };
 
@@ -276,7 +282,9 @@ enum fw_reason {
 	FW_BY_PARSER = 4,	    /* could not be parsed */
 	FW_BY_FRAGMENT = 5,	    /* follows its first fragment */
 	FW_BY_RPFILTER = 6,	    /* would pass, but its source is forged */
-	FW_REASONS = 7,
+	FW_BY_BLOCKED_FLOW = 7,	    /* the agent has blocked its flow: include/verdicts.h */
+	FW_BY_BLOCKED_ADDRESS = 8,  /* or its source or destination */
+	FW_REASONS = 9,
 };
 
 enum fw_verdict {
@@ -719,6 +727,161 @@ struct mirror_count {
 	__u64 lost[MIRROR_LOSSES];
 };
 
+/* ---- flow inspection: tc_ids, include/flow_budget.h ---- */
+
+enum ids_limits {
+	IDS_WAYS = 8,
+	IDS_FRAME_MAX = 65600,	    /* bytes of a frame in a record: a super-packet of 64 KiB and its link header */
+	IDS_HEAD = 64,		    /* bytes of payload that the signatures look at */
+	IDS_EMPTY_PACKETS = 16,	    /* of TCP, beside one for each IDS_EMPTY_SHARE bytes of stream_depth */
+	IDS_EMPTY_SHARE = 1024,
+	IDS_HEARTBEAT_SECS = 10,
+	IDS_SILENT_SECS = 60,
+	IDS_REPLAY_TICK_SHIFT = 20, /* a replay's ticks are 2^20 nanoseconds of the capture's time */
+	IDS_VXLAN_PORT = 4789,
+};
+
+enum ids_direction { IDS_INGRESS = 0, IDS_EGRESS = 1, IDS_DIRECTIONS = 2 };
+
+/* What a flow speaks by the first bytes of its payload: include/l7.h. */
+enum ids_signature {
+	IDS_UNKNOWN = 0,
+	IDS_HTTP1 = 1,
+	IDS_HTTP2 = 2,
+	IDS_TLS = 3,
+	IDS_SSH = 4,
+	IDS_SMTP = 5,
+	IDS_FTP = 6,
+	IDS_SMB = 7,		    /* 1, 2 and 3 */
+	IDS_DNS = 8,		    /* over TCP */
+	IDS_SIGNATURES = 9,
+};
+
+/* Of a record. */
+enum ids_flag {
+	IDS_LOST = 1,		    /* an earlier record of this direction found no room: among the unseen packets are such */
+	IDS_HEADERS = 2,	    /* the budget is spent: the frame ends before its payload */
+	IDS_TRUNCATED = 4,	    /* the frame is longer than IDS_FRAME_MAX */
+	IDS_NO_FLOW = 8,	    /* the packet could not be parsed, so no flow was looked up */
+	IDS_FLAGS = 15,
+};
+
+/* In front of each frame in the ring buffer of tc_ids. */
+struct ids_record {
+	__u64 boot_ns;		    /* CLOCK_BOOTTIME; in a replay the capture's time */
+	__u64 socket_cookie;	    /* 0: none */
+	__u64 cgroup_id;	    /* 0: not known */
+	__u64 unseen_packets;	    /* of this flow and direction, since its last record, this packet not included */
+	__u64 unseen_bytes;	    /* of their frames */
+	__u32 ifindex;
+	__u32 pair;		    /* keyed hash of the two addresses, the same in both directions */
+	__u32 length;		    /* of the frame as it passed */
+	__u32 copied;		    /* bytes of it that follow */
+	__u16 vlan;		    /* id of the tag that the kernel took out of the frame; 0: none */
+	__u8 direction;		    /* enum ids_direction */
+	__u8 signature;		    /* enum ids_signature */
+	__u8 flags;		    /* enum ids_flag */
+	__u8 pad[3];
+};
+
+/*
+ * A direction of a flow, what its packets past the budget need in one cache line. The key is addresses (both of IPv4;
+ * of IPv6 a mix of them, and all of them in ids_back) and word; a word of 0 is free.
+ */
+struct ids_entry {
+	__u64 addresses;
+	__u64 word;		    /* see struct seen */
+	__u64 unseen_packets;	    /* since the last record */
+	__u64 unseen_bytes;
+	__u64 spent;		    /* of the budget: bytes or packets */
+	__u32 empty;		    /* packets of TCP without payload that were copied */
+	__u32 last_tick;	    /* of the last packet */
+	__u32 told_tick;	    /* of the last record */
+	__u32 place;		    /* where it was seen last: index of the interface, and on top of it 1 for egress */
+	__u8 signature;
+	__u8 flags;		    /* enum ids_entry_flag */
+	__u8 pad[6];
+};
+
+enum ids_entry_flag { IDS_ENTRY_LOST = 1, IDS_ENTRY_READ = 2 /* the signatures have seen its payload */ };
+
+/* What only records need. */
+struct ids_back {
+	__u64 src[2], dst[2];	    /* of IPv6, as they stand on the wire */
+	__u64 told_packets;	    /* handed over, or told as unseen */
+	__u64 told_bytes;
+	__u64 pad[2];
+};
+
+/* Where a record is put together, by CPU: it is copied into the ring buffer whole. */
+struct ids_scratch {
+	struct ids_record record;
+	__u8 frame[IDS_FRAME_MAX];
+	__u8 head[IDS_HEAD];
+	struct ids_entry no_entry;  /* of a packet that has none */
+	struct ids_back no_back;
+};
+
+/* Why a packet that should have been recorded was not. */
+enum ids_loss {
+	IDS_RING_FULL = 0,
+	IDS_PRESSURE = 1,	    /* the ring is 75 % full: new flows stop first */
+	IDS_UNREADABLE = 2,	    /* the kernel did not give the packet's bytes */
+	IDS_LOSSES = 3,
+};
+
+/* Of a CPU and a direction. packets = records + past_budget + sampled_out + twice + all of lost and blocked. */
+struct ids_count {
+	__u64 packets;		    /* of IP that were looked at */
+	__u64 bytes;
+	__u64 records;		    /* delivered to the ring buffer */
+	__u64 copied_bytes;	    /* of frames in them */
+	__u64 lost[IDS_LOSSES];
+	__u64 past_budget;
+	__u64 sampled_out;
+	__u64 twice;		    /* forwarded, and looked at when they arrived */
+	__u64 blocked_flow, blocked_address; /* dropped */
+	__u64 truncated;	    /* records of IDS_TRUNCATED */
+	__u64 no_flow;		    /* records of IDS_NO_FLOW */
+	__u64 made;		    /* entries */
+	__u64 evicted;		    /* of them, by taking another flow's, which was silent the longest */
+};
+
+struct ids_counts {
+	struct ids_count direction[IDS_DIRECTIONS];
+};
+
+enum ids_sampling { IDS_SAMPLE_ALL = 0, IDS_SAMPLE_RANDOM = 1, IDS_SAMPLE_HASH = 2 };
+
+/* ---- blocks: written by the agent, honoured by xdp_firewall and tc_ids, include/verdicts.h ---- */
+
+/* A flow, whichever way: the end that is lower (address, then port) first. Host order, as in struct packet. */
+struct block_flow {
+	__u64 low[2], high[2];
+	__u16 low_port, high_port;
+	__u16 vlan;		    /* outer id; 0: untagged */
+	__u8 protocol;
+	__u8 family;
+};
+
+/* An address, in whatever VLAN. IPv4 is mapped into IPv6. */
+struct block_address {
+	__u64 address[2];
+};
+
+struct block {
+	__u64 until_s;		    /* seconds since boot; 0: for ever */
+	__u64 packets;		    /* that were dropped for it */
+};
+
+/* Who must not be blocked, and whether anything is. */
+struct block_policy {
+	__u32 flows, addresses;	    /* entries of the tables: most hosts block nothing */
+	__u32 dhcp;		    /* 1: DHCP between this host and its server always passes */
+	__u32 pad;
+	struct fw_guard guard;
+};
+
 /* ---- explain ---- */
 
 /*
@@ -792,6 +955,12 @@ _Static_assert(sizeof(struct syn_host) == 64, "no hidden padding");
 _Static_assert(sizeof(struct syn_service) == 64, "a cache line");
 _Static_assert(sizeof(struct xdp_meta) == 16, "a multiple of 4, at most 32");
 _Static_assert(sizeof(struct mirror_table) % 8 == 0, "mapped into the agent");
+_Static_assert(sizeof(struct ids_record) == 64, "a cache line");
+_Static_assert(sizeof(struct ids_entry) == 64, "a cache line");
+_Static_assert(sizeof(struct ids_back) == 64, "a cache line");
+_Static_assert(sizeof(struct ids_scratch) % 64 == 0, "no two in one cache line");
+_Static_assert(sizeof(struct block_flow) == 40, "no hidden padding");
+_Static_assert(sizeof(struct block_policy) % 8 == 0, "mapped into the agent");
 _Static_assert(sizeof(struct fw_question) == 32, "metadata is at most 32 bytes before kernel 6.1");
 _Static_assert(sizeof(struct fw_answered) == 32, "written over the question");
 _Static_assert(sizeof(struct rl_answered) == 32, "written over a question");

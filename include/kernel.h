@@ -51,8 +51,8 @@ enum {
 
 enum xdp_action { XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT };
 
-/* What a TC program returns to let the next one run; TCX_NEXT and TC_ACT_UNSPEC are the same number. */
-enum { TCX_NEXT = -1 };
+/* What a TC program returns; TCX_NEXT lets the next one run, and is the same number as TC_ACT_UNSPEC. */
+enum { TCX_NEXT = -1, TCX_DROP = 2 };
 
 struct xdp_md {
 	__u32 data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex;

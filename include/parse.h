@@ -310,3 +310,11 @@ static __always_inline bool is_dhcp_answer(const struct packet *p)
 	       ((p->family == 4 && p->src_port == 67 && p->dst_port == 68) ||
 		(p->family == 6 && p->src_port == 547 && p->dst_port == 546));
 }
+
+/* A request of this host's own DHCP client. */
+static __always_inline bool is_dhcp_request(const struct packet *p)
+{
+	return p->protocol == IPPROTO_UDP &&
+	       ((p->family == 4 && p->src_port == 68 && p->dst_port == 67) ||
+		(p->family == 6 && p->src_port == 546 && p->dst_port == 547));
+}

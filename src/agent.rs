@@ -21,6 +21,7 @@ use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
+use crate::bpf::tc_ids::PROGRAMS;
 use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
@@ -37,8 +38,9 @@ use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
 use crate::event::{Event, OverLimit};
+use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
-use crate::metrics::{KernelCounters, Metrics};
+use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
 use crate::supervise::{Handle, Mailbox, Supervisor};
@@ -87,6 +89,8 @@ struct Engines {
     firewall: Handle<Firewall>,
     ratelimit: Option<Handle<Ratelimit>>,
     l7: Option<Handle<L7>>,
+    inspection: Option<Handle<Inspection>>,
+    workers: Vec<Handle<Worker>>,
 }
 
 /// The agent's main thread: reloads and the configuration in force belong to it.
@@ -159,13 +163,14 @@ pub fn run(options: Options) -> Result<()> {
     } else {
         None
     };
+    let blocks = config.inspects().then(inspection::new_blocks).transpose().context("making room for blocks")?;
     let engine = Firewall::start(firewall::Start {
         config: config.firewall.clone(),
         interfaces: config.agent.interfaces.clone(),
         devices,
         xdp_mode,
         multi_buffer,
-        guard,
+        guard: guard.clone(),
         pins: pin_dir(&config.agent.state_dir),
         keep: config.agent.on_exit == OnExit::Keep,
         chain: &chain,
@@ -175,8 +180,9 @@ pub fn run(options: Options) -> Result<()> {
             .flatten()
             .collect(),
         steer,
+        blocks: blocks.as_ref(),
         store: Store::new(&config.agent.state_dir),
-        alerts,
+        alerts: alerts.clone(),
         metrics: metrics.clone(),
     })
     .context("starting the firewall")?;
@@ -188,7 +194,17 @@ pub fn run(options: Options) -> Result<()> {
     let (ratelimit, ratelimit_thread) = limiter.unzip();
     let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
     let (l7, l7_thread) = l7.unzip();
-    let engines = Engines { firewall, ratelimit, l7 };
+    let threads = match &blocks {
+        Some(blocks) => Some(start_inspection(&config, blocks, &guard, l7.as_ref(), alerts, &metrics, &supervisor)?),
+        None => None,
+    };
+    let engines = Engines {
+        firewall,
+        ratelimit,
+        l7,
+        inspection: threads.as_ref().map(inspection::Threads::inspection),
+        workers: threads.as_ref().map(inspection::Threads::workers).unwrap_or_default(),
+    };
     let stop_poller = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let poller_thread = spawn_poller(&supervisor, rings, (events, limit_events), &metrics, stop_poller.clone())?;
     metrics.set_kernel_source(Box::new({
@@ -230,6 +246,9 @@ pub fn run(options: Options) -> Result<()> {
     control.stop();
     stop_poller.store(true, std::sync::atomic::Ordering::Release);
     let _ = poller_thread.join(STOP);
+    for gone in threads.map(|threads| threads.stop(STOP)).unwrap_or_default() {
+        log::warn!("{gone}");
+    }
     // The engines tell what they still know before the router does.
     let limiter = engines.ratelimit.as_ref().zip(ratelimit_thread);
     let l7 = engines.l7.as_ref().zip(l7_thread);
@@ -380,6 +399,7 @@ impl Agent {
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
+        self.engines.spare(loaded.config.firewall.dhcp, &guard_of(&loaded.config.agent));
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
@@ -405,6 +425,7 @@ impl Engines {
             let counted = limiter.call(|limiter| limiter.counters());
             counted.inspect_err(|gone| log::warn!("reading the rate limiter's counters: {gone}")).ok()
         });
+        counters.inspection = self.inspected();
         counters.l7 = self.l7.as_ref().and_then(|l7| {
             let counted = l7.call(|l7| l7.counters());
             counted.inspect_err(|gone| log::warn!("reading the L7 firewall's counters: {gone}")).ok()
@@ -412,10 +433,30 @@ impl Engines {
         counters
     }
 
+    /// What the inspection counted, in the kernel and in its workers.
+    fn inspected(&self) -> Option<InspectionCounters> {
+        let counted = self.inspection.as_ref()?.call(|inspection| inspection.counters());
+        let mut counters = counted.inspect_err(|gone| log::warn!("reading the inspection's counters: {gone}")).ok()?;
+        let of = |worker: &Handle<Worker>| {
+            let counted = worker.call(|worker| worker.counters());
+            counted.inspect_err(|gone| log::warn!("reading a worker's counters: {gone}")).unwrap_or_default()
+        };
+        counters.workers = self.workers.iter().map(of).collect();
+        Some(counters)
+    }
+
     /// Lets each engine look at the interfaces anew; what went wrong. The limiter first: the firewall attaches.
     fn links_changed(&self, devices: Vec<Device>) -> Vec<String> {
         let limiter = self.ratelimit.as_ref().map(|limiter| limiter.call(Ratelimit::links_changed));
-        let all = limiter.into_iter().chain([self.firewall.call(move |firewall| firewall.links_changed(devices))]);
+        let firewall = self.firewall.call(move |firewall| firewall.links_changed(devices));
+        // Behind the firewall: its programs come first.
+        let inspection = self.inspection.as_ref().map(|one| {
+            one.call(|inspection| {
+                inspection.links_changed();
+                Ok(())
+            })
+        });
+        let all = limiter.into_iter().chain([firewall]).chain(inspection);
         all.filter_map(|result| match result {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(format!("{error:#}")),
@@ -479,11 +520,23 @@ impl Engines {
         }
     }
 
+    /// Who is never blocked, from now on.
+    fn spare(&self, dhcp: bool, guard: &Guard) {
+        let guard = guard.clone();
+        let spared = self.inspection.as_ref().map(|one| one.call(move |one| one.set_exceptions(&guard, dhcp)));
+        if let Some(Err(gone)) = spared {
+            log::error!("telling the inspection who is never blocked: {gone}");
+        }
+    }
+
     fn degraded(&self) -> Vec<String> {
         let mut reasons =
             self.firewall.call(|firewall| firewall.degraded()).unwrap_or_else(|gone| vec![gone.to_string()]);
         if let Some(limiter) = &self.ratelimit {
             reasons.extend(limiter.call(|limiter| limiter.degraded()).unwrap_or_else(|gone| vec![gone.to_string()]));
+        }
+        if let Some(inspection) = &self.inspection {
+            reasons.extend(inspection.call(|one| one.degraded()).unwrap_or_else(|gone| vec![gone.to_string()]));
         }
         reasons
     }
@@ -493,6 +546,13 @@ impl Engines {
         let mut facts = self.firewall.call(|firewall| firewall.facts()).map_err(|gone| gone.to_string())?;
         if let Some(limiter) = &self.ratelimit {
             facts.programs.extend(limiter.call(|limiter| limiter.program_status()).map_err(|gone| gone.to_string())?);
+        }
+        if let Some(inspection) = &self.inspection {
+            let (programs, attachments) = inspection
+                .call(|inspection| (inspection.program_status(), inspection.attachments()))
+                .map_err(|gone| gone.to_string())?;
+            facts.programs.extend(programs);
+            facts.attachments = attachments;
         }
         Ok(facts)
     }
@@ -597,17 +657,19 @@ impl AgentControl for Front {
         let facts = self.engines.facts().ok();
         let programs = facts.iter().flat_map(|facts| {
             facts.programs.iter().map(|program| {
-                let attached: Vec<shown::AttachPoint> = facts
-                    .interfaces
-                    .iter()
-                    .filter_map(|one| {
-                        let mode = match program.name {
-                            "tc_egress" => one.egress,
-                            "tc_mirror" => one.mirror,
-                            _ => one.xdp,
-                        }?;
-                        Some(shown::AttachPoint { interface: one.name.clone(), mode: shown_mode(mode) })
-                    })
+                let by_firewall = facts.interfaces.iter().filter_map(|one| {
+                    let mode = match program.name {
+                        "tc_egress" => one.egress,
+                        "tc_mirror" => one.mirror,
+                        name if PROGRAMS.contains(&name) => None,
+                        _ => one.xdp,
+                    }?;
+                    Some((one.name.clone(), mode))
+                });
+                let by_inspection = facts.attachments.iter().filter(|(_, name, _)| *name == program.name);
+                let attached: Vec<shown::AttachPoint> = by_firewall
+                    .chain(by_inspection.map(|(interface, _, mode)| (interface.clone(), *mode)))
+                    .map(|(interface, mode)| shown::AttachPoint { interface, mode: shown_mode(mode) })
                     .collect();
                 let runs = program.facts.as_ref().filter(|_| stats_enabled);
                 let state = match (program.enabled, &program.facts) {
@@ -665,6 +727,28 @@ fn shown_mode(mode: AttachMode) -> shown::AttachMode {
         AttachMode::Tcx => shown::AttachMode::Tcx,
         AttachMode::Clsact => shown::AttachMode::Clsact,
     }
+}
+
+/// Starts the threads that read flows.
+fn start_inspection(
+    config: &Config,
+    blocks: &SharedBlocks,
+    guard: &Guard,
+    l7: Option<&Handle<L7>>,
+    alerts: alert::AlertSender,
+    metrics: &Arc<Metrics>,
+    supervisor: &Supervisor,
+) -> Result<inspection::Threads> {
+    let start = inspection::Start {
+        config: config.ids.clone(),
+        interfaces: config.agent.interfaces.clone(),
+        blocks: blocks.clone(),
+        exceptions: (guard, config.firewall.dhcp),
+        ruling: l7.map(|l7| l7.call(|l7| l7.ruling())).transpose()?,
+        alerts,
+        metrics,
+    };
+    inspection::start(start, supervisor).context("starting the inspection of flows")
 }
 
 /// Starts the thread that owns the rules of the L7 firewall.
@@ -764,6 +848,10 @@ fn start_control(
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
         None => ratelimit::api::refused(),
+    });
+    operations.extend(match &engines.inspection {
+        Some(_) => inspection::api::operations(&engines.workers),
+        None => inspection::api::refused(),
     });
     operations.extend(match &engines.l7 {
         Some(l7) => l7::api::operations(l7, confirmations),

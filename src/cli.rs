@@ -3,6 +3,7 @@
 //! argh wants an option before the command that follows it, and takes no `--option=value`. [`arrange`] moves the global
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
+mod columns;
 mod l7;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value, json};
 
+use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
 use crate::api::Method;
 use crate::client::{Answer, Client, ClientError, Endpoint, refused};
 
@@ -91,8 +93,21 @@ pub enum Command {
     Check(Option<PathBuf>),
     /// Show the agent at work in a laboratory.
     Demo,
+    /// Run a capture file through the same judgement and inspection.
+    Replay(Replay),
     /// Ask a running agent.
     Remote(Remote),
+}
+
+/// What to replay, and how.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// The capture file.
+    pub file: PathBuf,
+    /// Whether the kernel's programs see the packets; else their models.
+    pub kernel: bool,
+    /// Whether there are lines for transactions, anomalies and flows, too.
+    pub events: bool,
 }
 
 /// A command that a running agent answers.
@@ -110,6 +125,8 @@ pub enum Remote {
     L7List,
     /// So many of those who are over a rate limit.
     RatelimitTop(u32),
+    /// The target, with its query.
+    Flows(String),
     /// One request whose answer is printed as it is.
     Call(Call),
 }
@@ -194,12 +211,14 @@ enum Sub {
     Firewall(FirewallArgs),
     Ratelimit(RatelimitArgs),
     L7(l7::L7Args),
+    Flows(FlowsArgs),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
     Ebpf(EbpfArgs),
     Openapi(OpenapiArgs),
     Demo(DemoArgs),
+    Replay(ReplayArgs),
 }
 
 /// Display version and build information.
@@ -231,6 +250,25 @@ struct OpenapiArgs {}
 #[derive(FromArgs)]
 #[argh(subcommand, name = "demo", help_triggers("-h", "--help", "help"))]
 struct DemoArgs {}
+
+/// Run a capture file (pcap or pcapng) through the loaded programs, the inspection and the rules of --config, with the
+/// capture's time as the clock. Prints a line of EVE JSON for each alert, and a summary to stderr; with -o table only the
+/// summary, to stdout. A capture that is cut off or broken is read as far as it goes.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "replay", help_triggers("-h", "--help", "help"))]
+struct ReplayArgs {
+    /// the capture file
+    #[argh(positional)]
+    file: PathBuf,
+
+    /// print lines for transactions, anomalies and flows, too
+    #[argh(switch)]
+    events: bool,
+
+    /// use models of the kernel's programs: needs no root, and prints the same
+    #[argh(switch)]
+    no_kernel: bool,
+}
 
 /// Validate a config file without starting.
 #[derive(FromArgs)]
@@ -531,6 +569,27 @@ struct BucketsArgs {
     address: std::net::IpAddr,
 }
 
+/// List the live flows, the heaviest first.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "flows", help_triggers("-h", "--help", "help"))]
+struct FlowsArgs {
+    /// bytes (default) or packets
+    #[argh(option, default = "String::from(\"bytes\")")]
+    sort: String,
+
+    /// only flows of this address
+    #[argh(option, arg_name = "address")]
+    ip: Option<std::net::IpAddr>,
+
+    /// only flows of this protocol: tcp, udp, or http, tls...
+    #[argh(option, arg_name = "name")]
+    protocol: Option<String>,
+
+    /// how many; else 20
+    #[argh(option, arg_name = "number", default = "20")]
+    limit: u32,
+}
+
 /// Show, reload and confirm the agent's configuration.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "config", help_triggers("-h", "--help", "help"))]
@@ -641,7 +700,7 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
     ("--port", None),
 ];
 /// Options without a value; every other one has one.
-const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled"];
+const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
 
 /// A number is a number in JSON; a range, a name or a number with a suffix is text.
 fn number_or_text(text: String) -> Value {
@@ -718,7 +777,11 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         log_level: line.log_level,
         log_format: line.log_format,
         token: line.token.or_else(|| given("EBPFSENTINEL_TOKEN")).map(Secret),
-        output: line.output.unwrap_or(Output::Table),
+        // A replay's events are for other programs, unless a table is asked for.
+        output: line.output.unwrap_or(match command {
+            Command::Replay(_) => Output::Json,
+            _ => Output::Table,
+        }),
         host: line.host,
         port: line.port,
     };
@@ -771,6 +834,9 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Version(_) => return Ok(Command::Version),
         Sub::Check(args) => return Ok(Command::Check(args.path)),
         Sub::Demo(_) => return Ok(Command::Demo),
+        Sub::Replay(args) => {
+            return Ok(Command::Replay(Replay { file: args.file, kernel: !args.no_kernel, events: args.events }));
+        }
         Sub::Status(_) => get("/api/v1/agent/status"),
         Sub::Health(_) => Remote::Health,
         Sub::Metrics(_) => Remote::Metrics,
@@ -812,6 +878,7 @@ fn command(sub: Sub) -> Result<Command, Exit> {
             }
         },
         Sub::L7(args) => l7::command(args)?,
+        Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
 }
@@ -826,6 +893,17 @@ fn post(target: String, body: Option<Value>) -> Remote {
 
 const RULES: &str = "/api/v1/firewall/rules";
 const LIMITS: &str = "/api/v1/ratelimit/rules";
+
+fn flows_target(args: &FlowsArgs) -> String {
+    let mut target = format!("/api/v1/flows?sort={}&limit={}", encoded(&args.sort), args.limit);
+    if let Some(ip) = args.ip {
+        target += &format!("&ip={}", encoded(&ip.to_string()));
+    }
+    if let Some(protocol) = &args.protocol {
+        target += &format!("&protocol={}", encoded(protocol));
+    }
+    target
+}
 
 fn delete(rules: &str, args: &DeleteArgs) -> Remote {
     let target = confirmed(&rule_path(rules, &args.id), args.confirm);
@@ -1004,6 +1082,7 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let target = format!("/api/v1/ratelimit/top?limit={limit}");
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
         }
+        Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)
@@ -1054,51 +1133,6 @@ fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) 
 
 /// A column of a table: heading, and the fields that it shows, those that are absent left out.
 type Column = (&'static str, &'static [&'static str]);
-
-const RULE_COLUMNS: &[Column] = &[
-    ("ID", &["id"]),
-    ("PRIORITY", &["priority"]),
-    ("ACTION", &["action"]),
-    ("PROTOCOL", &["protocol"]),
-    ("SOURCE", &["src_ip", "src_port"]),
-    ("DESTINATION", &["dst_ip", "dst_port"]),
-    ("VLAN", &["vlan_id"]),
-    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "state", "interfaces"]),
-    ("ENABLED", &["enabled"]),
-    ("FROM", &["source"]),
-    ("PACKETS", &["packets"]),
-    ("BYTES", &["bytes"]),
-    ("LAST HIT", &["last_hit"]),
-];
-
-const LIMIT_COLUMNS: &[Column] = &[
-    ("ID", &["id"]),
-    ("PRIORITY", &["priority"]),
-    ("RATE", &["rate", "unit"]),
-    ("BURST", &["burst"]),
-    ("ALGORITHM", &["algorithm", "threshold_pps"]),
-    ("SCOPE", &["scope", "ipv6_prefix_len"]),
-    ("ACTION", &["action", "block_secs"]),
-    ("PROTOCOL", &["protocol"]),
-    ("SOURCE", &["src_ip", "src_port"]),
-    ("DESTINATION", &["dst_ip", "dst_port"]),
-    ("VLAN", &["vlan_id"]),
-    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "fragment", "interfaces"]),
-    ("ENABLED", &["enabled"]),
-    ("FROM", &["source"]),
-    ("PASSED", &["passed"]),
-    ("OVER LIMIT", &["over_limit"]),
-];
-
-const TOP_COLUMNS: &[Column] = &[
-    ("RULE", &["rule"]),
-    ("COMMON", &["common"]),
-    ("SOURCE", &["source", "src_port"]),
-    ("DESTINATION", &["destination", "dst_port"]),
-    ("PROTOCOL", &["protocol"]),
-    ("DROPPED", &["dropped"]),
-    ("BLOCKED FOR", &["blocked_secs_left"]),
-];
 
 fn list_table(rules: &[Value], columns: &[Column]) -> String {
     let shown = |rule: &Value, field: &str| match &rule[field] {

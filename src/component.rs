@@ -10,19 +10,22 @@ pub enum Component {
     Firewall,
     /// Rate limiter in XDP, behind the firewall.
     Ratelimit,
+    /// Inspection of flows.
+    Ids,
     /// Application-layer firewall over reassembled flows.
     L7,
 }
 
 impl Component {
     /// Every component that this build has.
-    pub const ALL: &'static [Component] = &[Component::Firewall, Component::Ratelimit, Component::L7];
+    pub const ALL: &'static [Component] = &[Component::Firewall, Component::Ratelimit, Component::Ids, Component::L7];
 
     /// The one name: section, route segment, label value.
     pub const fn name(self) -> &'static str {
         match self {
             Component::Firewall => "firewall",
             Component::Ratelimit => "ratelimit",
+            Component::Ids => "ids",
             Component::L7 => "l7",
         }
     }

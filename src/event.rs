@@ -61,11 +61,15 @@ pub enum Reason {
     Fragment,
     /// It would pass, but its source is forged: `firewall.rp_filter`.
     RpFilter,
+    /// The agent has blocked its flow.
+    BlockedFlow,
+    /// The agent has blocked its source or destination.
+    BlockedAddress,
 }
 
 impl Reason {
     /// All of them, in the kernel's order.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 9] = [
         Reason::Rule,
         Reason::Policy,
         Reason::State,
@@ -73,11 +77,13 @@ impl Reason {
         Reason::Unparsable,
         Reason::Fragment,
         Reason::RpFilter,
+        Reason::BlockedFlow,
+        Reason::BlockedAddress,
     ];
 
     /// The reason with the kernel's number.
     pub fn of(reason: u8) -> Option<Reason> {
-        const { assert!(fw_reason::FW_REASONS.0 == 7) };
+        const { assert!(fw_reason::FW_REASONS.0 == 9) };
         Reason::ALL.get(usize::from(reason)).copied()
     }
 
@@ -91,6 +97,8 @@ impl Reason {
             Reason::Unparsable => "unparsable",
             Reason::Fragment => "fragment",
             Reason::RpFilter => "rp_filter",
+            Reason::BlockedFlow => "blocked_flow",
+            Reason::BlockedAddress => "blocked_address",
         }
     }
 }

@@ -10,7 +10,9 @@
 //! `syn_cookie`, and meanwhile acknowledgements, go on to `bpf/xdp_syncookie.bpf.c`. With `agent.cpu_steering`
 //! `bpf/xdp_steer.bpf.c` comes last and sends the packet to its flow's CPU. At TC `bpf/tc_mirror.bpf.c` sends copies of
 //! what a rule with `mirror_to` has passed, by the slot that xdp_firewall notes in front of the packet
-//! (`include/xdp_meta.h`).
+//! (`include/xdp_meta.h`). Behind it, and behind `bpf/tc_egress.bpf.c` on the way out, `bpf/tc_ids.bpf.c` copies what each
+//! flow says, by direction and as far as its budget goes (`include/flow_budget.h`). What the agent has blocked
+//! (`include/verdicts.h`) xdp_firewall drops before it asks its rules, and tc_ids in both directions.
 //!
 //! What the kernel side tells goes one way, through bounded queues, and never waits; every loss is counted by place and
 //! reason:
@@ -25,7 +27,7 @@
 //! # Invariants
 //! - State has one owner, a thread. Every kernel map has one writer: the kernel side or one thread of the agent. The flow
 //!   cache is the kernel's, a part for each CPU; the agent empties it only at a swap, while it is closed. The limiter's
-//!   buckets are the kernel's, too, which also frees those that are silent.
+//!   buckets are the kernel's, too, which also frees those that are silent, and so are the entries of flows of tc_ids.
 //! - The tables of each engine exist twice. The idle generation is compiled while no packet reads it, then made live by one
 //!   store; a packet reads the live index once ([`bpf::generations::Generations::swap`]).
 //! - Maps are filled before anything is attached.
@@ -49,14 +51,17 @@ pub mod config;
 pub mod confirm;
 pub mod control;
 pub mod engines;
+pub mod enrichment;
 pub mod event;
 pub mod explain;
 pub mod flow;
+pub mod inspection;
 pub mod lab;
 pub mod logging;
 pub mod matching;
 pub mod metrics;
 pub mod packet;
+pub mod replay;
 pub mod ruled;
 pub mod supervise;
 pub mod system;

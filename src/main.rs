@@ -1,11 +1,13 @@
 //! The agent and its command line, in one binary.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ebpfsentinel::agent::{self, Options};
 use ebpfsentinel::cli::{self, Command};
 use ebpfsentinel::lab::demo;
+use ebpfsentinel::replay::{self, Job};
 
 const DEFAULT_CONFIG: &str = "/etc/ebpfsentinel/config.toml";
 
@@ -37,7 +39,43 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Replay(asked) => replay(global, &asked, options(None)),
         Command::Remote(remote) => ExitCode::from(u8::try_from(cli::run_remote(global, &remote)).unwrap_or(1)),
+    }
+}
+
+/// Replays a capture file. Its lines go to stdout and the summary to stderr; where only the summary is asked for, it is the
+/// output.
+fn replay(global: &cli::Global, asked: &cli::Replay, options: Options) -> ExitCode {
+    let config = match &global.config {
+        None => None,
+        Some(_) => match options.load() {
+            Ok(loaded) => Some(loaded.config),
+            Err(errors) => {
+                eprint!("{}", cli::printable(&errors.detailed()));
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let lines = global.output == cli::Output::Json;
+    let job = Job { file: asked.file.clone(), kernel: asked.kernel, events: asked.events, lines };
+    match replay::run(&job, config.as_ref(), &mut std::io::stdout().lock()) {
+        Ok(summary) => {
+            if let Some(fault) = &summary.fault {
+                eprintln!("warning: {}: {fault}", job.file.display());
+            }
+            if lines {
+                eprintln!("{summary}");
+            } else {
+                // A reader that has gone away is no error.
+                let _ = writeln!(std::io::stdout().lock(), "{summary}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            cli::complain(&error.to_string());
+            ExitCode::from(if error.is_input() { 2 } else { 1 })
+        }
     }
 }
 

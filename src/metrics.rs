@@ -83,6 +83,25 @@ metrics! {
     MIRROR_LOST = Counter "mirror_lost_packets" ["interface", "reason"] "Packets that arrived on an interface and have no \
         copy: longer than the MTU of the one that it should have gone to (mtu), which is not there (no_interface) or did \
         not take it (clone_failed); or it is not known whether they should have one (no_metadata)";
+    CAPTURE_PACKETS = Counter "inspection_packets" ["direction", "result"] "IP packets that tc_ids looked at: recorded for \
+        the agent, past their flow's budget, sampled out, forwarded (and looked at when they arrived), dropped because \
+        their flow or an address is blocked, or lost";
+    CAPTURE_BYTES = Counter "inspection" in "bytes" ["direction", "kind"] "Bytes of frames that tc_ids looked at (seen), \
+        and that it recorded (copied)";
+    CAPTURE_TRUNCATED = Counter "inspection_truncated_packets" ["direction"] "Recorded packets that were too long to be \
+        recorded whole";
+    CAPTURE_EVICTED = Counter "inspection_flows_replaced" ["direction"] "Flows whose place in the kernel's table was taken \
+        by another one; their budget begins anew";
+    BLOCKS = Gauge "blocked" ["kind"] "Flows and addresses that are blocked";
+    BLOCKS_FAILED = Counter "blocks_failed" ["worker"] "Flows that should have been blocked and for which there was no room";
+    RESETS = Counter "tcp_resets" ["worker", "result"] "Refused connections that were reset at both ends, were too many, or \
+        could not be";
+    WORKER_QUEUE = Gauge "inspection_queue_batches" ["worker"] "Batches of records that wait for a worker";
+    WORKER_MEMORY = Gauge "inspection_memory" in "bytes" ["worker", "kind"] "What a worker keeps: all, and of it streams, \
+        parsers and beginnings (reassembly)";
+    WORKER_EVENTS = Counter "inspection_events" ["worker", "event"] "What happened to packets, streams and flows in a worker, \
+        by the name of the event; each cap has one";
+    LIVE_FLOWS = Gauge "flows" ["protocol"] "Live flows by the protocol above";
     CONNECTIONS = Gauge "connections" [] "Entries of the connection table";
     EVENTS_LOST = Counter "events_lost" ["place", "reason"] "Events that did not fit, by where they were lost and why";
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
@@ -133,12 +152,55 @@ pub struct KernelCounters {
     pub connections: Option<u64>,
     /// The rate limiter's; `None` when it does not run.
     pub limits: Option<LimitCounters>,
+    /// The inspection's; `None` when it does not run.
+    pub inspection: Option<InspectionCounters>,
     /// The L7 firewall's; `None` when it does not run.
     pub l7: Option<L7Counters>,
     /// What was mirrored, by interface; empty as long as nothing is.
     pub mirrors: Vec<MirrorCounters>,
     /// What was steered, by CPU; empty when nothing is.
     pub steered: Vec<SteerCounters>,
+}
+
+/// What the inspection of flows counted.
+#[derive(Clone, Debug, Default)]
+pub struct InspectionCounters {
+    /// The kernel's part, by direction.
+    pub capture: Vec<CaptureCounters>,
+    /// What is blocked, by kind.
+    pub blocks: Vec<(&'static str, u64)>,
+    /// Batches that wait, by worker.
+    pub queues: Vec<u64>,
+    /// By worker.
+    pub workers: Vec<WorkerCounters>,
+}
+
+/// What tc_ids counted of one direction.
+#[derive(Clone, Debug, Default)]
+pub struct CaptureCounters {
+    pub direction: &'static str,
+    pub bytes: u64,
+    pub copied_bytes: u64,
+    /// What became of packets.
+    pub packets: Vec<(&'static str, u64)>,
+    /// Why records did not reach the ring buffer, and how many.
+    pub lost: Vec<(&'static str, u64)>,
+    pub truncated: u64,
+    pub flows_evicted: u64,
+}
+
+/// What a worker counted, and what it keeps.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerCounters {
+    /// Live flows by the protocol above.
+    pub flows: Vec<(&'static str, u64)>,
+    /// Events by name.
+    pub stats: Vec<(&'static str, u64)>,
+    pub memory: u64,
+    pub reassembly_memory: u64,
+    /// What became of resets.
+    pub resets: Vec<(&'static str, u64)>,
+    pub blocks_failed: u64,
 }
 
 /// What the L7 firewall counted.
@@ -370,6 +432,9 @@ impl Collector for State {
         out.counters(&MIRRORED_BYTES, mirrors.iter().map(|one| ([one.interface.as_str()], one.bytes)))?;
         let lost = mirrors.iter().flat_map(|one| one.lost.iter().map(|(why, n)| ([one.interface.as_str(), *why], *n)));
         out.counters(&MIRROR_LOST, lost)?;
+        if let Some(inspection) = &kernel.inspection {
+            out.inspection(inspection)?;
+        }
         if let Some(connections) = kernel.connections {
             out.gauge(&CONNECTIONS, connections as f64)?;
         }
@@ -387,6 +452,12 @@ impl Collector for State {
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
+        let capture = kernel.inspection.iter().flat_map(|inspection| &inspection.capture);
+        let mut not_recorded: BTreeMap<&str, u64> = BTreeMap::new();
+        for (reason, lost) in capture.flat_map(|one| &one.lost) {
+            *not_recorded.entry(reason).or_default() += lost;
+        }
+        let in_kernel = in_kernel.chain(not_recorded.into_iter().map(|(reason, n)| (["kernel_ids", reason], n)));
         let unscanned = kernel.l7.iter().map(|l7| (["l7", "scan_failed"], l7.scan_failures));
         out.counters(&EVENTS_LOST, own.chain(in_kernel).chain(unscanned))?;
 
@@ -441,6 +512,39 @@ impl Output<'_> {
             }
             Ok(())
         })
+    }
+
+    fn inspection(&mut self, inspection: &InspectionCounters) -> fmt::Result {
+        let capture = &inspection.capture;
+        let packets =
+            capture.iter().flat_map(|one| one.packets.iter().map(|(result, n)| ([one.direction, *result], *n)));
+        self.counters(&CAPTURE_PACKETS, packets)?;
+        let bytes = |one: &CaptureCounters| {
+            [([one.direction, "seen"], one.bytes), ([one.direction, "copied"], one.copied_bytes)]
+        };
+        self.counters(&CAPTURE_BYTES, capture.iter().flat_map(bytes))?;
+        self.counters(&CAPTURE_TRUNCATED, capture.iter().map(|one| ([one.direction], one.truncated)))?;
+        self.counters(&CAPTURE_EVICTED, capture.iter().map(|one| ([one.direction], one.flows_evicted)))?;
+        self.gauges(&BLOCKS, inspection.blocks.iter().map(|(kind, n)| ([*kind], *n as f64)))?;
+        let numbers: Vec<String> =
+            (0..inspection.workers.len().max(inspection.queues.len())).map(|n| n.to_string()).collect();
+        let workers = || numbers.iter().map(String::as_str).zip(&inspection.workers);
+        self.counters(&BLOCKS_FAILED, workers().map(|(worker, of)| ([worker], of.blocks_failed)))?;
+        let resets = workers().flat_map(|(worker, of)| of.resets.iter().map(move |(what, n)| ([worker, *what], *n)));
+        self.counters(&RESETS, resets)?;
+        let queues = numbers.iter().zip(&inspection.queues).map(|(worker, n)| ([worker.as_str()], *n as f64));
+        self.gauges(&WORKER_QUEUE, queues)?;
+        let memory = workers().flat_map(|(worker, of)| {
+            [([worker, "all"], of.memory as f64), ([worker, "reassembly"], of.reassembly_memory as f64)]
+        });
+        self.gauges(&WORKER_MEMORY, memory)?;
+        let events = workers().flat_map(|(worker, of)| of.stats.iter().map(move |(event, n)| ([worker, *event], *n)));
+        self.counters(&WORKER_EVENTS, events)?;
+        let mut flows: BTreeMap<&str, u64> = BTreeMap::new();
+        for (protocol, live) in inspection.workers.iter().flat_map(|of| &of.flows) {
+            *flows.entry(protocol).or_default() += live;
+        }
+        self.gauges(&LIVE_FLOWS, flows.into_iter().map(|(protocol, n)| ([protocol], n as f64)))
     }
 
     fn limits(&mut self, limits: &LimitCounters) -> fmt::Result {

@@ -857,6 +857,24 @@ impl<'r> Field<'r> {
         fits
     }
 
+    /// A number in `range`, with or without a fraction.
+    pub fn number(&self, range: RangeInclusive<f64>) -> Option<f64> {
+        self.learn(Kind::Scalar);
+        let value = &self.node?.value;
+        let number = match value {
+            Value::Integer(number) => Some(*number as f64),
+            Value::Float(number) => Some(*number),
+            Value::Word(text) => text.parse().ok(),
+            _ => None,
+        };
+        // NaN is in no range.
+        let fits = number.filter(|number| range.contains(number));
+        if fits.is_none() {
+            self.mismatch(format!("a number from {} to {}", range.start(), range.end()), value, "");
+        }
+        fits
+    }
+
     /// One of a few words, each with its meaning. The first word for a meaning is the one that messages name.
     pub fn one_of<T: Copy + PartialEq>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let text = self.text()?;

@@ -96,10 +96,10 @@ fn write_policy(tables: &mut fw_tables, wanted: Policy, generation: u32) {
     policy.stateful = wanted.stateful.into();
     policy.dhcp = 1;
     policy.flow_turn = flow_turn(false).expect("a turn that depends on nothing");
-    policy.guard_ports = 1;
-    policy.guard_port[0] = 22;
-    policy.guard_nets = 2;
-    for (net, low) in policy.guard_net.iter_mut().zip([0xffff_c000_0201_u64, 0xffff_c633_6401]) {
+    policy.guard.ports = 1;
+    policy.guard.port[0] = 22;
+    policy.guard.nets = 2;
+    for (net, low) in policy.guard.net.iter_mut().zip([0xffff_c000_0201_u64, 0xffff_c633_6401]) {
         net.addr = [0, low];
         net.mask = [u64::MAX, u64::MAX];
     }

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::Alert;
-use crate::flow::{Direction, Flow, community_id};
+use crate::flow::community_id::community_id;
+use crate::flow::{Direction, Flow};
 use crate::packet::proto::{Fact, Told, ftp, http, smb, smtp, tls};
 
 /// Longest text of a fact, and of the bytes that matched, before they are escaped.

@@ -131,6 +131,8 @@ pub struct Alert {
     pub direction: Option<&'static str>,
     /// The flow's Community ID, by which other tools name the same flow.
     pub community_id: Option<String>,
+    /// The process of this host that has an end of the flow: its id and its command line.
+    pub process: Option<(u32, String)>,
     /// The protocol above, by the word of [`AppProto::name`](crate::packet::proto::AppProto::name).
     pub app_proto: Option<&'static str>,
     /// What that protocol told; see [`facts`].
@@ -177,6 +179,7 @@ impl Alert {
             out_interface: None,
             direction: None,
             community_id: None,
+            process: None,
             app_proto: None,
             facts: Vec::new(),
             matched_field: None,
@@ -213,6 +216,10 @@ impl Alert {
         fields.extend(self.out_interface.as_deref().map(|name| ("out_interface", Field::Text(name.into()))));
         fields.extend(self.direction.map(|word| ("direction", Field::Text(word.into()))));
         fields.extend(self.community_id.as_deref().map(|id| ("community_id", Field::Text(id.into()))));
+        if let Some((pid, command)) = &self.process {
+            fields.push(("pid", Field::Number((*pid).into())));
+            fields.push(("command", Field::Text(command.as_str().into())));
+        }
         fields.extend(self.app_proto.map(|word| ("app_proto", Field::Text(word.into()))));
         fields.extend(self.facts.iter().map(|(name, text)| (*name, Field::Text(text.as_str().into()))));
         fields.extend(self.matched_field.as_deref().map(|name| ("matched_field", Field::Text(name.into()))));

@@ -166,6 +166,42 @@ pub enum TcPlace {
     Egress,
     /// What arrives on it, before them: with tcx, none of them takes a packet away unseen.
     Ingress,
+    /// As [`TcPlace::Egress`], beside a program that is there already.
+    EgressToo,
+    /// As [`TcPlace::Ingress`], behind the program of this name if that is there.
+    IngressBehind(&'static str),
+}
+
+impl TcPlace {
+    const fn is_ingress(self) -> bool {
+        matches!(self, TcPlace::Ingress | TcPlace::IngressBehind(_))
+    }
+
+    /// Priority of the filter of clsact; a handle is the same number. Those of one place replace each other.
+    const fn priority(self) -> u16 {
+        match self {
+            TcPlace::Egress | TcPlace::Ingress => 0xeb5,
+            TcPlace::EgressToo | TcPlace::IngressBehind(_) => 0xeb6,
+        }
+    }
+}
+
+/// Id of the program of this name among those that tcx runs for what arrives on an interface.
+fn tcx_ingress_program(ifindex: u32, name: &str) -> Option<u32> {
+    let mut ids = [0u32; 64];
+    let mut options = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as _,
+        prog_ids: ids.as_mut_ptr(),
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.count = ids.len() as u32;
+    // SAFETY: options is a whole bpf_prog_query_opts of the size that it says, with room for as many ids as it says.
+    check(unsafe { libbpf_sys::bpf_prog_query_opts(ifindex as i32, libbpf_sys::BPF_TCX_INGRESS, &mut options) })
+        .ok()?;
+    let is_it = |&id: &u32| {
+        id != 0 && libbpf_rs::ProgramHandle::from_prog_id(id).is_ok_and(|one| one.name().to_string_lossy() == name)
+    };
+    ids.into_iter().find(is_it)
 }
 
 /// Attaches a TC program, which is called `program_name`, to an interface.
@@ -176,14 +212,21 @@ pub fn tc(
     ifindex: u32,
     interface: &str,
 ) -> Result<Attached> {
-    let (kind, flags, hook) = match place {
-        TcPlace::Egress => (libbpf_sys::BPF_TCX_EGRESS, 0, libbpf_rs::TC_EGRESS),
-        TcPlace::Ingress => (libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_F_BEFORE, libbpf_rs::TC_INGRESS),
-    };
-    let options = libbpf_sys::bpf_link_create_opts {
+    let mut options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
-        flags,
         ..Default::default()
+    };
+    let (kind, hook) = if place.is_ingress() {
+        options.flags = libbpf_sys::BPF_F_BEFORE;
+        if let TcPlace::IngressBehind(other) = place
+            && let Some(id) = tcx_ingress_program(ifindex, other)
+        {
+            options.flags = libbpf_sys::BPF_F_AFTER | libbpf_sys::BPF_F_ID;
+            options.__bindgen_anon_1.tcx.relative_id = id;
+        }
+        (libbpf_sys::BPF_TCX_INGRESS, libbpf_rs::TC_INGRESS)
+    } else {
+        (libbpf_sys::BPF_TCX_EGRESS, libbpf_rs::TC_EGRESS)
     };
     // SAFETY: options is a whole bpf_link_create_opts of the size that it says.
     let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, kind, &options) };
@@ -200,8 +243,8 @@ pub fn tc(
     let mut hook = libbpf_rs::TcHookBuilder::new(program)
         .ifindex(ifindex as i32)
         .replace(true)
-        .handle(0xeb5)
-        .priority(0xeb5)
+        .handle(u32::from(place.priority()))
+        .priority(u32::from(place.priority()))
         .hook(hook);
     hook.create().with_context(|| format!("making the clsact qdisc on {interface}"))?;
     let hook = hook.attach().with_context(|| format!("attaching {program_name} to {interface}"))?;

@@ -4,6 +4,7 @@
 //! Everything here is mechanism. What goes into a map is decided by the engine that owns the program.
 
 pub mod attach;
+pub mod blocks;
 pub mod chain;
 pub mod counts;
 pub mod generations;
@@ -11,6 +12,7 @@ pub mod map;
 pub mod offload;
 pub mod ringbuf;
 pub mod tc_egress;
+pub mod tc_ids;
 pub mod tc_mirror;
 pub mod xdp_firewall;
 pub mod xdp_ratelimit;
@@ -44,6 +46,9 @@ pub(crate) mod skeletons {
     }
     pub mod tc_egress {
         include!(concat!(env!("OUT_DIR"), "/tc_egress.skel.rs"));
+    }
+    pub mod tc_ids {
+        include!(concat!(env!("OUT_DIR"), "/tc_ids.skel.rs"));
     }
     pub mod tc_mirror {
         include!(concat!(env!("OUT_DIR"), "/tc_mirror.skel.rs"));
@@ -144,9 +149,18 @@ pub fn has_raw_cookies() -> bool {
     has_xdp_helper(libbpf_sys::BPF_FUNC_tcp_raw_gen_syncookie_ipv4)
 }
 
+/// Whether TC programs are told the cgroup of a packet: it is a matter of how the kernel was built.
+pub fn has_packet_cgroups() -> bool {
+    has_helper(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, libbpf_sys::BPF_FUNC_skb_cgroup_id)
+}
+
 fn has_xdp_helper(helper: libbpf_sys::bpf_func_id) -> bool {
+    has_helper(libbpf_sys::BPF_PROG_TYPE_XDP, helper)
+}
+
+fn has_helper(program: libbpf_sys::bpf_prog_type, helper: libbpf_sys::bpf_func_id) -> bool {
     // SAFETY: takes two numbers and no options.
-    let has = unsafe { libbpf_sys::libbpf_probe_bpf_helper(libbpf_sys::BPF_PROG_TYPE_XDP, helper, std::ptr::null()) };
+    let has = unsafe { libbpf_sys::libbpf_probe_bpf_helper(program, helper, std::ptr::null()) };
     has == 1
 }
 
@@ -167,7 +181,8 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     [
         (has_multi_buffer(), "multi-buffer XDP", "interfaces with an MTU above 3000 are filtered in generic mode"),
         (has_raw_cookies(), "raw SYN cookies", "a SYN that is answered is looked up among the sockets first"),
-        (version >= (6, 6), "tcx", "tc_egress and tc_mirror are filters of the clsact qdisc"),
+        (has_packet_cgroups(), "cgroups of packets", "flows are told without the cgroup of their socket"),
+        (version >= (6, 6), "tcx", "tc_egress, tc_mirror and tc_ids are filters of the clsact qdisc"),
     ]
     .into_iter()
     .filter_map(|(has, name, fallback)| (!has).then_some((name, fallback)))
@@ -182,6 +197,12 @@ pub(crate) fn cpu_ids(which: &str) -> Result<usize> {
     let highest = text.trim().rsplit([',', '-']).next().unwrap_or_default();
     let highest: usize = highest.parse().with_context(|| format!("{path} says {text:?}"))?;
     Ok(highest + 1)
+}
+
+/// Seconds since boot, suspended time included (CLOCK_BOOTTIME).
+pub fn boot_seconds() -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).context("reading the clock since boot")?;
+    Ok(now.tv_sec() as u64)
 }
 
 /// Numbers of the CPUs that are online.

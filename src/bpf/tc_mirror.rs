@@ -12,6 +12,9 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::tc_mirror::{TcMirrorSkel, TcMirrorSkelBuilder};
 use crate::abi::{fw_limits, mirror_count, mirror_limits, mirror_table};
 
+/// The program's name.
+pub const PROGRAM: &str = "tc_mirror";
+
 /// Where the packets of a rule go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
+use super::blocks::Blocks;
 use super::chain::Chain;
 use super::counts::Counts;
 use super::generations::{Generations, WriteRows};
@@ -76,6 +77,8 @@ pub struct Switches<'a> {
     pub chain: Option<&'a Chain>,
     /// Whether xdp_steer is the last of them.
     pub steers: bool,
+    /// What is blocked; without, nothing can be, and no packet asks.
+    pub blocks: Option<&'a Blocks>,
 }
 
 impl Default for Switches<'_> {
@@ -88,6 +91,7 @@ impl Default for Switches<'_> {
             connections: None,
             chain: None,
             steers: false,
+            blocks: None,
         }
     }
 }
@@ -159,6 +163,7 @@ impl XdpFirewall {
         constants.fragment_timeout = FRAGMENT_SECS * second;
         constants.tell_interval = second as u32;
         constants.explain_secret = secret;
+        constants.has_blocks = switches.blocks.is_some().into();
         if let Some(chain) = switches.chain {
             chain.give(&mut open.maps.xdp_next)?;
         }
@@ -184,6 +189,7 @@ impl XdpFirewall {
             .set_value_size((possible * size_of::<fw_cpu_counts>()) as u32)
             .context("giving each CPU its counters")?;
         let maps = &mut open.maps;
+        Blocks::give(switches.blocks, [&mut maps.blocked_flows, &mut maps.blocked_addrs, &mut maps.block_policy])?;
         maps.bss_flows_v4
             .set_value_size((sets_v4 * size_of::<fw_flow_set_v4>()) as u32)
             .and(maps.bss_flows_v6.set_value_size((sets_v6 * size_of::<fw_flow_set_v6>()) as u32))

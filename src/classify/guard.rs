@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::abi::{fw_net, fw_policy, fw_policy_limits};
+use crate::abi::{fw_guard, fw_net, fw_policy_limits};
 
 /// Ports that stay open, and from where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,16 +40,16 @@ impl Guard {
         Guard { ports, networks: networks.into_iter().take(Guard::NETWORKS_MAX).collect() }
     }
 
-    /// Writes the guard into a generation's policy.
-    pub fn write(&self, policy: &mut fw_policy) {
-        policy.guard_filter = 0;
-        policy.guard_ports = self.ports.len().min(Guard::PORTS_MAX) as u8;
-        for (place, &port) in policy.guard_port.iter_mut().zip(&self.ports) {
+    /// Writes the guard for the kernel.
+    pub fn write(&self, guard: &mut fw_guard) {
+        guard.filter = 0;
+        guard.ports = self.ports.len().min(Guard::PORTS_MAX) as u8;
+        for (place, &port) in guard.port.iter_mut().zip(&self.ports) {
             *place = port;
-            policy.guard_filter |= 1 << (port & 63);
+            guard.filter |= 1 << (port & 63);
         }
-        policy.guard_nets = self.networks.len().min(Guard::NETWORKS_MAX) as u8;
-        for (place, net) in policy.guard_net.iter_mut().zip(&self.networks) {
+        guard.nets = self.networks.len().min(Guard::NETWORKS_MAX) as u8;
+        for (place, net) in guard.net.iter_mut().zip(&self.networks) {
             *place = kernel_net(net);
         }
     }

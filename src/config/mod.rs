@@ -10,6 +10,7 @@ use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
 use crate::engines::ratelimit::config::RatelimitConfig;
+use crate::flow::config::CaptureConfig;
 use crate::written::Field;
 
 pub mod agent;
@@ -29,6 +30,8 @@ pub struct Config {
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
     pub ratelimit: RatelimitConfig,
+    /// Section `[ids]`.
+    pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
 }
@@ -37,17 +40,24 @@ impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let ids_field = r.key("ids");
         let l7_field = r.key("l7");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
+        let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, l7: l7? };
+        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
+            );
+        }
+        if config.l7.enabled && config.ids.enabled == Some(false) {
+            ids_field.error(
+                "enabled: the rules of [l7] judge what is inspected; set ids.enabled = true, or l7.enabled = false",
             );
         }
         if config.l7.enabled && config.l7.mode == Mode::Block && !config.firewall.enabled {
@@ -63,6 +73,11 @@ impl Config {
             );
         }
         Some(config)
+    }
+
+    /// Whether flows are inspected.
+    pub fn inspects(&self) -> bool {
+        self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
     /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
@@ -98,8 +113,19 @@ impl Config {
             ("ratelimit.enabled", ratelimit.enabled != was.enabled),
             ("ratelimit.max_sources", ratelimit.max_sources != was.max_sources),
         ];
+        let (ids, was) = (&self.ids, &old.ids);
+        let ids_keys = [
+            ("ids.enabled", ids.enabled != was.enabled),
+            ("ids.stream_depth", ids.stream_depth != was.stream_depth),
+            ("ids.udp_packets", ids.udp_packets != was.udp_packets),
+            ("ids.sampling", ids.sampling != was.sampling),
+            ("ids.workers", ids.workers != was.workers),
+            ("ids.max_flows", ids.max_flows != was.max_flows),
+            ("ids.memory", ids.memory != was.memory),
+            ("ids.check_checksums", ids.check_checksums != was.check_checksums),
+        ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(l7_keys);
+        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

@@ -25,6 +25,8 @@ pub struct Protocols {
     pub detect: fn(bool, &[u8], &[u8], u16) -> Detected,
     /// See [`crate::packet::proto::parser_for`].
     pub parser_for: fn(AppProto) -> Option<Box<dyn Parser>>,
+    /// See [`crate::packet::proto::datagram_parser_for`].
+    pub datagram_parser_for: fn(AppProto) -> Option<Box<dyn Parser>>,
 }
 
 /// What is above a flow.
@@ -258,7 +260,10 @@ impl Feed<'_, '_> {
             self.is_swapped = !self.is_swapped;
             is_flipped = false;
         }
-        *self.app = match (self.upper.protocols.parser_for)(app_proto) {
+        let protocols = &self.upper.protocols;
+        let is_datagrams = self.flow.protocol == protocol::UDP;
+        let parser_for = if is_datagrams { protocols.datagram_parser_for } else { protocols.parser_for };
+        *self.app = match parser_for(app_proto) {
             Some(parser) => {
                 self.flow.app_proto = Some(app_proto);
                 App::Parsing { parser, is_flipped, ended: [false; 2] }

@@ -18,7 +18,7 @@ use super::tcp::{Arrival, Next, Tcp};
 use super::{EndReason, Flow, Link, PacketMeta, State, Watcher};
 use crate::packet::frame::{self, Checksum, Content, Datagram, Frame, Segment, Unread, protocol, tcp_flag};
 use crate::packet::proto::ftp::Transfer;
-use crate::packet::proto::{AppProto, Out, Side, detect, parser_for};
+use crate::packet::proto::{AppProto, Out, Side, datagram_parser_for, detect, parser_for};
 
 /// Flows that are evicted for one packet's memory at most.
 const EVICTIONS_MAX: usize = 16;
@@ -58,7 +58,8 @@ struct Packet<'a> {
 impl Inspector {
     /// An inspector with nothing in it. The secret keys its hash tables; nothing that it tells depends on it.
     pub fn new(limits: Limits, secret: u64) -> Inspector {
-        Inspector::with_protocols(limits, secret, Protocols { detect: detect::detect, parser_for })
+        let protocols = Protocols { detect: detect::detect, parser_for, datagram_parser_for };
+        Inspector::with_protocols(limits, secret, protocols)
     }
 
     /// The same, with protocols of the caller's.
@@ -427,6 +428,11 @@ impl Inspector {
 
     /// After a packet: the flow goes to its list, and what it keeps is counted.
     fn settle(&mut self, slot: u32, watcher: &mut dyn Watcher) {
+        if let Some(entry) = self.table.get_mut(slot)
+            && entry.flow.is_blocked
+        {
+            watcher.blocked_packet(&entry.flow);
+        }
         self.table.touch(slot, self.now_ns);
         self.recount(slot);
         while let Some((id, transfer)) = self.named.pop() {

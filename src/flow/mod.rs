@@ -5,7 +5,9 @@
 //! has a cap, each cap a policy and a counter ([`Stats`]). Time is an argument: the capture's, or the boot clock's.
 
 mod app;
+pub mod budget;
 pub mod community_id;
+pub mod config;
 pub mod defrag;
 mod entry;
 mod expect;
@@ -173,6 +175,9 @@ pub trait Watcher {
 
     /// Something is odd; without a flow when the packet could not be read that far.
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly);
+
+    /// A packet of a flow came that is blocked: it was on its way, or the block does not hold any more.
+    fn blocked_packet(&mut self, _flow: &Flow) {}
 
     /// A flow ended.
     fn ended(&mut self, flow: &Flow, why: EndReason);

@@ -16,3 +16,4 @@ mod steer;
 #[path = "../support/mod.rs"]
 pub mod support;
 mod syn_cookies;
+mod tc_ids;

@@ -2,6 +2,7 @@
 //!
 //! Use it with `#[path = "../support/mod.rs"] pub mod support;`. `pub`, because no single user needs all of it.
 
+pub mod captures;
 pub mod classbench;
 pub mod packets;
 pub mod random;

@@ -62,7 +62,7 @@ impl Generation<'_> {
         policy.next_hop = config.next_hop.into();
         policy.flow_turn = flow_turn(config.rp_filter != RpFilter::Off)?;
         policy.write_meta = self.rules.iter().any(|rule| rule.is_mirroring()).into();
-        self.guard.write(policy);
+        self.guard.write(&mut policy.guard);
         (policy.iface_multiplier, policy.iface) = hash_of_interfaces(self.ports)?;
         Ok(())
     }

@@ -15,8 +15,7 @@ use crate::classify::interfaces::Port;
 use crate::classify::slots::Slots;
 use crate::metrics::MirrorCounters;
 
-/// The program's name.
-pub(super) const PROGRAM: &str = "tc_mirror";
+pub(super) use crate::bpf::tc_mirror::PROGRAM;
 
 /// Packets without metadata that are taken for a few which were on their way when mirroring began.
 const STRAYS_MAX: u64 = 64;

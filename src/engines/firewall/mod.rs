@@ -13,7 +13,7 @@ mod mirror;
 pub mod rule;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +29,7 @@ use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict, steer_count};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
+use crate::bpf::blocks::Blocks;
 use crate::bpf::chain::Chain;
 use crate::bpf::counts::RuleCount;
 use crate::bpf::offload;
@@ -78,6 +79,8 @@ pub struct Start<'a> {
     pub behind: Vec<Behind>,
     /// Its last program, if flows are steered.
     pub steer: Option<XdpSteer>,
+    /// What is blocked, if flows are inspected.
+    pub blocks: Option<&'a Arc<Mutex<Blocks>>>,
     /// Where rules made through the API are kept.
     pub store: Store<Rule>,
     /// Where alerts go.
@@ -149,6 +152,8 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceFacts>,
     /// Programs.
     pub programs: Vec<ProgramStatus>,
+    /// How those of other engines are attached: interface, program and mode.
+    pub attachments: Vec<(String, &'static str, AttachMode)>,
 }
 
 /// What was counted of the rules at one moment.
@@ -228,6 +233,7 @@ impl Firewall {
             chain,
             behind,
             steer,
+            blocks,
             store,
             alerts,
             metrics,
@@ -251,6 +257,7 @@ impl Firewall {
             other_opening_secs: config.timeouts.other_opening_secs,
             other_open_secs: config.timeouts.other_established_secs,
         };
+        let blocks = blocks.map(|blocks| blocks.lock().unwrap_or_else(PoisonError::into_inner));
         let kernel = XdpFirewall::load(&Switches {
             multi_buffer,
             write_meta: false,
@@ -259,7 +266,9 @@ impl Firewall {
             connections: kept.as_ref(),
             chain: Some(chain),
             steers: steer.is_some(),
+            blocks: blocks.as_deref(),
         })?;
+        drop(blocks);
         let (egress, egress_failure) = if config.stateful {
             let loaded = TcEgress::load(&kernel.connections()?, &kernel.misc_counts_map()?, &timeouts);
             match loaded {
@@ -625,6 +634,7 @@ impl Firewall {
                 })
                 .collect(),
             programs,
+            attachments: Vec::new(),
         }
     }
 
@@ -658,6 +668,7 @@ impl Firewall {
             RuleCounters { rule: rule.id.clone(), family, packets: count.packets, bytes: count.bytes }
         });
         Ok(KernelCounters {
+            inspection: None,
             interfaces: interfaces.collect(),
             rules: rules.collect(),
             unparsable: UNPARSABLE.iter().copied().zip(misc.unparsable).skip(1).collect(),

@@ -62,7 +62,7 @@ impl Generation<'_> {
         policy.generation = self.number;
         policy.enforce = self.enforce.into();
         policy.dhcp = 1;
-        self.guard.write(policy);
+        self.guard.write(&mut policy.guard);
         (policy.iface_multiplier, policy.iface) = hash_of_interfaces(self.ports)?;
         Ok(())
     }

@@ -71,7 +71,8 @@ fn detect(_is_udp: bool, client: &[u8], server: &[u8], _port: u16) -> Detected {
 }
 
 pub fn protocols() -> Protocols {
-    Protocols { detect, parser_for: |_| Some(Box::new(Echo { seen: [Vec::new(), Vec::new()] })) }
+    let echo: fn(AppProto) -> Option<Box<dyn Parser>> = |_| Some(Box::new(Echo { seen: [Vec::new(), Vec::new()] }));
+    Protocols { detect, parser_for: echo, datagram_parser_for: echo }
 }
 
 /// What a watcher was told.

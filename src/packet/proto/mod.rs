@@ -9,11 +9,19 @@ pub mod detect;
 pub mod dns;
 pub mod ftp;
 pub mod http;
+mod http1;
+mod http2;
+pub(crate) mod inner;
+pub(crate) mod lines;
 pub mod quic;
+pub(crate) mod reader;
 pub mod smb;
 pub mod smtp;
 pub mod ssh;
 pub mod tls;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -152,9 +160,13 @@ pub struct Told {
 pub struct Oddity(pub &'static str);
 
 /// A connection that a conversation announced: FTP's data.
+///
+/// It may be told before the transfer is known, and again, for the same `server`, when it is: the later one counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Where it will go to.
+    /// Where it will go to, as it was announced; 0.0.0.0 stands for the conversation's own host at that end (EPSV says
+    /// a port only). An announced address may be any: where it is not that host's, whoever holds the flow's addresses
+    /// refuses it and tells of `ftp.bounce`.
     pub server: SocketAddr,
     /// Who will open it: the same host that is this side of the announcing conversation.
     pub opener: Side,
@@ -204,8 +216,27 @@ pub trait Parser: Send {
     fn memory(&self) -> usize;
 }
 
-/// The parser of a protocol, for one conversation.
+/// The parser of a protocol, for one conversation over TCP; of QUIC, which is never there, over UDP.
 pub fn parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
-    let _ = protocol;
-    None
+    Some(match protocol {
+        AppProto::Http => Box::new(http1::Http1::default()),
+        AppProto::Http2 => Box::new(http2::Http2::default()),
+        AppProto::Ftp => Box::new(ftp::Conversation::default()),
+        AppProto::FtpData => Box::new(ftp::Carrier::default()),
+        AppProto::Smtp => Box::new(smtp::Conversation::default()),
+        AppProto::Tls => Box::new(tls::Conversation::default()),
+        AppProto::Ssh => Box::new(ssh::Conversation::default()),
+        AppProto::Dns => Box::new(dns::Stream::default()),
+        AppProto::Quic => return datagram_parser_for(protocol),
+        _ => return None,
+    })
+}
+
+/// The parser of a protocol, for one conversation over UDP.
+pub fn datagram_parser_for(protocol: AppProto) -> Option<Box<dyn Parser>> {
+    Some(match protocol {
+        AppProto::Dns => Box::new(dns::Datagrams::default()),
+        AppProto::Quic => Box::new(quic::Conversation::default()),
+        _ => return None,
+    })
 }

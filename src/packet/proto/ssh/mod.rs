@@ -1,5 +1,9 @@
 //! SSH: banners, and the key exchange's fingerprint.
 
+mod conversation;
+
+pub use conversation::Conversation;
+
 /// What both sides said before all is encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handshake {

@@ -1,0 +1,354 @@
+//! What is blocked: flows and addresses, in tables that xdp_firewall and tc_ids share (include/verdicts.h).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut};
+
+use super::boot_seconds;
+use super::map::{self, MapFacts, Mapped, handle};
+use crate::abi::{Plain, block, block_address, block_flow, block_policy, bytes_of, from_bytes, fw_guard};
+
+/// A flow, whichever way its packets go. Two that differ in the order of their ends are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockedFlow {
+    low: SocketAddr,
+    high: SocketAddr,
+    protocol: u8,
+    vlan: u16,
+}
+
+impl BlockedFlow {
+    /// The flow between two ends, with its IP protocol and its outer VLAN id, 0 when untagged. `None` when the ends are of
+    /// different families.
+    pub fn new(one: SocketAddr, other: SocketAddr, protocol: u8, vlan: u16) -> Option<BlockedFlow> {
+        if one.is_ipv4() != other.is_ipv4() {
+            return None;
+        }
+        let end = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
+        let (low, high) = if one <= other { (one, other) } else { (other, one) };
+        Some(BlockedFlow { low: end(low), high: end(high), protocol, vlan })
+    }
+
+    /// Its ends, the lower one first.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.low, self.high)
+    }
+
+    /// Its IP protocol.
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Its outer VLAN id; 0 when untagged.
+    pub fn vlan(&self) -> u16 {
+        self.vlan
+    }
+
+    fn key(&self) -> block_flow {
+        block_flow {
+            low: words(self.low.ip()),
+            high: words(self.high.ip()),
+            low_port: self.low.port(),
+            high_port: self.high.port(),
+            vlan: self.vlan,
+            protocol: self.protocol,
+            family: if self.low.is_ipv4() { 4 } else { 6 },
+        }
+    }
+}
+
+/// An address as struct packet has it: host order, high half first, IPv4 in the low 32 bits.
+fn words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [0, u32::from(address).into()],
+        IpAddr::V6(address) => [(u128::from(address) >> 64) as u64, u128::from(address) as u64],
+    }
+}
+
+/// IPv4 is mapped into IPv6.
+fn address_key(address: IpAddr) -> block_address {
+    let address = match address {
+        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
+        IpAddr::V6(address) => u128::from(address),
+    };
+    block_address { address: [(address >> 64) as u64, address as u64] }
+}
+
+/// Why something was not blocked.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Its table is full: nothing is thrown out for a newcomer.
+    #[error("{0} {1} are blocked already, and there is no room for more")]
+    Full(usize, &'static str),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] anyhow::Error),
+}
+
+/// A block, as it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked<K> {
+    /// What is blocked.
+    pub what: K,
+    /// Until when, in seconds since boot; `None`: for ever.
+    pub until_secs: Option<u64>,
+    /// Packets that were dropped for it.
+    pub packets: u64,
+}
+
+/// One of the two tables, and what is in it.
+struct Table<K> {
+    map: MapHandle,
+    entries: BTreeMap<K, Option<u64>>,
+    room: usize,
+    what: &'static str,
+}
+
+impl<K: Copy + Ord> Table<K> {
+    fn new<W: Plain>(name: &str, room: u32, what: &'static str) -> Result<Table<K>> {
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            map_flags: libbpf_sys::BPF_F_NO_PREALLOC,
+            ..Default::default()
+        };
+        let (key, value) = (size_of::<W>() as u32, size_of::<block>() as u32);
+        let map = MapHandle::create(MapType::Hash, Some(name), key, value, room.max(1), &options)
+            .with_context(|| format!("making the table of blocked {what}"))?;
+        Ok(Table { map, entries: BTreeMap::new(), room: room as usize, what })
+    }
+
+    fn packets<W: Plain>(&self, key: &W) -> u64 {
+        let value = self.map.lookup(bytes_of(key), MapFlags::ANY).ok().flatten();
+        value.and_then(|value| from_bytes::<block>(&value)).map_or(0, |block| block.packets)
+    }
+
+    fn insert<W: Plain>(&mut self, what: K, key: &W, until_secs: Option<u64>) -> Result<(), BlockError> {
+        let is_new = !self.entries.contains_key(&what);
+        if is_new && self.entries.len() >= self.room {
+            return Err(BlockError::Full(self.entries.len(), self.what));
+        }
+        let packets = if is_new { 0 } else { self.packets(key) };
+        // An end of 0 means never, and nothing ends before the first second.
+        let value = block { until_s: until_secs.map_or(0, |until| until.max(1)), packets };
+        self.map
+            .update(bytes_of(key), bytes_of(&value), MapFlags::ANY)
+            .with_context(|| format!("blocking one of the {}", self.what))?;
+        self.entries.insert(what, until_secs);
+        Ok(())
+    }
+
+    fn remove<W: Plain>(&mut self, what: &K, key: &W) -> Result<bool> {
+        if !self.entries.contains_key(what) {
+            return Ok(false);
+        }
+        self.map.delete(bytes_of(key)).with_context(|| format!("unblocking one of the {}", self.what))?;
+        Ok(self.entries.remove(what).is_some())
+    }
+
+    fn page<W: Plain>(&self, after: Option<&K>, limit: usize, key: impl Fn(&K) -> W) -> Vec<Blocked<K>> {
+        use std::ops::Bound;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page = self.entries.range((start, Bound::Unbounded)).take(limit);
+        page.map(|(what, &until_secs)| Blocked { what: *what, until_secs, packets: self.packets(&key(what)) }).collect()
+    }
+
+    fn expired(&self, now_secs: u64) -> Vec<K> {
+        let is_over = |until: &Option<u64>| until.is_some_and(|until| until <= now_secs);
+        self.entries.iter().filter(|(_, until)| is_over(until)).map(|(what, _)| *what).collect()
+    }
+}
+
+/// All that is blocked. One thread owns it; it is the only writer of its maps, but for the counters of packets.
+pub struct Blocks {
+    flows: Table<BlockedFlow>,
+    addresses: Table<IpAddr>,
+    policy_map: MapHandle,
+    policy: Mapped<block_policy>,
+}
+
+impl Blocks {
+    /// Nothing is blocked, and there is room for so many.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(flows_max: u32, addresses_max: u32) -> Result<Blocks> {
+        let options = libbpf_sys::bpf_map_create_opts {
+            sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
+            map_flags: libbpf_sys::BPF_F_MMAPABLE,
+            ..Default::default()
+        };
+        let size = size_of::<block_policy>() as u32;
+        let policy_map = MapHandle::create(MapType::Array, Some("block_policy"), 4, size, 1, &options)
+            .context("making the map that says whether anything is blocked")?;
+        let policy = Mapped::new(&policy_map, 1)?;
+        let flows = Table::new::<block_flow>("blocked_flows", flows_max, "flows")?;
+        let addresses = Table::new::<block_address>("blocked_addrs", addresses_max, "addresses")?;
+        Ok(Blocks { flows, addresses, policy_map, policy })
+    }
+
+    /// Makes an object that is about to be loaded use these tables, or none: flows, addresses, policy.
+    pub(super) fn give(blocks: Option<&Blocks>, maps: [&mut OpenMapMut<'_>; 3]) -> Result<()> {
+        let [flows, addresses, policy] = maps;
+        let Some(blocks) = blocks else {
+            for map in [flows, addresses, policy] {
+                map.set_autocreate(false).context("leaving a map out")?;
+            }
+            return Ok(());
+        };
+        flows
+            .reuse_fd(blocks.flows.map.as_fd())
+            .and(addresses.reuse_fd(blocks.addresses.map.as_fd()))
+            .and(policy.reuse_fd(blocks.policy_map.as_fd()))
+            .context("sharing what is blocked")
+    }
+
+    /// Who is never blocked beside what include/verdicts.h names: those who are working on this host, and DHCP.
+    pub fn set_exceptions(&mut self, guard: &fw_guard, dhcp: bool) {
+        let policy = self.policy.at(0);
+        // SAFETY: within the mapping, of which this is the only writer; the kernel reads single words at any time, and any
+        // mix of two guards spares nobody whom neither of them spares but by a port of one and a network of the other.
+        unsafe {
+            (&raw mut (*policy).guard).write_volatile(*guard);
+            (&raw mut (*policy).dhcp).write_volatile(dhcp.into());
+        }
+    }
+
+    /// Tells the kernel whether there is anything to look for.
+    fn publish(&self) {
+        let policy = self.policy.at(0);
+        // SAFETY: aligned words within the mapping; the kernel only reads them.
+        let (flows, addresses) = unsafe {
+            (AtomicU32::from_ptr(&raw mut (*policy).flows), AtomicU32::from_ptr(&raw mut (*policy).addresses))
+        };
+        flows.store(self.flows.entries.len() as u32, Ordering::Release);
+        addresses.store(self.addresses.entries.len() as u32, Ordering::Release);
+    }
+
+    /// Blocks a flow in both directions, from now on, until so many seconds since boot; `None`: for ever. One that is
+    /// blocked already gets the new end.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    pub fn block_flow(&mut self, flow: BlockedFlow, until_secs: Option<u64>) -> Result<(), BlockError> {
+        self.flows.insert(flow, &flow.key(), until_secs)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// The same for an address, as source and destination.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    pub fn block_address(&mut self, address: IpAddr, until_secs: Option<u64>) -> Result<(), BlockError> {
+        let address = address.to_canonical();
+        self.addresses.insert(address, &address_key(address), until_secs)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Unblocks a flow; false when it was not blocked.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unblock_flow(&mut self, flow: &BlockedFlow) -> Result<bool> {
+        let was = self.flows.remove(flow, &flow.key())?;
+        self.publish();
+        Ok(was)
+    }
+
+    /// Unblocks an address; false when it was not blocked.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unblock_address(&mut self, address: IpAddr) -> Result<bool> {
+        let address = address.to_canonical();
+        let was = self.addresses.remove(&address, &address_key(address))?;
+        self.publish();
+        Ok(was)
+    }
+
+    /// At most `limit` blocked flows in their order, from the one behind `after` on.
+    pub fn flows(&self, after: Option<&BlockedFlow>, limit: usize) -> Vec<Blocked<BlockedFlow>> {
+        self.flows.page(after, limit, BlockedFlow::key)
+    }
+
+    /// At most `limit` blocked addresses in their order, from the one behind `after` on.
+    pub fn addresses(&self, after: Option<&IpAddr>, limit: usize) -> Vec<Blocked<IpAddr>> {
+        self.addresses.page(after, limit, |&address| address_key(address))
+    }
+
+    /// Whether a flow is blocked now.
+    pub fn is_blocked(&self, flow: &BlockedFlow) -> bool {
+        let lasts = |until: &Option<u64>| until.is_none_or(|until| boot_seconds().is_ok_and(|now| now < until));
+        self.flows.entries.get(flow).is_some_and(lasts)
+    }
+
+    /// How many flows and addresses are blocked, those included that have expired and were not taken away so far.
+    pub fn len(&self) -> (usize, usize) {
+        (self.flows.entries.len(), self.addresses.entries.len())
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == (0, 0)
+    }
+
+    /// Takes away what has expired; how many flows and addresses. The kernel does not heed them any more in any case: this
+    /// makes room.
+    ///
+    /// # Errors
+    /// The kernel refuses, or has no clock.
+    pub fn expire(&mut self) -> Result<(usize, usize)> {
+        let now = boot_seconds()?;
+        let (flows, addresses) = (self.flows.expired(now), self.addresses.expired(now));
+        for flow in &flows {
+            self.flows.remove(flow, &flow.key())?;
+        }
+        for address in &addresses {
+            self.addresses.remove(address, &address_key(*address))?;
+        }
+        self.publish();
+        Ok((flows.len(), addresses.len()))
+    }
+
+    /// The tables, to be pinned, by the names of their pins.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pins(&self) -> Result<Vec<(&'static str, MapHandle)>> {
+        Ok(vec![
+            ("blocked_flows", handle(&self.flows.map)?),
+            ("blocked_addrs", handle(&self.addresses.map)?),
+            ("block_policy", handle(&self.policy_map)?),
+        ])
+    }
+
+    /// Its maps, as status shows them.
+    pub fn maps(&self) -> Vec<MapFacts> {
+        vec![map::facts(&self.flows.map), map::facts(&self.addresses.map), map::facts(&self.policy_map)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_the_same_from_both_ends() {
+        for (one, other) in [("10.0.0.1:5000", "10.0.0.2:80"), ("[2001:db8::1]:9", "[2001:db8::1]:8")] {
+            let (one, other): (SocketAddr, SocketAddr) = (one.parse().unwrap(), other.parse().unwrap());
+            let flow = BlockedFlow::new(one, other, 6, 7).unwrap();
+            assert_eq!(Some(flow), BlockedFlow::new(other, one, 6, 7));
+            assert_ne!(Some(flow), BlockedFlow::new(one, other, 17, 7));
+            assert_ne!(Some(flow), BlockedFlow::new(one, other, 6, 8));
+            let key = flow.key();
+            assert!((key.low, key.low_port) < (key.high, key.high_port), "{key:?}");
+        }
+        let mixed = BlockedFlow::new("10.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap(), 6, 0);
+        assert_eq!(mixed, None);
+    }
+}

@@ -1,0 +1,185 @@
+//! Facts about a connection that its packets do not tell: which process has the socket.
+//!
+//! The kernel is asked by addresses and ports (sock_diag), never by the task that happened to run when a packet was seen:
+//! that is often another one. It is asked only when an alert is made, and not too often; who was not found is left out.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+
+/// Processes are looked for so often in a second: each time all open files of the host are gone through.
+const SCANS_PER_SECOND: u32 = 20;
+/// Files that one search looks at.
+const FILES_MAX: usize = 200_000;
+/// Sockets whose process is remembered, and for how long: a socket may be handed on.
+const KNOWN_MAX: usize = 4096;
+const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// Bytes of a command line that are kept.
+const COMMAND_MAX: usize = 256;
+/// The kernel answers with one message of a few hundred bytes.
+const ANSWER_BYTES: usize = 8192;
+
+/// Who has a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id in this agent's pid namespace.
+    pub pid: u32,
+    /// Its command line, arguments apart by spaces; its name when it has none.
+    pub command: String,
+    /// The user that owns the socket.
+    pub uid: u32,
+}
+
+/// Finds the processes of sockets.
+pub struct Processes {
+    socket: Socket,
+    known: HashMap<u32, (Instant, Option<Process>)>,
+    scans_left: u32,
+    refilled: Instant,
+}
+
+impl Processes {
+    /// Connects to the kernel.
+    pub fn open(now: Instant) -> std::io::Result<Processes> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        Ok(Processes { socket, known: HashMap::new(), scans_left: SCANS_PER_SECOND, refilled: now })
+    }
+
+    /// The process of this host that has an end of a flow of TCP (6) or UDP (17), if one has.
+    pub fn of_flow(&mut self, protocol: u8, ends: [SocketAddr; 2], now: Instant) -> Option<Process> {
+        let [first, second] = ends;
+        let (inode, uid) = self.inode_of(protocol, first, second).or_else(|| self.inode_of(protocol, second, first))?;
+        if let Some((when, process)) = self.known.get(&inode)
+            && now.duration_since(*when) < KNOWN_FOR
+        {
+            return process.clone();
+        }
+        if now.duration_since(self.refilled) >= Duration::from_secs(1) {
+            (self.scans_left, self.refilled) = (SCANS_PER_SECOND, now);
+        }
+        self.scans_left = self.scans_left.checked_sub(1)?;
+        let process = owner_of(inode, uid);
+        if self.known.len() >= KNOWN_MAX {
+            self.known.retain(|_, (when, _)| now.duration_since(*when) < KNOWN_FOR);
+        }
+        if self.known.len() < KNOWN_MAX {
+            self.known.insert(inode, (now, process.clone()));
+        }
+        process
+    }
+
+    /// Inode and user of the connected socket between two addresses, seen from `local`.
+    fn inode_of(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(u32, u32)> {
+        let (ip_protocol, source, destination) = match u32::from(protocol) {
+            tcp if tcp == u32::from(IPPROTO_TCP) => (IPPROTO_TCP, local, remote),
+            // The kernel takes the ends of UDP the other way round (net/ipv4/udp_diag.c).
+            udp if udp == u32::from(IPPROTO_UDP) => (IPPROTO_UDP, remote, local),
+            _ => return None,
+        };
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        let request = InetRequest {
+            family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
+            protocol: ip_protocol,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all(),
+            socket_id: SocketId {
+                source_port: source.port(),
+                destination_port: destination.port(),
+                source_address: source.ip(),
+                destination_address: destination.ip(),
+                interface_id: 0,
+                cookie: [0xff; 8],
+            },
+        };
+        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).ok()?;
+        let mut answer = Vec::with_capacity(ANSWER_BYTES);
+        self.socket.recv(&mut answer, 0).ok()?;
+        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).ok()?;
+        let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) = answer.payload else { return None };
+        // Where no connection is, the kernel names the listener.
+        let id = &found.header.socket_id;
+        let is_it = [id.source_port, id.destination_port] == [local.port(), remote.port()]
+            && same(id.destination_address, remote.ip());
+        (is_it && found.header.inode != 0).then_some((found.header.inode, found.header.uid))
+    }
+}
+
+/// Whether two addresses are one, IPv4 also as IPv6 sockets write it.
+fn same(one: IpAddr, other: IpAddr) -> bool {
+    one.to_canonical() == other.to_canonical()
+}
+
+/// Goes through the open files of all processes.
+fn owner_of(inode: u32, uid: u32) -> Option<Process> {
+    let wanted = format!("socket:[{inode}]");
+    let mut files = 0;
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // Those of other users, or that ended meanwhile, cannot be read.
+        let Ok(open) = fs::read_dir(entry.path().join("fd")) else { continue };
+        for file in open.flatten() {
+            files += 1;
+            if files > FILES_MAX {
+                return None;
+            }
+            if fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()) {
+                return Some(Process { pid, command: command_of(pid), uid });
+            }
+        }
+    }
+    None
+}
+
+fn command_of(pid: u32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = if line.is_empty() { fs::read(format!("/proc/{pid}/comm")).unwrap_or_default() } else { line };
+    let words: Vec<u8> = line.into_iter().take(COMMAND_MAX).map(|byte| if byte == 0 { b' ' } else { byte }).collect();
+    String::from_utf8_lossy(&words).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn this_process_has_its_connections() {
+        let now = Instant::now();
+        let mut processes = Processes::open(now).unwrap();
+        for host in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(host).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (_server, _) = listener.accept().unwrap();
+            let ends = [client.local_addr().unwrap(), client.peer_addr().unwrap()];
+            let found = processes.of_flow(6, ends, now).unwrap_or_else(|| panic!("{ends:?}"));
+            assert_eq!(found.pid, std::process::id());
+            assert!(found.command.contains("ebpfsentinel"), "{found:?}");
+            // Nobody has this one, although somebody listens.
+            let stranger = SocketAddr::new(ends[0].ip(), 1);
+            assert_eq!(processes.of_flow(6, [stranger, ends[1]], now), None);
+
+            let (one, other) = (UdpSocket::bind(host).unwrap(), UdpSocket::bind(host).unwrap());
+            one.connect(other.local_addr().unwrap()).unwrap();
+            let ends = [one.local_addr().unwrap(), other.local_addr().unwrap()];
+            assert_eq!(processes.of_flow(17, ends, now).map(|found| found.pid), Some(std::process::id()));
+        }
+        assert_eq!(processes.of_flow(1, ["127.0.0.1:1".parse().unwrap(); 2], now), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! Section `[ids]` as written -> as used: which packets are inspected, how deep, and how much memory that may take.
+
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::written::Reader;
+
+/// Threads that inspect, at most.
+pub const WORKERS_MAX: usize = 64;
+
+/// Which flows the kernel copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplingMode {
+    /// All of them.
+    #[default]
+    None,
+    /// Each packet by chance. Streams get gaps: good for counting, not for reading.
+    Random,
+    /// Whole flows, by a secret hash.
+    Hash,
+}
+
+impl SamplingMode {
+    /// The words of the configuration.
+    pub const WORDS: &'static [(&'static str, SamplingMode)] =
+        &[("none", SamplingMode::None), ("random", SamplingMode::Random), ("hash", SamplingMode::Hash)];
+}
+
+/// Table `[ids.sampling]`, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Sampling {
+    /// How flows or packets are chosen.
+    pub mode: SamplingMode,
+    /// Which part of them, 0 to 1.
+    pub rate: f64,
+}
+
+// The rate is never NaN: it is read from 0 to 1.
+impl Eq for Sampling {}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling { mode: SamplingMode::None, rate: 1.0 }
+    }
+}
+
+/// Section `[ids]`, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct CaptureConfig {
+    /// Whether flows are inspected; `null`: where something needs it, such as rules of `[l7]`.
+    pub enabled: Option<bool>,
+    /// Bytes of payload of a TCP flow and direction that are inspected; what follows only is counted.
+    pub stream_depth: u64,
+    /// Packets of a UDP flow and direction that are inspected.
+    pub udp_packets: u32,
+    /// Which flows.
+    pub sampling: Sampling,
+    /// Threads that inspect; 0: one for every two CPUs.
+    pub workers: usize,
+    /// Flows that are known at the same time.
+    pub max_flows: u32,
+    /// Bytes that segments and fragments out of order, and parsers, may hold together.
+    pub memory: u64,
+    /// Whether segments with wrong checksums are left out, as their receiver leaves them out. What this host sends has
+    /// its checksums made by the network card, and is taken as it is.
+    pub check_checksums: bool,
+}
+
+impl Default for CaptureConfig {
+    fn default() -> CaptureConfig {
+        CaptureConfig {
+            enabled: None,
+            stream_depth: 1 << 20,
+            udp_packets: 16,
+            sampling: Sampling::default(),
+            workers: 0,
+            max_flows: 262_144,
+            memory: 256 << 20,
+            check_checksums: true,
+        }
+    }
+}
+
+impl CaptureConfig {
+    /// Reads the section.
+    pub fn read(mut r: Reader<'_>) -> CaptureConfig {
+        let default = CaptureConfig::default();
+        let enabled = r.key("enabled").boolean();
+        let stream_depth = r.key("stream_depth").parse_or_integer::<Bytes>();
+        let udp_packets = r.key("udp_packets").integer(0..=65_535u32).unwrap_or(default.udp_packets);
+        let sampling = r.key("sampling").table().map(read_sampling).unwrap_or_default();
+        let workers = r.key("workers").integer(0..=WORKERS_MAX).unwrap_or(default.workers);
+        let max_flows = r.key("max_flows").integer(1024..=8_388_608u32).unwrap_or(default.max_flows);
+        let memory = r.key("memory");
+        let memory_bytes = memory.parse_or_integer::<Bytes>().map_or(default.memory, |bytes| bytes.0);
+        if !(1 << 20..=1 << 40).contains(&memory_bytes) {
+            memory.error("give between 1MiB and 1024GiB");
+        }
+        let check_checksums = r.key("check_checksums").boolean().unwrap_or(default.check_checksums);
+        r.finish();
+        CaptureConfig {
+            enabled,
+            stream_depth: stream_depth.map_or(default.stream_depth, |bytes| bytes.0),
+            udp_packets,
+            sampling,
+            workers,
+            max_flows,
+            memory: memory_bytes,
+            check_checksums,
+        }
+    }
+
+    /// Threads that inspect on a machine of so many CPUs.
+    pub fn workers_on(&self, cpus: usize) -> usize {
+        if self.workers > 0 { self.workers } else { cpus.div_ceil(2).clamp(1, WORKERS_MAX) }
+    }
+}
+
+fn read_sampling(mut r: Reader<'_>) -> Sampling {
+    let mode = r.key("mode").one_of(SamplingMode::WORDS).unwrap_or_default();
+    let rate = r.key("rate").number(0.0..=1.0).unwrap_or(1.0);
+    r.finish();
+    Sampling { mode, rate }
+}
+
+/// A number of bytes, in whole or with KiB, MiB or GiB.
+struct Bytes(u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Bytes, String> {
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+        let (number, shift) = units
+            .iter()
+            .find_map(|(unit, shift)| s.strip_suffix(unit).map(|number| (number.trim_end(), *shift)))
+            .unwrap_or((s, 0));
+        let strange = || {
+            format!(
+                "\"{}\" is not a number of bytes; write such as 65536, 64KiB or 1MiB",
+                s.chars().take(60).collect::<String>()
+            )
+        };
+        let bytes: u64 = number.parse().map_err(|_| strange())?;
+        bytes.checked_mul(1 << shift).filter(|&bytes| bytes <= 1 << 40).map(Bytes).ok_or_else(strange)
+    }
+}

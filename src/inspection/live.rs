@@ -1,0 +1,183 @@
+//! What a worker does about what its flows say: rules judge it, flows are blocked and reset, and it is told.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::reset::{Ends, Resets};
+use crate::alert::{Alert, AlertSender, Severity};
+use crate::bpf::attach::interface_name;
+use crate::bpf::blocks::{BlockedFlow, Blocks};
+use crate::component::Component;
+use crate::engines::l7::Ruling;
+use crate::engines::l7::alerts::Enforcement;
+use crate::engines::l7::judge::{Decided, Scratch};
+use crate::enrichment::Processes;
+use crate::flow::{Anomaly, EndReason, Flow, Reaction, State, Watcher};
+use crate::packet::proto::Told;
+
+/// A flow is blocked for so long. Its ends are reset at once, and what it sends later blocks it anew: the time only has to
+/// be longer than packets are on their way, and short enough that a client may use the port again.
+const BLOCK_SECS: u64 = 120;
+const TCP: u8 = 6;
+
+/// Who may be blocked, shared by the workers. A lock, not a thread's turn: until the block stands, packets pass.
+pub type SharedBlocks = Arc<Mutex<Blocks>>;
+
+/// Judges, blocks and tells for one worker.
+pub struct Live {
+    ruling: Option<Arc<ArcSwap<Ruling>>>,
+    scratch: Scratch,
+    decided: HashMap<u64, Decided>,
+    blocks: SharedBlocks,
+    /// Flows that are blocked and may have to be reset or blocked again.
+    blocked: HashMap<u64, Ends>,
+    resets: Option<Resets>,
+    processes: Option<Processes>,
+    alerts: AlertSender,
+    /// Blocks that failed since the last look.
+    pub blocks_failed: u64,
+}
+
+impl Live {
+    /// Nothing is known yet. Without a ruling flows are only watched.
+    pub fn new(ruling: Option<Arc<ArcSwap<Ruling>>>, blocks: SharedBlocks, alerts: AlertSender, now: Instant) -> Live {
+        let resets = Resets::open(now).inspect_err(|error| log::warn!("refused flows are not reset: {error:#}")).ok();
+        let processes = Processes::open(now).inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+        Live {
+            ruling,
+            scratch: Scratch::default(),
+            decided: HashMap::new(),
+            blocks,
+            blocked: HashMap::new(),
+            resets,
+            processes,
+            alerts,
+            blocks_failed: 0,
+        }
+    }
+
+    /// Sends the resets that are due.
+    pub fn send_resets(&mut self, now: Instant) {
+        if let Some(resets) = &mut self.resets {
+            resets.send_due(now, |flow| self.blocked.get(&flow).copied());
+        }
+    }
+
+    /// What became of resets.
+    pub fn resets(&self) -> super::reset::ResetCounts {
+        self.resets.as_ref().map(|resets| resets.counts).unwrap_or_default()
+    }
+
+    fn block(&mut self, flow: &Flow) -> Enforcement {
+        let vlan = flow.vlans[0];
+        let Some(key) = BlockedFlow::new(flow.client, flow.server, flow.protocol, vlan) else {
+            return Enforcement::Failed;
+        };
+        let until = boot_secs().map(|now| now + BLOCK_SECS);
+        let blocked = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).block_flow(key, until);
+        if let Err(error) = blocked {
+            log::warn!("blocking {} - {}: {error}", flow.client, flow.server);
+            self.blocks_failed += 1;
+            return Enforcement::Failed;
+        }
+        self.note_blocked(flow);
+        Enforcement::Blocked
+    }
+
+    fn note_blocked(&mut self, flow: &Flow) {
+        if flow.protocol != TCP {
+            return;
+        }
+        let is_new = self.blocked.insert(flow.id, ends_of(flow)).is_none();
+        if is_new && let Some(resets) = &mut self.resets {
+            resets.ask(flow.id, Instant::now());
+        }
+    }
+
+    fn tell(&mut self, mut alert: Alert, flow: &Flow) {
+        let ends: [SocketAddr; 2] = [flow.client, flow.server];
+        let process = self.processes.as_mut().and_then(|known| known.of_flow(flow.protocol, ends, Instant::now()));
+        alert.process = process.map(|process| (process.pid, process.command));
+        self.alerts.send(alert);
+    }
+}
+
+impl Watcher for Live {
+    fn transaction(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
+        let Some(ruling) = &self.ruling else { return Reaction::GoOn };
+        let ruling = ruling.load_full();
+        let decided = self.decided.entry(flow.id).or_default();
+        let Some(hit) = decided.judge(&ruling.judge, &mut self.scratch, flow, told) else { return Reaction::GoOn };
+        let (enforcement, reaction) = if !ruling.blocks(&hit) {
+            (Enforcement::NotWanted, Reaction::GoOn)
+        } else if flow.is_tunnelled {
+            (Enforcement::Tunnelled, Reaction::GoOn)
+        } else if flow.state == State::Closed {
+            (Enforcement::TooLate, Reaction::GoOn)
+        } else {
+            match self.block(flow) {
+                Enforcement::Blocked => (Enforcement::Blocked, Reaction::Blocked),
+                failed => (failed, Reaction::GoOn),
+            }
+        };
+        let interface = interface_name(flow.ifindex);
+        if let Some(alert) = hit.alert(flow, told, time_ns, interface.as_deref(), enforcement) {
+            self.tell(alert, flow);
+        }
+        reaction
+    }
+
+    fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {
+        let message = match anomaly.count {
+            1 => format!("{} anomaly: {}", anomaly.layer, anomaly.name),
+            more => format!("{} anomaly: {}, {more} times", anomaly.layer, anomaly.name),
+        };
+        let (severity, rule) = (severity_of(anomaly), anomaly.name);
+        let mut alert = Alert::new(Component::Ids, severity, rule, "log", anomaly.time_ns, message);
+        alert.count = anomaly.count;
+        match flow {
+            Some(flow) => {
+                alert.set_flow(flow, interface_name(flow.ifindex).as_deref());
+                self.tell(alert, flow);
+            }
+            None => self.alerts.send(alert),
+        }
+    }
+
+    fn blocked_packet(&mut self, flow: &Flow) {
+        // What is on its way still passes, and moves the place where a reset is taken; but when the block has ended, the
+        // flow is blocked anew.
+        if let Some(ends) = self.blocked.get_mut(&flow.id) {
+            *ends = ends_of(flow);
+        }
+        let Some(key) = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]) else { return };
+        let stands = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).is_blocked(&key);
+        if !stands {
+            self.blocked.remove(&flow.id);
+            self.block(flow);
+        }
+    }
+
+    fn ended(&mut self, flow: &Flow, _why: EndReason) {
+        self.decided.remove(&flow.id);
+        self.blocked.remove(&flow.id);
+    }
+}
+
+fn ends_of(flow: &Flow) -> Ends {
+    Ends { client: flow.client, server: flow.server, next_seq: flow.next_seq }
+}
+
+/// What two receivers may read differently is an attack or nothing; the rest happens.
+fn severity_of(anomaly: &Anomaly) -> Severity {
+    if anomaly.name.contains("conflict") || anomaly.name.contains("overlap") { Severity::Medium } else { Severity::Low }
+}
+
+fn boot_secs() -> Option<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
+    u64::try_from(now.tv_sec()).ok()
+}
