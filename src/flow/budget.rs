@@ -150,8 +150,8 @@ impl Budgets {
             Counted::Bytes => u64::from(entry.empty) >= empty_packets,
             Counted::Packets => entry.spent >= udp_packets && !is_silent,
         };
-        let is_told = seen.tcp_flags & (SYN | FIN | RST) != 0
-            || tick.wrapping_sub(entry.told_tick) >= ticks(HEARTBEAT_SECS);
+        let is_told =
+            seen.tcp_flags & (SYN | FIN | RST) != 0 || tick.wrapping_sub(entry.told_tick) >= ticks(HEARTBEAT_SECS);
         entry.last_tick = tick;
         if is_past && !is_told {
             self.past += 1;

@@ -236,8 +236,15 @@ impl<R: Read> Window<R> {
 
 /// What kind of file it is.
 enum Format {
-    Pcap { order: Order, interface: Interface, record: usize },
-    Pcapng { order: Order, interfaces: Vec<Interface> },
+    Pcap {
+        order: Order,
+        interface: Interface,
+        record: usize,
+    },
+    Pcapng {
+        order: Order,
+        interfaces: Vec<Interface>,
+    },
     /// It ended before it said.
     Unknown,
 }
@@ -382,7 +389,13 @@ impl<R: Read> Capture<R> {
     }
 
     /// The place of a frame in the window, unless it is refused.
-    fn place(&mut self, interface: &Interface, number: u32, ticks: Option<u64>, place: (usize, u32, u32)) -> Option<Place> {
+    fn place(
+        &mut self,
+        interface: &Interface,
+        number: u32,
+        ticks: Option<u64>,
+        place: (usize, u32, u32),
+    ) -> Option<Place> {
         let (start, length, wire_length) = place;
         let Some(link) = link_of(interface.link_number) else {
             *self.refused.links.entry(interface.link_number).or_default() += 1;

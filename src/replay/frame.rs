@@ -22,7 +22,9 @@ impl Ethernet {
         let (ethertype, packet) = match link {
             Link::Ethernet => return bytes,
             Link::Raw => (by_version(bytes), bytes),
-            Link::Null => bytes.split_first_chunk().map_or((UNKNOWN, bytes), |(family, rest)| (by_family(*family), rest)),
+            Link::Null => {
+                bytes.split_first_chunk().map_or((UNKNOWN, bytes), |(family, rest)| (by_family(*family), rest))
+            }
             // The protocol stands behind packet type, hardware type, length and 8 bytes of address.
             Link::Sll => split(bytes, 14, 16),
             // It stands first.

@@ -77,7 +77,14 @@ impl Summary {
         let seconds = self.took.as_secs_f64().max(1e-9);
         let rate = |count: u64| (count as f64 / seconds) as u64;
         let span = Duration::from_nanos(self.span_ns);
-        writeln!(f, "packets    {} ({} a second), {} bytes ({} a second)", self.packets, rate(self.packets), self.bytes, rate(self.bytes))?;
+        writeln!(
+            f,
+            "packets    {} ({} a second), {} bytes ({} a second)",
+            self.packets,
+            rate(self.packets),
+            self.bytes,
+            rate(self.bytes)
+        )?;
         writeln!(f, "capture    {:.6} s, read in {:.3} s", span.as_secs_f64(), self.took.as_secs_f64())?;
         let unreadable = self.refused.total();
         writeln!(
@@ -107,7 +114,11 @@ impl Summary {
                 other => format!("ip {other}"),
             };
             let name = app_proto.map_or("-", AppProto::name);
-            writeln!(f, "  {transport:<6} {name:<9} {:>10} flows {:>12} packets {:>15} bytes", flows.flows, flows.packets, flows.bytes)?;
+            writeln!(
+                f,
+                "  {transport:<6} {name:<9} {:>10} flows {:>12} packets {:>15} bytes",
+                flows.flows, flows.packets, flows.bytes
+            )?;
         }
         writeln!(f, "gaps       {} bytes in {} flows", self.gap_bytes, self.gap_flows)
     }

@@ -127,7 +127,10 @@ fn smtp() -> Packets {
         .say(Server, b"220 mx.example.net ESMTP\r\n")
         .say(Client, b"EHLO client.example\r\n")
         .say(Server, b"250-mx.example.net\r\n250 PIPELINING\r\n")
-        .say(Client, b"MAIL FROM:<a@example.org> SIZE=100\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<c@example.net>\r\nDATA\r\n")
+        .say(
+            Client,
+            b"MAIL FROM:<a@example.org> SIZE=100\r\nRCPT TO:<b@example.net>\r\nRCPT TO:<c@example.net>\r\nDATA\r\n",
+        )
         .say(Server, b"250 ok\r\n250 ok\r\n250 ok\r\n354 go on\r\n")
         .say_in(Client, b"From: a@example.org\r\nSubject: Hello\r\n\r\nText\r\n..dot\r\n.\r\nQUIT\r\n", 9)
         .say(Server, b"250 queued\r\n221 bye\r\n")
@@ -148,7 +151,8 @@ fn ftp() -> Vec<u8> {
         .say(Client, b"RETR file.txt\r\n")
         .packets;
     let after = control.last().unwrap().0 + 1_000_000;
-    let data = Conversation::new("192.0.2.7:40003", "198.51.100.21:51210", after).handshake().say(Server, b"contents\n");
+    let data =
+        Conversation::new("192.0.2.7:40003", "198.51.100.21:51210", after).handshake().say(Server, b"contents\n");
     let mut file = Pcapng::new(Order::Big);
     file.interface(1, 0, &[(9, vec![6])]).interface(276, 0, &[(9, vec![9])]);
     control.iter().for_each(|(time, frame)| {

@@ -61,10 +61,8 @@ fn pcap_in_every_order_and_precision() {
     for order in [Written::Little, Written::Big] {
         for precision in [Precision::Micro, Precision::Nano, Precision::Modified] {
             let unit = if precision == Precision::Nano { 1 } else { 1000 };
-            let expected: Vec<_> = packets
-                .iter()
-                .map(|(time, bytes)| packet(time / unit * unit, 0, Link::Ethernet, bytes))
-                .collect();
+            let expected: Vec<_> =
+                packets.iter().map(|(time, bytes)| packet(time / unit * unit, 0, Link::Ethernet, bytes)).collect();
             assert_eq!(read_all(&pcap(order, precision, 1, &packets)), expected, "{order:?} {precision:?}");
         }
     }

@@ -112,7 +112,8 @@ fn handshake() -> tls::Handshake {
 #[test]
 fn tls() {
     insta::assert_snapshot!(told(AppProto::Tls, Fact::Tls(Arc::new(handshake()))));
-    let versions = [(0x0300, "SSLv3"), (0x0301, "TLSv1"), (0x0302, "TLS 1.1"), (0x0304, "TLS 1.3"), (0x7f1c, "TLS 1.3")];
+    let versions =
+        [(0x0300, "SSLv3"), (0x0301, "TLSv1"), (0x0302, "TLS 1.1"), (0x0304, "TLS 1.3"), (0x7f1c, "TLS 1.3")];
     for (version, name) in versions {
         let handshake = tls::Handshake { version: Some(version), ..tls::Handshake::default() };
         let line = told(AppProto::Tls, Fact::Tls(Arc::new(handshake)));
@@ -177,11 +178,8 @@ fn ftp() {
         ..ftp::Exchange::default()
     };
     insta::assert_snapshot!(told(AppProto::Ftp, Fact::Ftp(Arc::new(exchange))));
-    let unanswered = ftp::Exchange {
-        command: b"RETR".to_vec(),
-        argument: b"caf\xe9.txt".to_vec(),
-        ..ftp::Exchange::default()
-    };
+    let unanswered =
+        ftp::Exchange { command: b"RETR".to_vec(), argument: b"caf\xe9.txt".to_vec(), ..ftp::Exchange::default() };
     insta::assert_snapshot!("ftp_unanswered", told(AppProto::Ftp, Fact::Ftp(Arc::new(unanswered))));
     let transfer = ftp::Transfer { command: b"RETR".to_vec(), file: b"a.txt".to_vec(), bytes: 5 };
     insta::assert_snapshot!("ftp_data", told(AppProto::FtpData, Fact::FtpData(Arc::new(transfer))));
@@ -240,13 +238,8 @@ fn flows() {
 #[test]
 fn anomalies() {
     let mut eve = Eve::default();
-    let mut anomaly = Anomaly {
-        layer: "applayer",
-        name: "http.bad_request_line",
-        time_ns: TIME,
-        side: Some(Side::Server),
-        count: 2,
-    };
+    let mut anomaly =
+        Anomaly { layer: "applayer", name: "http.bad_request_line", time_ns: TIME, side: Some(Side::Server), count: 2 };
     insta::assert_snapshot!(pretty(eve.anomaly(Some(&flow()), &anomaly)));
     anomaly = Anomaly { layer: "decode", name: "ipv4.truncated", side: None, ..anomaly };
     insta::assert_snapshot!("anomaly_without_flow", pretty(eve.anomaly(None, &anomaly)));

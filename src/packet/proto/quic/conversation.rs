@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Initial;
 use super::crypto_stream::{CryptoStream, Fault};
+use super::google;
 use super::keys::{Family, Keys};
 use super::packet::{self, Frame, Packet};
 use crate::packet::proto::tls::{self, Answer, Carrier, Handshake};
@@ -165,6 +166,15 @@ impl Conversation {
         self.ask(out);
     }
 
+    /// A hello of Google's QUIC before TLS: it is all that is read of such a connection.
+    fn take_google(&mut self, datagram: &[u8], out: &mut Out) {
+        let Some(hello) = google::hello(datagram) else { return };
+        self.connection.version = hello.version;
+        self.connection.handshake.sni = hello.server_name.map(<[u8]>::to_vec);
+        self.ask(out);
+        self.finish(out);
+    }
+
     fn ask(&mut self, out: &mut Out) {
         self.connection.is_asked = true;
         self.tell(Stage::Asked, out);
@@ -223,6 +233,9 @@ fn derive(version: u32, family: Family, connection_id: &[u8]) -> Option<Known> {
 
 impl Parser for Conversation {
     fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
+        if side == Side::Client && self.connection.known.is_none() && !self.connection.is_asked {
+            self.take_google(bytes, out);
+        }
         let mut rest = bytes;
         // Behind a packet with a short header nothing can be told apart.
         while rest.first().is_some_and(|first| first & 0x80 != 0) {
