@@ -383,7 +383,8 @@ impl Agent {
         }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
-        let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
+        let rules =
+            self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
         Ok(format!("configuration reloaded, {rules} rules in the file"))
     }
 }
@@ -674,8 +675,11 @@ fn start_l7(
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
 ) -> Result<(Handle<L7>, crate::supervise::Thread<L7>)> {
-    let start =
-        l7::Start { config: config.l7.clone(), store: Store::new(&config.agent.state_dir), metrics: metrics.clone() };
+    let start = l7::Start {
+        config: config.l7.clone(),
+        store: Store::new(&config.agent.state_dir),
+        metrics: metrics.clone(),
+    };
     let engine = L7::start(start).context("starting the L7 firewall")?;
     // Nothing is queued for it: the workers ask its rules where they are.
     Ok(supervisor.spawn_owner("l7", engine, crossbeam_channel::never())?)

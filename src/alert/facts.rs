@@ -183,8 +183,7 @@ mod tests {
         let facts = facts_of(&Fact::Smtp(Arc::new(mail)));
         assert_eq!(texts(&facts), [format!("smtp_to={}...", "a@b,".repeat(8))]);
 
-        let login =
-            ftp::Exchange { command: b"PASS".to_vec(), argument: b"secret".to_vec(), ..ftp::Exchange::default() };
+        let login = ftp::Exchange { command: b"PASS".to_vec(), argument: b"secret".to_vec(), ..ftp::Exchange::default() };
         assert_eq!(texts(&facts_of(&Fact::Ftp(Arc::new(login)))), ["ftp_command=PASS"]);
     }
 }

@@ -6,10 +6,10 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
 use crate::engines::ratelimit::config::RatelimitConfig;
+use crate::classify::rules::Mode;
 use crate::written::Field;
 
 pub mod agent;

@@ -228,9 +228,7 @@ fn special(rest: &[u8]) -> Result<&[u8], String> {
             let end = rest.iter().position(|byte| matches!(byte, b')' | b':')).unwrap_or(rest.len());
             let flags = &rest[..end];
             match flags.iter().find(|flag| !matches!(flag, b'i' | b'm' | b's' | b'-')) {
-                Some(flag) => {
-                    Err(format!("(?{}) is not a flag that is taken; i, m and s are", char::from(*flag).escape_debug()))
-                }
+                Some(flag) => Err(format!("(?{}) is not a flag that is taken; i, m and s are", char::from(*flag).escape_debug())),
                 // `(?i:` opens a group, `(?i)` does not: its bracket is left for the caller to see.
                 None if rest.get(end) == Some(&b':') => Ok(&rest[end + 1..]),
                 None => Ok(&rest[end..]),

@@ -177,8 +177,7 @@ fn wildcard(text: &[u8], value: &[u8]) -> bool {
     let mut parts = text.split(|&byte| byte == b'*');
     let (first, last) = (parts.next().unwrap_or_default(), parts.next_back());
     let Some(last) = last else { return first.len() == value.len() && fits(first, value) };
-    if value.len() < first.len() + last.len() || !fits(first, value) || !fits(last, &value[value.len() - last.len()..])
-    {
+    if value.len() < first.len() + last.len() || !fits(first, value) || !fits(last, &value[value.len() - last.len()..]) {
         return false;
     }
     let mut rest = &value[first.len()..value.len() - last.len()];

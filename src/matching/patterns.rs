@@ -331,8 +331,10 @@ mod tests {
     use super::*;
 
     fn set(expressions: &[&str]) -> Patterns {
-        let patterns: Vec<_> =
-            (0..).zip(expressions).map(|(id, expression)| Pattern { expression, is_caseless: false, id }).collect();
+        let patterns: Vec<_> = (0..)
+            .zip(expressions)
+            .map(|(id, expression)| Pattern { expression, is_caseless: false, id })
+            .collect();
         Patterns::compile(&patterns).unwrap()
     }
 

@@ -2,8 +2,8 @@
 
 use super::judge::Hit;
 use super::rule::Action;
-use crate::alert::Alert;
 use crate::alert::facts::escaped;
+use crate::alert::Alert;
 use crate::component::Component;
 use crate::flow::Flow;
 use crate::packet::proto::Told;

@@ -117,7 +117,8 @@ pub fn operations(l7: &Handle<L7>, confirmations: &Arc<Confirmations>) -> Vec<Op
 
 /// The same operations while the engine does not run: each says so.
 pub fn refused() -> Vec<Operation> {
-    let refuse =
-        |_: &Request| Err(ApiError::unavailable("the L7 firewall is off; set l7.enabled = true and restart the agent"));
+    let refuse = |_: &Request| {
+        Err(ApiError::unavailable("the L7 firewall is off; set l7.enabled = true and restart the agent"))
+    };
     SPECS.iter().map(|spec| Operation::new(spec, refuse)).collect()
 }

@@ -245,8 +245,12 @@ fn check_header_name(name: &str) -> Result<(), String> {
 }
 
 /// Words of `severity`.
-const SEVERITIES: &[(&str, Severity)] =
-    &[("low", Severity::Low), ("medium", Severity::Medium), ("high", Severity::High), ("critical", Severity::Critical)];
+const SEVERITIES: &[(&str, Severity)] = &[
+    ("low", Severity::Low),
+    ("medium", Severity::Medium),
+    ("high", Severity::High),
+    ("critical", Severity::Critical),
+];
 
 impl AnyRule for Rule {
     type Text = RuleText;

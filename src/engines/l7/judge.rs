@@ -499,8 +499,7 @@ impl Judge {
         }
         scratch.candidates = candidates;
         let wanted = first.map_or(default.unwrap_or(Action::Allow), |number| self.rules[number as usize].action);
-        let is_opposed =
-            |waiting: &[bool; 3]| (0..).zip(waiting).any(|(action, waits)| *waits && action != wanted as usize);
+        let is_opposed = |waiting: &[bool; 3]| (0..).zip(waiting).any(|(action, waits)| *waits && action != wanted as usize);
         if !asked.is_final && (is_opposed(&waiting) || self.is_opposed_by_unknown(scratch, asked, first, wanted)) {
             return Judgement::Later;
         }
@@ -756,8 +755,7 @@ fn into_sets(mut filters: Vec<(String, bool, u32)>) -> impl Iterator<Item = (Vec
 /// Compiles patterns; ids are their places.
 fn compile_set(sources: &[(String, bool)]) -> Result<Patterns, PatternError> {
     let patterns = (0..).zip(sources);
-    let patterns =
-        patterns.map(|(id, (expression, is_caseless))| Pattern { expression, is_caseless: *is_caseless, id });
+    let patterns = patterns.map(|(id, (expression, is_caseless))| Pattern { expression, is_caseless: *is_caseless, id });
     Patterns::compile(&patterns.collect::<Vec<_>>())
 }
 

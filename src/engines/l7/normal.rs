@@ -297,9 +297,7 @@ fn percent_decoded(text: &[u8]) -> Vec<u8> {
     while let [first, tail @ ..] = rest {
         rest = tail;
         match (first, tail) {
-            (b'%', [b'u' | b'U', a, b, c, d, tail @ ..])
-                if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) =>
-            {
+            (b'%', [b'u' | b'U', a, b, c, d, tail @ ..]) if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) => {
                 rest = tail;
                 let unit = [a, b, c, d].iter().fold(0u32, |unit, digit| unit << 4 | hex(**digit));
                 // The full-width forms of ASCII.

@@ -96,9 +96,13 @@ impl Protocol {
                 ("host", Field::Host),
                 ("content_type", Field::ContentType),
             ],
-            Protocol::Tls => &[("sni", Field::Sni), ("alpn", Field::Alpn), ("ja3", Field::Ja3), ("ja4", Field::Ja4)],
+            Protocol::Tls => {
+                &[("sni", Field::Sni), ("alpn", Field::Alpn), ("ja3", Field::Ja3), ("ja4", Field::Ja4)]
+            }
             Protocol::Grpc => &[("service", Field::Service), ("method", Field::CallMethod)],
-            Protocol::Smtp => &[("command", Field::SmtpCommand), ("from", Field::MailFrom), ("to", Field::MailTo)],
+            Protocol::Smtp => {
+                &[("command", Field::SmtpCommand), ("from", Field::MailFrom), ("to", Field::MailTo)]
+            }
             Protocol::Ftp => &[("command", Field::FtpCommand), ("file", Field::FtpFile)],
             Protocol::Smb => &[
                 ("command", Field::SmbCommand),
@@ -171,9 +175,12 @@ impl Field {
     pub const fn folding(&self) -> Folding {
         match self {
             Field::Host | Field::Sni => Folding::Name,
-            Field::Path | Field::Header(_) | Field::Alpn | Field::Service | Field::CallMethod | Field::FtpFile => {
-                Folding::None
-            }
+            Field::Path
+            | Field::Header(_)
+            | Field::Alpn
+            | Field::Service
+            | Field::CallMethod
+            | Field::FtpFile => Folding::None,
             Field::Method
             | Field::ContentType
             | Field::Ja3
@@ -193,7 +200,10 @@ impl Field {
     /// offers several protocols and wants one; a share is called by its whole name or the last part of it; but a mail goes to
     /// all of its recipients.
     pub const fn wants_all(&self) -> bool {
-        !matches!(self, Field::Alpn | Field::ContentType | Field::SmtpCommand | Field::SmbCommand | Field::Share)
+        !matches!(
+            self,
+            Field::Alpn | Field::ContentType | Field::SmtpCommand | Field::SmbCommand | Field::Share
+        )
     }
 }
 

@@ -103,8 +103,7 @@ fn the_rule_of_the_manual_works() {
 
 #[test]
 fn no_spelling_of_a_path_hides_it() {
-    let denied =
-        |text: &str, target: &str| hit(&one("http", "deny", "path", text), &asked(http("GET", target))).is_some();
+    let denied = |text: &str, target: &str| hit(&one("http", "deny", "path", text), &asked(http("GET", target))).is_some();
     for target in [
         "/admin",
         "/admin?x=1",
@@ -150,8 +149,7 @@ fn no_spelling_of_a_path_hides_it() {
 
 #[test]
 fn what_is_allowed_is_so_however_a_server_takes_it() {
-    let allowed =
-        |text: &str, target: &str| hit(&one("http", "allow", "path", text), &asked(http("GET", target))).is_some();
+    let allowed = |text: &str, target: &str| hit(&one("http", "allow", "path", text), &asked(http("GET", target))).is_some();
     for target in ["/public/a", "/public/%61", "/public//a", "/x/../public/a", "/public/a?../../admin", "/public/a;b"] {
         assert!(allowed("/public/*", target), "{target}");
     }
@@ -272,9 +270,9 @@ fn fields_of_each_protocol() {
 #[test]
 fn addresses_and_ports_are_the_flows() {
     let check = |key: &str, text: &str, want: bool| {
-        let json =
-            serde_json::json!({"id": "r", "priority": 1, "action": "deny", "protocol": "http", key: text}).to_string();
-        for (client, server) in [("10.1.2.3:4000", "192.0.2.1:80"), ("[::ffff:10.1.2.3]:4000", "[::ffff:192.0.2.1]:80")]
+        let json = serde_json::json!({"id": "r", "priority": 1, "action": "deny", "protocol": "http", key: text}).to_string();
+        for (client, server) in
+            [("10.1.2.3:4000", "192.0.2.1:80"), ("[::ffff:10.1.2.3]:4000", "[::ffff:192.0.2.1]:80")]
         {
             let found = hit_in(&json, &flow_between(client, server), &asked(http("GET", "/")));
             assert_eq!(found.is_some(), want, "{key} {text}");
@@ -344,8 +342,7 @@ fn defaults_are_of_what_was_asked() {
         Judgement::Final(hit) => hit.map(|hit| (hit.rule.to_string(), hit.action)),
         Judgement::Later => panic!("later"),
     };
-    let ftp =
-        |command: &str| Fact::Ftp(Arc::new(ftp::Exchange { command: command.into(), ..ftp::Exchange::default() }));
+    let ftp = |command: &str| Fact::Ftp(Arc::new(ftp::Exchange { command: command.into(), ..ftp::Exchange::default() }));
     let default = |action| Some((DEFAULT_RULE.to_owned(), action));
     assert_eq!(said(Stage::Done, ftp("")), None, "a greeting is no request");
     assert_eq!(said(Stage::Asked, ftp("USER")), Some(("r".to_owned(), Action::Allow)));
@@ -500,9 +497,9 @@ fn by_definition(rules: &[Rule], defaults: &DefaultActions, flow: &Flow, told: &
             && rule.conditions.iter().all(|one| holds(rule, &one.field, one.matcher.form(), told))
     });
     let default = defaults.of(*protocols.last()?);
-    first
-        .map(|rule| (rule.id.clone(), rule.action))
-        .or_else(|| (view::is_asked(told) && default != Action::Allow).then(|| (DEFAULT_RULE.to_owned(), default)))
+    first.map(|rule| (rule.id.clone(), rule.action)).or_else(|| {
+        (view::is_asked(told) && default != Action::Allow).then(|| (DEFAULT_RULE.to_owned(), default))
+    })
 }
 
 const TEXTS: &[(&str, &str, &[&str])] = &[
@@ -562,18 +559,8 @@ fn some(texts: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
 
 fn any_http() -> impl Strategy<Value = http::Exchange> {
     let targets: &[&str] = &[
-        "/admin",
-        "/%61dmin",
-        "/pub/../admin",
-        "/pub/a",
-        "/x.php?y",
-        "/a/b",
-        "http://h/admin",
-        "/ADMIN",
-        "/%2561dmin",
-        "/pub/%252e%252e/admin",
-        "/",
-        "*",
+        "/admin", "/%61dmin", "/pub/../admin", "/pub/a", "/x.php?y", "/a/b", "http://h/admin", "/ADMIN", "/%2561dmin",
+        "/pub/%252e%252e/admin", "/", "*",
     ];
     let types: &[&str] = &["text/html", "text/html; charset=x", "application/json", "Text/XML"];
     let heads = prop::collection::vec(some(&["good", "bad", " good ", "food"]), 0..3);
@@ -646,13 +633,11 @@ fn any_transaction() -> impl Strategy<Value = (Vec<Fact>, Fact)> {
 }
 
 fn any_defaults() -> impl Strategy<Value = DefaultActions> {
-    prop::collection::vec(select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Log]), 6).prop_map(
-        |actions| {
-            let mut defaults = DefaultActions::default();
-            Protocol::ALL.into_iter().zip(actions).for_each(|(protocol, action)| defaults.set(protocol, action));
-            defaults
-        },
-    )
+    prop::collection::vec(select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Log]), 6).prop_map(|actions| {
+        let mut defaults = DefaultActions::default();
+        Protocol::ALL.into_iter().zip(actions).for_each(|(protocol, action)| defaults.set(protocol, action));
+        defaults
+    })
 }
 
 proptest! {

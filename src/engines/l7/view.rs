@@ -6,8 +6,8 @@ use crate::packet::proto::{Fact, Stage, Told, ftp, http, smb, smtp, tls};
 
 /// Commands of FTP whose argument is a path.
 const FILE_COMMANDS: &[&str] = &[
-    "RETR", "STOR", "STOU", "APPE", "DELE", "RNFR", "RNTO", "SIZE", "MDTM", "MFMT", "MKD", "XMKD", "RMD", "XRMD",
-    "CWD", "XCWD", "LIST", "NLST", "MLSD", "MLST", "STAT", "HASH", "XMD5", "XCRC", "XSHA1",
+    "RETR", "STOR", "STOU", "APPE", "DELE", "RNFR", "RNTO", "SIZE", "MDTM", "MFMT", "MKD", "XMKD", "RMD", "XRMD", "CWD",
+    "XCWD", "LIST", "NLST", "MLSD", "MLST", "STAT", "HASH", "XMD5", "XCRC", "XSHA1",
 ];
 /// Commands of SMTP that belong to a mail, in their order.
 pub const MAIL_COMMANDS: &[&str] = &["MAIL", "RCPT", "DATA", "BDAT"];
@@ -93,8 +93,7 @@ fn of_tls(field: &Field, hello: &tls::Handshake, values: &mut Values) -> bool {
 
 fn of_smtp(field: &Field, exchange: &smtp::Exchange, may_come: bool, values: &mut Values) -> bool {
     let is_now = |name: &&str| exchange.command.eq_ignore_ascii_case(name.as_bytes());
-    let is_mail =
-        exchange.mail_from.is_some() || !exchange.rcpt_to.is_empty() || MAIL_COMMANDS.iter().any(|name| is_now(name));
+    let is_mail = exchange.mail_from.is_some() || !exchange.rcpt_to.is_empty() || MAIL_COMMANDS.iter().any(|name| is_now(name));
     match field {
         Field::SmtpCommand => {
             // A mail has had these before the one that it is at.

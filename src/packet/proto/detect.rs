@@ -521,9 +521,7 @@ fn quic(bytes: &[u8]) -> Look {
     }
     // T: the same with TLS inside.
     let letters = |at: usize| {
-        matches!(bytes[at], b'Q' | b'T')
-            && bytes[at + 1] == b'0'
-            && bytes[at + 2..at + 4].iter().all(u8::is_ascii_digit)
+        matches!(bytes[at], b'Q' | b'T') && bytes[at + 1] == b'0' && bytes[at + 2..at + 4].iter().all(u8::is_ascii_digit)
     };
     // Before Q046: flags of version and an 8-byte id, id, version.
     if matches!(bytes[0], 0x09 | 0x0d) && letters(9) {
