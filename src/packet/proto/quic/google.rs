@@ -1,4 +1,4 @@
-//! Google's QUIC before TLS (Q039 to Q048): the client's hello, a table of tags and values in the clear.
+//! Google's QUIC before TLS (Q039 to Q050): the client's hello, a table of tags and values; in the clear but for Q050.
 
 use crate::packet::proto::reader::Reader;
 
@@ -29,9 +29,14 @@ pub(super) fn hello(datagram: &[u8]) -> Option<Hello<'_>> {
     if version[0] != b'Q' || !version[1..].iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let at = datagram.windows(4).take(HELLO_AT_MAX).position(|tag| tag == b"CHLO")?;
-    let server_name = value(&datagram[at + 4..], b"SNI\0");
+    let server_name = server_name(datagram)?;
     Some(Hello { version: u32::from_be_bytes(version), server_name })
+}
+
+/// The name in the hello that begins near the start of these bytes, if there is a hello: of Q050 its opened frames.
+pub(super) fn server_name(bytes: &[u8]) -> Option<Option<&[u8]>> {
+    let at = bytes.windows(4).take(HELLO_AT_MAX).position(|tag| tag == b"CHLO")?;
+    Some(value(&bytes[at + 4..], b"SNI\0"))
 }
 
 /// A tag's value. The table says of each where it ends, counted from the table's end; numbers are little-endian.
