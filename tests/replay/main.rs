@@ -144,8 +144,8 @@ fn what_was_said_is_found() {
 fn without_events_there_are_alerts_only_and_rules_make_them() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.toml");
-    let rules = "[agent]\ninterfaces = [\"lo\"]\n[l7]\nenabled = true\nmode = \"alert\"\n[[l7.rules]]\nid = \"no-index\"\n\
-        priority = 1\nprotocol = \"http\"\naction = \"deny\"\npath = \"/index.html\"\n";
+    let rules = "[agent]\ninterfaces = [\"lo\"]\n[l7]\nenabled = true\nmode = \"alert\"\n\
+        [[l7.rules]]\nid = \"no-index\"\npriority = 1\nprotocol = \"http\"\naction = \"deny\"\npath = \"/index.html\"\n";
     fs::write(&config, rules).unwrap();
     let file = captures().join("http.pcap");
     assert_eq!(run(&["--no-kernel"], &file).lines, "");
