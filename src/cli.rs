@@ -102,7 +102,7 @@ pub enum Command {
 pub struct Replay {
     /// The capture file.
     pub file: PathBuf,
-    /// Whether the kernel's programs see the packets; else their models.
+    /// Whether the kernel's program tc_ids sees the packets; else a model of it.
     pub kernel: bool,
     /// Whether there are lines for transactions, anomalies and flows, too.
     pub events: bool,
@@ -249,9 +249,7 @@ struct OpenapiArgs {}
 #[argh(subcommand, name = "demo", help_triggers("-h", "--help", "help"))]
 struct DemoArgs {}
 
-/// Run a capture file (pcap or pcapng) through the loaded programs, the inspection and the rules of --config, with the
-/// capture's time as the clock. Prints a line of EVE JSON for each alert, and a summary to stderr; with -o table only the
-/// summary, to stdout. A capture that is cut off or broken is read as far as it goes.
+/// Inspect a capture file as the wire is: EVE JSON to stdout, a summary to stderr (-o table: to stdout, alone).
 #[derive(FromArgs)]
 #[argh(subcommand, name = "replay", help_triggers("-h", "--help", "help"))]
 struct ReplayArgs {
@@ -263,7 +261,7 @@ struct ReplayArgs {
     #[argh(switch)]
     events: bool,
 
-    /// use models of the kernel's programs: needs no root, and prints the same
+    /// use a model of the kernel's program: needs no root, and prints the same
     #[argh(switch)]
     no_kernel: bool,
 }
@@ -1307,6 +1305,22 @@ mod tests {
 
     fn line(text: &str) -> Result<Invocation, Exit> {
         parse_from(&text.split_whitespace().collect::<Vec<_>>(), |_| None)
+    }
+
+    #[test]
+    fn replay_prints_json_unless_a_table_is_asked_for() {
+        let asked = |text: &str| {
+            let invocation = line(text).unwrap();
+            match invocation.command {
+                Command::Replay(replay) => (replay, invocation.global.output),
+                other => panic!("{text}: {other:?}"),
+            }
+        };
+        let replay = |kernel, events| Replay { file: PathBuf::from("x.pcap"), kernel, events };
+        assert_eq!(asked("replay x.pcap"), (replay(true, false), Output::Json));
+        assert_eq!(asked("replay --events x.pcap --no-kernel"), (replay(false, true), Output::Json));
+        assert_eq!(asked("replay --no-kernel x.pcap -o table"), (replay(false, false), Output::Table));
+        assert_eq!(line("replay").unwrap_err().code, USAGE);
     }
 
     #[track_caller]

@@ -44,8 +44,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Replays a capture file. Its lines go to stdout and the summary to stderr; where only the summary is asked for, it is the
-/// output.
+/// Replays a capture file. Its lines go to stdout and the summary to stderr; where only the summary is asked for, it is
+/// the output.
 fn replay(global: &cli::Global, asked: &cli::Replay, options: Options) -> ExitCode {
     let config = match &global.config {
         None => None,

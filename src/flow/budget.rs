@@ -1,7 +1,8 @@
 //! The kernel's flow budget without the kernel: which packets tc_ids would record, and how much of them.
 //!
-//! The rules are those of `include/flow_budget.h`, whose contract both keep; the table is the same, too: sets of [`WAYS`]
-//! entries, by the same hash, so that what is replaced is the same. This one serves captures that are read without rights.
+//! The rules are those of `include/flow_budget.h`, whose contract both keep; the table is the same, too: sets of
+//! [`WAYS`] entries, by the same hash, so that what is replaced is the same. This one serves captures that are read
+//! without rights.
 
 use crate::abi::ids_limits;
 

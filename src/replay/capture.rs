@@ -1,9 +1,10 @@
-//! Capture files, read as a stream: pcap (micro- and nanoseconds, both byte orders, Kuznetzov's longer records) and pcapng
-//! (sections, interfaces, their clocks; enhanced, simple and old packet blocks).
+//! Capture files, read as a stream: pcap (micro- and nanoseconds, both byte orders, Kuznetzov's longer records) and
+//! pcapng (sections, interfaces, their clocks; enhanced, simple and old packet blocks).
 //!
-//! The reader holds one window of [`WINDOW`] bytes whatever the file says. It takes files as they are found: what it does not
-//! know it steps over, what it refuses it counts ([`Refused`]), and where a file ends too early or makes no sense any more
-//! it says so once ([`Capture::fault`]) and ends. Formats: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng.
+//! The reader holds one window of [`WINDOW`] bytes whatever the file says. It takes files as they are found: what it
+//! does not know it steps over, what it refuses it counts ([`Refused`]), and where a file ends too early or makes no
+//! sense any more it says so once ([`Capture::fault`]) and ends. Formats: draft-ietf-opsawg-pcap,
+//! draft-ietf-opsawg-pcapng.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -310,7 +311,8 @@ fn recognise(head: &[u8]) -> Result<(Format, usize), OpenError> {
 }
 
 impl<R: Read> Capture<R> {
-    /// Recognises the file. One that ends within its first bytes is a capture that was cut off, unless they say otherwise.
+    /// Recognises the file. One that ends within its first bytes is a capture that was cut off, unless they say
+    /// otherwise.
     pub fn open(source: R) -> Result<Capture<R>, OpenError> {
         let mut window = Window::new(source);
         window.want(24);

@@ -16,8 +16,8 @@ pub struct Ethernet {
 }
 
 impl Ethernet {
-    /// The frame as Ethernet; one that is, stays where it is. What is too short for its link layer becomes a frame of no
-    /// known protocol.
+    /// The frame as Ethernet; one that is, stays where it is. What is too short for its link layer becomes a frame of
+    /// no known protocol.
     pub fn of<'f>(&'f mut self, link: Link, bytes: &'f [u8]) -> &'f [u8] {
         let (ethertype, packet) = match link {
             Link::Ethernet => return bytes,

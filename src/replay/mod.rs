@@ -1,11 +1,13 @@
-//! A capture file instead of the wire: the same judgement and the same inspection, with the capture's time as the clock.
+//! A capture file instead of the wire: the same inspection, with the capture's time as the clock.
 //!
-//! Packets go one at a time through a [`gate`], which says whether the flow layer sees them, as the kernel side would say it:
-//! either the loaded programs themselves, or a model of them that needs no rights. From there on all is as on the wire:
-//! [`Inspector`], rules, events. The same capture gives the same lines, byte by byte, whichever gate it took.
+//! Packets go one at a time through a [`gate`], which says what of them the flow layer sees: the loaded tc_ids by test
+//! runs, its records through its ring buffer, or a model of it that needs no rights. From there on all is as on the
+//! wire: [`Inspector`], the rules of l7, events. The same capture gives the same lines, byte by byte, whichever gate it
+//! took. The firewall's rules are not asked: what is in a capture has passed whoever took it.
 //!
-//! Lines of EVE JSON go to stdout: alerts, and with `--events` transactions, anomalies and flows. Notes go to stderr: what is
-//! wrong with the file, and the summary. A capture that is cut off or broken is read as far as it goes, which is no failure.
+//! Lines of EVE JSON go to stdout: alerts, and with `--events` transactions, anomalies and flows. Notes go to stderr:
+//! what is wrong with the file, and the summary. A capture that is cut off or broken is read as far as it goes, which
+//! is no failure.
 
 pub mod capture;
 pub mod eve;

@@ -126,7 +126,8 @@ fn put(out: &mut Option<&mut dyn Write>, error: &mut Option<io::Error>, lines: &
 impl Watcher for Teller<'_> {
     fn transaction(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
         self.judge(flow, time_ns, told);
-        // A query of DNS has a line of its own: that of its response says nothing of when it was asked, and may not come.
+        // A query of DNS has a line of its own: that of its response says nothing of when it was asked, and may not
+        // come.
         let is_due = told.stage == Stage::Done || matches!(told.fact, Fact::Dns(_));
         if is_due && self.has_lines() {
             let line = self.eve.transaction(flow, time_ns, told);

@@ -1,5 +1,5 @@
-//! The captures in tests/data/captures, as this code writes them: one for each protocol, and between them each file format,
-//! link layer, and way in which packets arrive that is not the plain one.
+//! The captures in tests/data/captures, as this code writes them: one for each protocol, and between them each file
+//! format, link layer, and way in which packets arrive that is not the plain one.
 
 use crate::support::captures::{Order, Pcapng, Precision, pcap};
 use crate::support::conversations::{Client, Conversation, Packets, Server, with_link};

@@ -62,13 +62,13 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// The files are those that the code makes. With EBPFSENTINEL_WRITE_CAPTURES they are written.
+/// The files are those that the code makes. With WRITE_CAPTURES they are written.
 #[test]
 fn captures_are_what_the_code_makes() {
     let mut known = Vec::new();
     for (name, bytes) in fixtures::all() {
         let path = captures().join(name);
-        if std::env::var_os("EBPFSENTINEL_WRITE_CAPTURES").is_some() {
+        if std::env::var_os("WRITE_CAPTURES").is_some() {
             fs::create_dir_all(captures()).unwrap();
             fs::write(&path, &bytes).unwrap();
         }
@@ -144,8 +144,8 @@ fn what_was_said_is_found() {
 fn without_events_there_are_alerts_only_and_rules_make_them() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.toml");
-    let rules = "[agent]\ninterfaces = [\"lo\"]\n[l7]\nenabled = true\nmode = \"alert\"\n[[l7.rules]]\nid = \"no-index\"\n\
-        priority = 1\nprotocol = \"http\"\naction = \"deny\"\n[l7.rules.match]\npath = \"/index.html\"\n";
+    let rules = "[agent]\ninterfaces = [\"lo\"]\n[l7]\nenabled = true\nmode = \"alert\"\n\
+        [[l7.rules]]\nid = \"no-index\"\npriority = 1\nprotocol = \"http\"\naction = \"deny\"\npath = \"/index.html\"\n";
     fs::write(&config, rules).unwrap();
     let file = captures().join("http.pcap");
     assert_eq!(run(&["--no-kernel"], &file).lines, "");

@@ -72,7 +72,8 @@ fn records(json: &mut Json, section: &str, records: &[Record]) {
     json.end_array();
 }
 
-/// A name, or data in presentation form: bytes that zone files escape as `\DDD` are shown as all bytes of the wire are here.
+/// A name, or data in presentation form: bytes that zone files escape as `\DDD` are shown as all bytes of the wire are
+/// here.
 fn name(json: &mut Json, key: &str, text: &str) {
     if !text.contains('\\') {
         return json.text(key, text);

@@ -1,7 +1,7 @@
 //! JSON, written straight into a buffer that is used again for each line.
 //!
-//! What came from the wire is kept whole: valid UTF-8 as it is, other bytes as `\xNN` (two characters `\x` and two digits),
-//! and a backslash that would look like the start of such an escape as `\x5c`.
+//! What came from the wire is kept whole: valid UTF-8 as it is, other bytes as `\xNN` (two characters `\x` and two
+//! digits), and a backslash that would look like the start of such an escape as `\x5c`.
 
 use std::net::IpAddr;
 

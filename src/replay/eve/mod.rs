@@ -1,7 +1,7 @@
 //! EVE JSON: a line for an event, with the keys of Suricata 7 and 8, so that what reads theirs reads ours.
 //!
-//! [`Eve`] makes lines and knows nothing of files. Lines of one flow say the same `flow_id` and `community_id`; `src_ip` is
-//! the flow's client, but for anomalies, which name who did it.
+//! [`Eve`] makes lines and knows nothing of files. Lines of one flow say the same `flow_id` and `community_id`;
+//! `src_ip` is the flow's client, but for anomalies, which name who did it.
 
 mod dns;
 mod facts;

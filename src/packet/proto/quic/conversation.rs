@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Initial;
 use super::crypto_stream::{CryptoStream, Fault};
+use super::google;
 use super::keys::{Family, Keys};
 use super::packet::{self, Frame, Packet};
 use crate::packet::proto::tls::{self, Answer, Carrier, Handshake};
@@ -165,6 +166,30 @@ impl Conversation {
         self.ask(out);
     }
 
+    /// A hello of Google's QUIC before TLS: it is all that is read of such a connection.
+    fn take_google(&mut self, datagram: &[u8], out: &mut Out) {
+        if let Some(hello) = google::hello(datagram) {
+            self.connection.version = hello.version;
+            self.tell_google(hello.server_name, out);
+        }
+    }
+
+    /// The same of Q050, whose packets were opened.
+    fn take_google_frames(&mut self, side: Side, frames: &[u8], out: &mut Out) {
+        if side == Side::Client
+            && !self.connection.is_asked
+            && let Some(name) = google::server_name(frames)
+        {
+            self.tell_google(name, out);
+        }
+    }
+
+    fn tell_google(&mut self, server_name: Option<&[u8]>, out: &mut Out) {
+        self.connection.handshake.sni = server_name.map(<[u8]>::to_vec);
+        self.ask(out);
+        self.finish(out);
+    }
+
     fn ask(&mut self, out: &mut Out) {
         self.connection.is_asked = true;
         self.tell(Stage::Asked, out);
@@ -223,6 +248,9 @@ fn derive(version: u32, family: Family, connection_id: &[u8]) -> Option<Known> {
 
 impl Parser for Conversation {
     fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
+        if side == Side::Client && self.connection.known.is_none() && !self.connection.is_asked {
+            self.take_google(bytes, out);
+        }
         let mut rest = bytes;
         // Behind a packet with a short header nothing can be told apart.
         while rest.first().is_some_and(|first| first & 0x80 != 0) {
@@ -231,11 +259,11 @@ impl Parser for Conversation {
             };
             rest = behind;
             match packet {
-                Packet::Initial { .. } => {
-                    if let Some(frames) = self.open(side, &packet, out) {
-                        self.take_frames(side, &frames, out);
-                    }
-                }
+                Packet::Initial { family, .. } => match self.open(side, &packet, out) {
+                    Some(frames) if family == Family::Q050 => self.take_google_frames(side, &frames, out),
+                    Some(frames) => self.take_frames(side, &frames, out),
+                    None => {}
+                },
                 // The server's later packets come behind its hello, or its hello is lost.
                 Packet::Later if side == Side::Server => {
                     if self.connection.is_asked {

@@ -1,10 +1,12 @@
 //! QUIC: the first packets of a connection, whose keys anyone can reckon (RFC 9001, 5.2).
 //!
 //! [`Conversation`] takes datagrams (`conversation.rs`); `keys.rs` opens Initial packets, `packet.rs` reads headers and
-//! frames, `crypto_stream.rs` puts the handshake's bytes in order.
+//! frames, `crypto_stream.rs` puts the handshake's bytes in order; `google.rs` reads hellos from before there was TLS
+//! in it.
 
 mod conversation;
 mod crypto_stream;
+mod google;
 mod keys;
 mod packet;
 
