@@ -3,6 +3,7 @@
 //! argh wants an option before the command that follows it, and takes no `--option=value`. [`arrange`] moves the global
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
+mod columns;
 mod l7;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value, json};
 
+use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
 use crate::api::Method;
 use crate::client::{Answer, Client, ClientError, Endpoint, refused};
 
@@ -1129,65 +1131,6 @@ fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) 
 
 /// A column of a table: heading, and the fields that it shows, those that are absent left out.
 type Column = (&'static str, &'static [&'static str]);
-
-const RULE_COLUMNS: &[Column] = &[
-    ("ID", &["id"]),
-    ("PRIORITY", &["priority"]),
-    ("ACTION", &["action"]),
-    ("PROTOCOL", &["protocol"]),
-    ("SOURCE", &["src_ip", "src_port"]),
-    ("DESTINATION", &["dst_ip", "dst_port"]),
-    ("VLAN", &["vlan_id"]),
-    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "state", "interfaces"]),
-    ("ENABLED", &["enabled"]),
-    ("FROM", &["source"]),
-    ("PACKETS", &["packets"]),
-    ("BYTES", &["bytes"]),
-    ("LAST HIT", &["last_hit"]),
-];
-
-const LIMIT_COLUMNS: &[Column] = &[
-    ("ID", &["id"]),
-    ("PRIORITY", &["priority"]),
-    ("RATE", &["rate", "unit"]),
-    ("BURST", &["burst"]),
-    ("ALGORITHM", &["algorithm", "threshold_pps"]),
-    ("SCOPE", &["scope", "ipv6_prefix_len"]),
-    ("ACTION", &["action", "block_secs"]),
-    ("PROTOCOL", &["protocol"]),
-    ("SOURCE", &["src_ip", "src_port"]),
-    ("DESTINATION", &["dst_ip", "dst_port"]),
-    ("VLAN", &["vlan_id"]),
-    ("MORE", &["tcp_flags", "icmp_type", "icmp_code", "fragment", "interfaces"]),
-    ("ENABLED", &["enabled"]),
-    ("FROM", &["source"]),
-    ("PASSED", &["passed"]),
-    ("OVER LIMIT", &["over_limit"]),
-];
-
-const FLOW_COLUMNS: &[Column] = &[
-    ("CLIENT", &["client_ip", "client_port"]),
-    ("SERVER", &["server_ip", "server_port"]),
-    ("PROTOCOL", &["protocol", "app_proto"]),
-    ("STATE", &["state"]),
-    ("VLANS", &["vlans"]),
-    ("SENT PACKETS", &["client_packets"]),
-    ("SENT BYTES", &["client_bytes"]),
-    ("GOT PACKETS", &["server_packets"]),
-    ("GOT BYTES", &["server_bytes"]),
-    ("BLOCKED", &["blocked"]),
-    ("LAST", &["last"]),
-];
-
-const TOP_COLUMNS: &[Column] = &[
-    ("RULE", &["rule"]),
-    ("COMMON", &["common"]),
-    ("SOURCE", &["source", "src_port"]),
-    ("DESTINATION", &["destination", "dst_port"]),
-    ("PROTOCOL", &["protocol"]),
-    ("DROPPED", &["dropped"]),
-    ("BLOCKED FOR", &["blocked_secs_left"]),
-];
 
 fn list_table(rules: &[Value], columns: &[Column]) -> String {
     let shown = |rule: &Value, field: &str| match &rule[field] {
