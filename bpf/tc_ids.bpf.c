@@ -232,8 +232,17 @@ __noinline int read_any(struct __sk_buff *skb, struct seen *p)
 	return UNPARSABLE;
 }
 
+/*
+ * A reset that carries nothing, on its way out: it passes the block of its flow, so that the agent (and whoever else
+ * ends the flow) is heard by the end that is not this host.
+ */
+static __always_inline bool is_parting_reset(const struct seen *p, __u32 direction)
+{
+	return direction == IDS_EGRESS && p->tcp_flags & TCP_RST && !p->payload;
+}
+
 /* What blocks a packet, as find_block() tells it. Reads the packet anew: most hosts block nothing. */
-__noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
+__noinline int find_skb_block(struct __sk_buff *skb, __u32 how)
 {
 	struct packet packet = { .nothing = nothing };
 	__u16 vlan = vlan_of(skb);
@@ -241,7 +250,7 @@ __noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
 	parse_skb(skb, &packet);
 	if (vlan)
 		packet.vlan = vlan;
-	return find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
+	return find_block(&packet, how);
 }
 
 /* A packet that should be recorded is not. */
@@ -423,8 +432,12 @@ static __always_inline int inspect(struct __sk_buff *skb, __u32 direction)
 	count->packets++;
 	count->bytes += skb->len;
 	if (blocks_anything()) {
-		int why = find_skb_block(skb, direction);
+		__u32 how = direction == IDS_EGRESS ? BLOCK_EGRESS : 0;
+		int why;
 
+		if (is_parting_reset(&p, direction))
+			how |= BLOCK_ADDRESSES;
+		why = find_skb_block(skb, how);
 		if (why)
 			return drop_blocked(count, why);
 	}
