@@ -1,6 +1,8 @@
-//! What the rules of every engine have besides their match: a name, a description, others beside them, and a mode.
+//! What the rules of every engine have besides their match: a name, an action, a description,
+//! others beside them, and a mode.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -38,6 +40,42 @@ impl Mode {
         match self {
             Mode::Alert => "alert",
             Mode::Block => "block",
+        }
+    }
+}
+
+/// What a rule wishes for what it matches: a packet, or a transaction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Let it go on.
+    Allow,
+    /// Drop the packet, or block the transaction's flow (in `mode = "block"`).
+    Deny,
+    /// Let it go on, and tell.
+    Log,
+}
+
+impl Action {
+    /// The word that the API shows.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+            Action::Log => "log",
+        }
+    }
+}
+
+impl FromStr for Action {
+    type Err = String;
+
+    /// `allow`/`pass`, `deny`/`drop`/`block`, `log`.
+    fn from_str(s: &str) -> Result<Action, String> {
+        match s {
+            "allow" | "pass" => Ok(Action::Allow),
+            "deny" | "drop" | "block" => Ok(Action::Deny),
+            "log" => Ok(Action::Log),
+            _ => Err(format!("\"{}\" is not an action; use allow, deny or log", s.escape_debug())),
         }
     }
 }

@@ -5,6 +5,8 @@
 //! without rights.
 
 use crate::abi::ids_limits;
+use crate::packet::frame::protocol::{GRE, ICMP, ICMPV6, IPIP, IPV6 as IPV6_IN_IP, SCTP, TCP, UDP};
+use crate::packet::frame::tcp_flag::{FIN, RST, SYN};
 
 /// Entries of a set.
 const WAYS: usize = ids_limits::IDS_WAYS.0 as usize;
@@ -20,19 +22,8 @@ const SILENT_SECS: u64 = ids_limits::IDS_SILENT_SECS.0 as u64;
 const VXLAN_PORT: u16 = ids_limits::IDS_VXLAN_PORT.0 as u16;
 const EXTENSION_HEADERS_MAX: usize = 8;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
+/// UDP-Lite (RFC 3828): ports like UDP's, and nothing that is looked into.
 const UDPLITE: u8 = 136;
-const SCTP: u8 = 132;
-const GRE: u8 = 47;
-const IPV4_IN_IP: u8 = 4;
-const IPV6_IN_IP: u8 = 41;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
 
 /// The secret of the kernel's hashes in a replay: odd, and chosen once, so that two runs do the same.
 pub const REPLAY_SECRET: [u64; 4] =
@@ -419,7 +410,7 @@ fn transport(frame: &[u8], network: &Network) -> Option<(u64, Counted, u8, usize
         TCP => (word32(head, 0)?, Counted::Bytes, head[13], usize::from(head[12] >> 4) * 4),
         UDP if be16(head, 2)? == VXLAN_PORT => (word32(head, 0)?, Counted::Nothing, 0, 8),
         UDP => (word32(head, 0)?, Counted::Packets, 0, 8),
-        IPV4_IN_IP | IPV6_IN_IP | GRE => (0, Counted::Nothing, 0, 0),
+        IPIP | IPV6_IN_IP | GRE => (0, Counted::Nothing, 0, 0),
         _ => (0, Counted::Packets, 0, 0),
     })
 }
@@ -428,11 +419,11 @@ fn transport(frame: &[u8], network: &Network) -> Option<(u64, Counted, u8, usize
 mod tests {
     use super::*;
     use crate::packet::build::Packet;
+    use crate::packet::frame::tcp_flag::ACK;
     use proptest::prelude::*;
 
     const SECRET: [u64; 4] = [3, 5, 7, 11];
     const SECOND: u64 = 1_000_000_000;
-    const ACK: u8 = 0x10;
 
     fn budgets(stream_depth: u64, udp_packets: u64) -> Budgets {
         Budgets::new(BudgetLimits { stream_depth, udp_packets, entries: 16 }, SECRET)
@@ -533,7 +524,7 @@ mod tests {
         let base = || Packet::new().ipv4([10, 0, 0, 1], [10, 0, 0, 2]).payload(&[0x45; 64]);
         let fragments = base().udp(1, 2).payload(&[1; 3000]).fragments(9, 1480);
         let mut free = vec![udp(5, VXLAN_PORT), fragments[0].clone(), fragments[1].clone()];
-        free.extend([IPV4_IN_IP, IPV6_IN_IP, GRE].map(|number| base().protocol(number).build()));
+        free.extend([IPIP, IPV6_IN_IP, GRE].map(|number| base().protocol(number).build()));
         // Not to be parsed: a header that is cut off.
         free.push(tcp(ACK, 0)[..40].to_vec());
         for packet in &free {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Checksums;
 use crate::written::Reader;
 
 /// Threads that inspect, at most.
@@ -115,6 +116,11 @@ impl CaptureConfig {
             memory: memory_bytes,
             check_checksums,
         }
+    }
+
+    /// What to do with wrong checksums.
+    pub fn checksums(&self) -> Checksums {
+        if self.check_checksums { Checksums::Auto } else { Checksums::Trust }
     }
 
     /// Threads that inspect on a machine of so many CPUs.

@@ -37,7 +37,7 @@ use crate::classify::guard::Guard;
 use crate::engines::l7::Ruling;
 use crate::event::unix_time_of;
 use crate::flow::config::{CaptureConfig, SamplingMode};
-use crate::flow::{Checksums, Direction, Flow, Inspector, Limits, Link, Stats};
+use crate::flow::{Direction, Flow, Inspector, Limits, Link, Stats};
 use crate::metrics::{CaptureCounters, InspectionCounters, Metrics, WorkerCounters};
 use crate::packet::proto::AppProto;
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
@@ -203,7 +203,7 @@ fn limits_of(config: &CaptureConfig, number: usize, workers: usize) -> Limits {
         held_total_max: (memory / HELD_PART) as usize,
         history_bytes: (memory / HISTORY_PART) as usize,
         fragment_bytes_max: (memory / FRAGMENTS_PART) as usize,
-        check_checksums: if config.check_checksums { Checksums::Auto } else { Checksums::Trust },
+        check_checksums: config.checksums(),
         worker: (number as u16, workers as u16),
         ..Limits::default()
     }

@@ -15,6 +15,7 @@ use nix::sys::socket::{
 };
 
 use crate::packet::build::Packet;
+use crate::packet::frame::tcp_flag;
 use crate::packet::proto::Side;
 
 /// How long a reset waits for packets that were in the ring when the flow was refused.
@@ -24,7 +25,6 @@ const WAITING_MAX: usize = 4096;
 /// Flows that a worker resets in a second, and at once: nobody makes a flood of it.
 const PER_SECOND: u32 = 200;
 const ETHERNET_BYTES: usize = 14;
-const RST_ACK: u8 = 0x14;
 
 /// Where a flow's next bytes stand: who is reset, and at which numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,11 @@ impl Resets {
 
 /// The IP packet of a reset; `None` when the addresses are of two families.
 fn reset_packet(from: SocketAddr, to: SocketAddr, seq: u32, ack: u32) -> Option<Vec<u8>> {
-    let packet =
-        Packet::new().ip(from.ip(), to.ip())?.tcp(from.port(), to.port()).flags(RST_ACK).numbers(seq, ack).window(0);
+    let packet = Packet::new()
+        .ip(from.ip(), to.ip())?
+        .tcp(from.port(), to.port())
+        .flags(tcp_flag::RST | tcp_flag::ACK)
+        .numbers(seq, ack)
+        .window(0);
     Some(packet.build().split_off(ETHERNET_BYTES))
 }

@@ -74,7 +74,8 @@ impl ReplayError {
     }
 }
 
-/// Replays a file by the rules of a configuration, if there is one; `out` takes the lines.
+/// Replays a file by the rules of a configuration, if there is one, and as deep as its section `[ids]` says of TCP; caps
+/// and sampling are for the wire. `out` takes the lines.
 pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Summary, ReplayError> {
     let file = open(&job.file)?;
     let mut capture = Capture::open(file).map_err(|error| ReplayError::Open(job.file.clone(), error))?;
@@ -82,9 +83,13 @@ pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Su
     let ruling = config.filter(|config| config.l7.enabled).map(|config| Ruling::of(&config.l7));
     let ruling = ruling.transpose().map_err(ReplayError::Rules)?;
     let teller = Teller::new(job.lines.then_some(&mut out as &mut dyn Write), job.events, ruling);
-    let depth = Depth::default();
+    let (mut depth, mut limits) = (Depth::default(), Limits::default());
+    if let Some(ids) = config.map(|config| &config.ids) {
+        depth.stream_depth = ids.stream_depth;
+        limits.check_checksums = ids.checksums();
+    }
     let mut gate = if job.kernel { Gate::kernel(depth).map_err(ReplayError::Kernel)? } else { Gate::model(depth) };
-    let summary = replay(&mut capture, &Limits::default(), &mut gate, teller)?;
+    let summary = replay(&mut capture, &limits, &mut gate, teller)?;
     match out.flush() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReplayError::Write(error)),
         _ => Ok(summary),

@@ -6,9 +6,9 @@ use std::io::{self, Write};
 use super::eve::{Alert, Eve};
 use super::summary::Summary;
 use crate::alert::Severity;
+use crate::classify::rules::Action;
 use crate::engines::l7::Ruling;
 use crate::engines::l7::judge::{Decided, Hit, Scratch};
-use crate::engines::l7::rule::Action;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
 use crate::packet::proto::{Fact, Stage, Told};
 

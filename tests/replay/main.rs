@@ -91,6 +91,33 @@ fn every_capture_is_told_as_ever() {
     }
 }
 
+/// Of `[ids]` what is about a stream's contents holds for a capture, too.
+#[test]
+fn a_configuration_says_how_deep() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |text: &str| {
+        let path = folder.path().join(format!("{}.toml", text.len()));
+        fs::write(&path, format!("[agent]\ninterfaces = [\"eth0\"]\n{text}")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (whole, shallow) = (config(""), config("[ids]\nstream_depth = 100\nudp_packets = 0\n"));
+    let http = captures().join("http.pcap");
+    let said = |config: &str, ways: &[&str]| run(&[ways, &["--events", "--config", config]].concat(), &http);
+    let all = run(&["--no-kernel", "--events"], &http);
+    assert_eq!(said(&whole, &["--no-kernel"]).lines, all.lines);
+    let less = said(&shallow, &["--no-kernel"]);
+    assert_eq!(less.code, 0, "{}", less.notes);
+    assert!(all.notes.contains("dropped    0 past"), "{}", all.notes);
+    assert!(!less.notes.contains("dropped    0 past"), "{}", less.notes);
+    assert!(of_kind(&events(&less.lines), "http").len() < of_kind(&events(&all.lines), "http").len());
+    if is_root() {
+        assert_eq!(said(&shallow, &[]).lines, less.lines);
+    }
+    // A datagram is read whatever the section says.
+    let dns = run(&["--no-kernel", "--events", "--config", &shallow], &captures().join("dns-cooked.pcap"));
+    assert!(!of_kind(&events(&dns.lines), "dns").is_empty(), "{}", dns.lines);
+}
+
 fn without_folder(notes: &str) -> String {
     notes.replace(&format!("{}/", captures().display()), "")
 }

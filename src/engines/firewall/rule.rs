@@ -1,45 +1,9 @@
 //! A firewall rule as the engine uses it: every field checked and in its own type.
 
-use std::str::FromStr;
-
 use crate::abi::fw_answer;
 use crate::classify::matching::Match;
 
-/// What a rule wishes for a packet that it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Let the packet go on.
-    Allow,
-    /// Drop the packet (in `mode = "block"`).
-    Deny,
-    /// Let the packet go on and record it.
-    Log,
-}
-
-impl Action {
-    /// The word that the API shows.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Action::Allow => "allow",
-            Action::Deny => "deny",
-            Action::Log => "log",
-        }
-    }
-}
-
-impl FromStr for Action {
-    type Err = String;
-
-    /// `allow`/`pass`, `deny`/`drop`/`block`, `log`.
-    fn from_str(s: &str) -> Result<Action, String> {
-        match s {
-            "allow" | "pass" => Ok(Action::Allow),
-            "deny" | "drop" | "block" => Ok(Action::Deny),
-            "log" => Ok(Action::Log),
-            _ => Err(format!("\"{s}\" is not an action; use allow, deny or log")),
-        }
-    }
-}
+pub use crate::classify::rules::Action;
 
 /// One rule of the firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]

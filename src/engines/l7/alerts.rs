@@ -1,9 +1,9 @@
 //! A hit as an alert: what was found in which flow, and what was done about it.
 
 use super::judge::Hit;
-use super::rule::Action;
 use crate::alert::Alert;
 use crate::alert::facts::escaped;
+use crate::classify::rules::Action;
 use crate::component::Component;
 use crate::flow::Flow;
 use crate::packet::proto::Told;

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use super::rule::{Action, Condition, Field as RuleField, Protocol, Rule};
+use super::rule::{Condition, Field as RuleField, Protocol, Rule};
 use crate::alert::Severity;
 use crate::classify::keys::read_network;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, read_description, read_id};
+use crate::classify::rules::{Action, Mode, read_description, read_id};
 use crate::classify::text::{Surroundings, number_or_text_schema};
 use crate::matching::matcher::Matcher;
 use crate::ruled::AnyRule;

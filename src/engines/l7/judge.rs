@@ -23,11 +23,12 @@ use ipnet::IpNet;
 
 use super::config::DefaultActions;
 use super::normal::Values;
-use super::rule::{Action, Condition, Field, Protocol, Rule};
+use super::rule::{Condition, Field, Protocol, Rule};
 use super::tally::{RuleCounts, Tally};
 use super::view::{self, MAIL_COMMANDS};
 use crate::alert::Severity;
 use crate::classify::matching::Match;
+use crate::classify::rules::Action;
 use crate::flow::Flow;
 use crate::matching::matcher::Form;
 use crate::matching::patterns::{self, Pattern, PatternError, Patterns};

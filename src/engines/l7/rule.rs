@@ -1,47 +1,11 @@
 //! A rule of the L7 firewall as the engine uses it: every field checked and in its own type.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::alert::Severity;
 use crate::classify::matching::Match;
+use crate::classify::rules::Action;
 use crate::matching::matcher::{Folding, Matcher};
-
-/// What a rule wishes for a transaction that it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Let it go on.
-    Allow,
-    /// Block its flow (in `mode = "block"`), and tell.
-    Deny,
-    /// Let it go on, and tell.
-    Log,
-}
-
-impl Action {
-    /// The word that the API shows.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Action::Allow => "allow",
-            Action::Deny => "deny",
-            Action::Log => "log",
-        }
-    }
-}
-
-impl FromStr for Action {
-    type Err = String;
-
-    /// The words of the firewall's rules: `allow`/`pass`, `deny`/`drop`/`block`, `log`.
-    fn from_str(s: &str) -> Result<Action, String> {
-        match s {
-            "allow" | "pass" => Ok(Action::Allow),
-            "deny" | "drop" | "block" => Ok(Action::Deny),
-            "log" => Ok(Action::Log),
-            _ => Err(format!("\"{}\" is not an action; use allow, deny or log", s.escape_debug())),
-        }
-    }
-}
 
 /// What a rule is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
