@@ -447,9 +447,13 @@ fn the_shown_config_is_the_used_one() {
         + count(&shown["ratelimit"])
         + count(&shown["l7"])
         - 1
-        + count(&shown["l7"]["default_action"]);
+        + count(&shown["l7"]["default_action"])
+        + count(&shown["ids"])
+        - 1
+        + count(&shown["ids"]["sampling"]);
     assert_eq!(known.len(), leaves);
-    for key in known {
+    assert!(shown["ids"]["enabled"].is_null(), "it is what the other sections need");
+    for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
         assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
     }
 }
