@@ -232,16 +232,32 @@ __noinline int read_any(struct __sk_buff *skb, struct seen *p)
 	return UNPARSABLE;
 }
 
+/*
+ * A reset without payload, by which the agent ends at the other end what it has blocked here. It carries nothing, and a
+ * blocked host that sends one does what is wanted of it.
+ */
+static __always_inline bool is_bare_reset(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 words = 0; /* of 4 bytes, in the upper half */
+
+	if (p->protocol != IPPROTO_TCP || !(p->tcp_flags & TCP_RST) || p->fragment)
+		return false;
+	return !bpf_skb_load_bytes(skb, p->l4_offset + 12, &words, sizeof(words)) &&
+	       skb->len == p->l4_offset + (words >> 4) * 4;
+}
+
 /* What blocks a packet, as find_block() tells it. Reads the packet anew: most hosts block nothing. */
 __noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
 {
 	struct packet packet = { .nothing = nothing };
 	__u16 vlan = vlan_of(skb);
+	int why;
 
 	parse_skb(skb, &packet);
 	if (vlan)
 		packet.vlan = vlan;
-	return find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
+	why = find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
+	return why == FW_BY_BLOCKED_FLOW && direction == IDS_EGRESS && is_bare_reset(skb, &packet) ? 0 : why;
 }
 
 /* A packet that should be recorded is not. */

@@ -101,6 +101,22 @@ fn a_blocked_flow_can_neither_arrive_nor_leave_and_others_can() {
 }
 
 #[test]
+fn a_bare_reset_leaves_and_nothing_else_does() {
+    const RST_ACK: u8 = 0x14;
+    let mut host = Host::new();
+    for (here, there) in FAMILIES {
+        host.blocks.block_flow(flow(there, here, (80, 5000), 6, 0), None).unwrap();
+        let reset = Packet::new().between(there, here).tcp(80, 5000).flags(RST_ACK);
+        let bare = reset.clone().tcp_options(&[1, 1, 1, 1]).build();
+        assert_eq!(host.tc(Direction::Egress, &bare), TCX_NEXT);
+        assert_eq!(host.tc(Direction::Egress, &reset.build()), TCX_NEXT);
+        assert_eq!(host.tc(Direction::Ingress, &bare), TCX_DROP, "it must not arrive");
+        assert_eq!(host.tc(Direction::Egress, &reset.clone().payload(b"x").build()), TCX_DROP, "it must carry nothing");
+        assert_eq!(host.tc(Direction::Egress, &reset.flags(ACK).build()), TCX_DROP, "it must be one");
+    }
+}
+
+#[test]
 fn a_block_of_a_flow_is_within_its_vlan() {
     let mut host = Host::new();
     for (here, there) in FAMILIES {
