@@ -233,31 +233,24 @@ __noinline int read_any(struct __sk_buff *skb, struct seen *p)
 }
 
 /*
- * A reset without payload, by which the agent ends at the other end what it has blocked here. It carries nothing, and a
- * blocked host that sends one does what is wanted of it.
+ * A reset that carries nothing, on its way out: it passes the block of its flow, so that the agent (and whoever else
+ * ends the flow) is heard by the end that is not this host.
  */
-static __always_inline bool is_bare_reset(struct __sk_buff *skb, const struct packet *p)
+static __always_inline bool is_parting_reset(const struct seen *p, __u32 direction)
 {
-	__u8 words = 0; /* of 4 bytes, in the upper half */
-
-	if (p->protocol != IPPROTO_TCP || !(p->tcp_flags & TCP_RST) || p->fragment)
-		return false;
-	return !bpf_skb_load_bytes(skb, p->l4_offset + 12, &words, sizeof(words)) &&
-	       skb->len == p->l4_offset + (words >> 4) * 4;
+	return direction == IDS_EGRESS && p->tcp_flags & TCP_RST && !p->payload;
 }
 
 /* What blocks a packet, as find_block() tells it. Reads the packet anew: most hosts block nothing. */
-__noinline int find_skb_block(struct __sk_buff *skb, __u32 direction)
+__noinline int find_skb_block(struct __sk_buff *skb, __u32 how)
 {
 	struct packet packet = { .nothing = nothing };
 	__u16 vlan = vlan_of(skb);
-	int why;
 
 	parse_skb(skb, &packet);
 	if (vlan)
 		packet.vlan = vlan;
-	why = find_block(&packet, direction == IDS_EGRESS ? BLOCK_EGRESS : 0);
-	return why == FW_BY_BLOCKED_FLOW && direction == IDS_EGRESS && is_bare_reset(skb, &packet) ? 0 : why;
+	return find_block(&packet, how);
 }
 
 /* A packet that should be recorded is not. */
@@ -439,8 +432,12 @@ static __always_inline int inspect(struct __sk_buff *skb, __u32 direction)
 	count->packets++;
 	count->bytes += skb->len;
 	if (blocks_anything()) {
-		int why = find_skb_block(skb, direction);
+		__u32 how = direction == IDS_EGRESS ? BLOCK_EGRESS : 0;
+		int why;
 
+		if (is_parting_reset(&p, direction))
+			how |= BLOCK_ADDRESSES;
+		why = find_skb_block(skb, how);
 		if (why)
 			return drop_blocked(count, why);
 	}

@@ -10,7 +10,8 @@
  *
  * A block of an address holds for source and destination, whatever the VLAN, for fragments, and for packets whose
  * transport header cannot be parsed. A block of a flow holds for both directions, within one VLAN, for what has its
- * ports: TCP, UDP, UDP-Lite, SCTP; later fragments follow, since without the first one they are worth nothing.
+ * ports: TCP, UDP, UDP-Lite, SCTP; later fragments follow, since without the first one they are worth nothing. Resets
+ * of TCP that carry nothing may leave (tc_ids), so that the other end learns that the flow is over.
  *
  * One thread of the agent writes the tables; a full one is an error that it shows. Expiry is in seconds since boot.
  * Packets are not delayed by entries that have expired and are still there, but for the search.
@@ -62,7 +63,11 @@ static __always_inline bool blocks_anything(void)
 }
 
 /* How a packet is looked for. */
-enum { BLOCK_EGRESS = 1, BLOCK_QUIETLY = 2 /* it is a question: not counted */ };
+enum {
+	BLOCK_EGRESS = 1,
+	BLOCK_QUIETLY = 2,   /* it is a question: not counted */
+	BLOCK_ADDRESSES = 4, /* blocks of flows do not hold for it */
+};
 
 static __always_inline bool is_in_force(struct block *block, __u32 how)
 {
@@ -139,7 +144,8 @@ __noinline int find_block(const struct packet *p, __u32 how)
 	policy = bpf_map_lookup_elem(&block_policy, &zero);
 	if (!policy || is_spared(policy, p, how & BLOCK_EGRESS))
 		return 0;
-	if (policy->flows && p->has_ports && p->fragment != LATER_FRAGMENT && is_flow_blocked(p, how))
+	if (policy->flows && !(how & BLOCK_ADDRESSES) && p->has_ports && p->fragment != LATER_FRAGMENT &&
+	    is_flow_blocked(p, how))
 		return FW_BY_BLOCKED_FLOW;
 	if (policy->addresses &&
 	    (is_address_blocked(p->family, p->src, how) || is_address_blocked(p->family, p->dst, how)))

@@ -153,7 +153,7 @@ pub struct Exit {
 
 #[derive(FromArgs)]
 #[argh(
-    description = "Filters packets in XDP, and tells about it. Without a command, runs the agent.",
+    description = "Filters and limits packets in XDP, inspects flows at TC. Without a command, runs the agent.",
     help_triggers("-h", "--help", "help"),
     note = "Options above may stand before or after the command, as --name VALUE or --name=VALUE.",
     example = "{command_name} firewall add --id no-ssh --priority 10 --action deny --protocol tcp --dst-port 22 --confirm 60",

@@ -20,6 +20,12 @@
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
 //! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
 //!
+//! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
+//! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams
+//! together and finds the protocol, [`packet::proto`] reads it, [`engines::l7`] judges what it says; a flow that is refused
+//! is blocked in the kernel and reset at both ends) -> `alert-router`. The `inspection` thread owns the programs. The `l7`
+//! thread owns the rules, and hands workers a new set of them by one store.
+//!
 //! # A request's way
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
 //! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.

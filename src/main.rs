@@ -102,7 +102,10 @@ fn check(options: &Options) -> ExitCode {
             for warning in &loaded.warnings {
                 eprintln!("warning: {warning}");
             }
-            println!("{}: ok, {} rules", loaded.path.display(), loaded.config.firewall.rules.len());
+            let config = &loaded.config;
+            let (firewall, limits) = (config.firewall.rules.len(), config.ratelimit.rules.len());
+            let l7 = config.l7.rules.len();
+            println!("{}: ok; {firewall} firewall, {limits} ratelimit and {l7} l7 rules", loaded.path.display());
             ExitCode::SUCCESS
         }
         Err(errors) => {

@@ -101,6 +101,27 @@ fn the_least_config_has_the_defaults() {
 }
 
 #[test]
+fn inspection_is_on_where_it_is_needed() {
+    let inspects = |text: &str| parse(&format!("{MINIMAL}{text}")).unwrap().inspects();
+    assert!(!inspects(""));
+    assert!(inspects("[ids]\nenabled = true\n"));
+    assert!(inspects("[l7]\nenabled = true\n"));
+    assert!(inspects("[l7.default_action]\nsmb = 'log'\n"));
+    assert!(!inspects("[ids]\nenabled = false\n[l7]\nenabled = false\ndefault_action.smb = 'deny'\n"));
+}
+
+#[test]
+fn numbers_of_bytes() {
+    let depth = |text: &str| parse(&format!("{MINIMAL}[ids]\nstream_depth = {text}\n")).map(|it| it.ids.stream_depth);
+    for (text, bytes) in [("0", 0), ("4097", 4097), ("'64KiB'", 65_536), ("'2 MiB'", 2 << 20), ("'1024GiB'", 1 << 40)] {
+        assert_eq!(depth(text), Ok(bytes), "{text}");
+    }
+    for text in ["'1025GiB'", "'99999999999999999GiB'", "1099511627777", "''", "'KiB'", "'1.5MiB'", "'+-1'", "'1mib'"] {
+        assert!(depth(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn names_of_the_host_are_lower_case() {
     let config = parse(&format!("{MINIMAL}host_names = ['Sentinel.Example.ORG', 'proxy']\n")).unwrap();
     assert_eq!(config.agent.host_names, ["sentinel.example.org", "proxy"]);
@@ -132,7 +153,11 @@ fn the_installed_config_is_the_defaults() {
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
     assert_eq!(rules.len(), 3, "the rules are switched on");
-    assert_eq!(parse(&others.join("\n[")), parse(MINIMAL));
+    // Unless it is said, `ids.enabled` is what the other sections need.
+    let mut least = parse(MINIMAL).unwrap();
+    assert!(!least.inspects());
+    least.ids.enabled = Some(false);
+    assert_eq!(parse(&others.join("\n[")), Ok(least));
 
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();

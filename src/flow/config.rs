@@ -16,6 +16,10 @@ const FRAGMENTS_PART: u64 = 8;
 
 /// Threads that inspect, at most.
 pub const WORKERS_MAX: usize = 64;
+/// Least memory, in bytes.
+const MEMORY_MIN: u64 = 1 << 20;
+/// Largest number of bytes that can be written.
+const BYTES_MAX: u64 = 1 << 40;
 
 /// Which flows the kernel copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -103,8 +107,8 @@ impl CaptureConfig {
         let max_flows = r.key("max_flows").integer(1024..=8_388_608u32).unwrap_or(default.max_flows);
         let memory = r.key("memory");
         let memory_bytes = memory.parse_or_integer::<Bytes>().map_or(default.memory, |bytes| bytes.0);
-        if !(1 << 20..=1 << 40).contains(&memory_bytes) {
-            memory.error("give between 1MiB and 1024GiB");
+        if memory_bytes < MEMORY_MIN {
+            memory.error("give 1MiB or more");
         }
         let check_checksums = r.key("check_checksums").boolean().unwrap_or(default.check_checksums);
         r.finish();
@@ -143,10 +147,15 @@ impl CaptureConfig {
 }
 
 fn read_sampling(mut r: Reader<'_>) -> Sampling {
-    let mode = r.key("mode").one_of(SamplingMode::WORDS).unwrap_or_default();
-    let rate = r.key("rate").number(0.0..=1.0).unwrap_or(1.0);
+    let (mode_field, rate_field) = (r.key("mode"), r.key("rate"));
+    let mode = mode_field.one_of(SamplingMode::WORDS);
+    let rate = rate_field.number(0.0..=1.0).unwrap_or(1.0);
     r.finish();
-    Sampling { mode, rate }
+    let is_none = mode == Some(SamplingMode::None) || !mode_field.is_present();
+    if is_none && rate < 1.0 {
+        rate_field.error("goes with mode = \"hash\" or \"random\"; it is \"none\", which inspects everything");
+    }
+    Sampling { mode: mode.unwrap_or_default(), rate }
 }
 
 /// A number of bytes, in whole or with KiB, MiB or GiB.
@@ -161,13 +170,10 @@ impl FromStr for Bytes {
             .iter()
             .find_map(|(unit, shift)| s.strip_suffix(unit).map(|number| (number.trim_end(), *shift)))
             .unwrap_or((s, 0));
-        let strange = || {
-            format!(
-                "\"{}\" is not a number of bytes; write such as 65536, 64KiB or 1MiB",
-                s.chars().take(60).collect::<String>()
-            )
-        };
+        let shown = || s.chars().take(60).collect::<String>();
+        let strange = || format!("\"{}\" is not a number of bytes; write such as 65536, 64KiB or 1MiB", shown());
         let bytes: u64 = number.parse().map_err(|_| strange())?;
-        bytes.checked_mul(1 << shift).filter(|&bytes| bytes <= 1 << 40).map(Bytes).ok_or_else(strange)
+        let bytes = bytes.checked_mul(1 << shift).filter(|&bytes| bytes <= BYTES_MAX);
+        bytes.map(Bytes).ok_or_else(|| format!("\"{}\" is more than 1024GiB", shown()))
     }
 }

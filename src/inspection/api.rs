@@ -11,6 +11,7 @@ use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Req
 use crate::flow::community_id;
 use crate::flow::{Direction, Flow};
 use crate::logging::rfc3339;
+use crate::packet::frame::protocol;
 use crate::packet::proto::{AppProto, Side};
 use crate::ruled::api::gone;
 use crate::supervise::Handle;
@@ -93,8 +94,8 @@ impl From<&Flow> for FlowView {
 
 fn protocol_name(number: u8) -> String {
     match number {
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
         other => other.to_string(),
     }
 }

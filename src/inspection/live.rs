@@ -17,12 +17,12 @@ use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Scratch};
 use crate::enrichment::Processes;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, State, Watcher};
+use crate::packet::frame::protocol;
 use crate::packet::proto::Told;
 
 /// A flow is blocked for so long. Its ends are reset at once, and what it sends later blocks it anew: the time only has to
 /// be longer than packets are on their way, and short enough that a client may use the port again.
 const BLOCK_SECS: u64 = 120;
-const TCP: u8 = 6;
 
 /// Who may be blocked, shared by the workers. A lock, not a thread's turn: until the block stands, packets pass.
 pub type SharedBlocks = Arc<Mutex<Blocks>>;
@@ -89,7 +89,7 @@ impl Live {
     }
 
     fn note_blocked(&mut self, flow: &Flow) {
-        if flow.protocol != TCP {
+        if flow.protocol != protocol::TCP {
             return;
         }
         let is_new = self.blocked.insert(flow.id, ends_of(flow)).is_none();

@@ -101,18 +101,25 @@ fn a_blocked_flow_can_neither_arrive_nor_leave_and_others_can() {
 }
 
 #[test]
-fn a_bare_reset_leaves_and_nothing_else_does() {
+fn resets_leave_a_blocked_flow_and_do_not_arrive() {
     const RST_ACK: u8 = 0x14;
     let mut host = Host::new();
     for (here, there) in FAMILIES {
-        host.blocks.block_flow(flow(there, here, (80, 5000), 6, 0), None).unwrap();
-        let reset = Packet::new().between(there, here).tcp(80, 5000).flags(RST_ACK);
-        let bare = reset.clone().tcp_options(&[1, 1, 1, 1]).build();
-        assert_eq!(host.tc(Direction::Egress, &bare), TCX_NEXT);
-        assert_eq!(host.tc(Direction::Egress, &reset.build()), TCX_NEXT);
-        assert_eq!(host.tc(Direction::Ingress, &bare), TCX_DROP, "it must not arrive");
-        assert_eq!(host.tc(Direction::Egress, &reset.clone().payload(b"x").build()), TCX_DROP, "it must carry nothing");
-        assert_eq!(host.tc(Direction::Egress, &reset.flags(ACK).build()), TCX_DROP, "it must be one");
+        let reset = Packet::new().between(here, there).tcp(5000, 80).flags(RST_ACK);
+        let ends = |packet: &Packet| BOTH.map(|direction| host.tc(direction, &packet.build()));
+        assert_eq!(ends(&reset), [TCX_NEXT; 2]);
+        let blocked = flow(here, there, (5000, 80), 6, 0);
+        host.blocks.block_flow(blocked, None).unwrap();
+        let ends = |packet: &Packet| BOTH.map(|direction| host.tc(direction, &packet.build()));
+        assert_eq!(BOTH, [Direction::Ingress, Direction::Egress]);
+        assert_eq!(ends(&reset), [TCX_DROP, TCX_NEXT]);
+        assert_eq!(ends(&reset.clone().payload(b"x")), [TCX_DROP; 2], "it carries something");
+        host.firewall.check("it arrives", &reset.build(), FLOW);
+        host.blocks.unblock_flow(&blocked).unwrap();
+        host.blocks.block_address(there.parse().unwrap(), None).unwrap();
+        let ends = |packet: &Packet| BOTH.map(|direction| host.tc(direction, &packet.build()));
+        assert_eq!(ends(&reset), [TCX_DROP; 2], "its address is blocked");
+        host.blocks.unblock_address(there.parse().unwrap()).unwrap();
     }
 }
 

@@ -5,8 +5,10 @@
 //! own, so that it neither sees nor touches the bpffs of an agent that guards this machine.
 
 mod floods;
+mod l7;
 mod scene;
 mod steps;
+mod talk;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -32,7 +34,7 @@ const LONG_PATIENCE: Duration = Duration::from_secs(5);
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// The configuration of scene one, and the firewall of scene two.
+/// The configuration of scene one, and the firewall of the others.
 const FIREWALL: &str = include_str!("../../../conf/examples/firewall.toml");
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -54,6 +56,8 @@ pub fn run() -> Result<bool> {
     staged(FIREWALL, |stage| steps::play(stage, &mut score))?;
     println!();
     staged(&floods::config()?, |stage| floods::play(stage, &mut score))?;
+    println!();
+    staged(&l7::config()?, |stage| l7::play(stage, &mut score))?;
     println!("\n{} of {} steps as expected", score.steps - score.wrong, score.steps);
     Ok(score.wrong == 0)
 }

@@ -11,7 +11,7 @@ use nix::sys::time::TimeVal;
 
 use super::{LONG_PATIENCE, PATIENCE};
 use crate::bpf::attach::Attached;
-use crate::lab::{FrameSocket, Interface, Namespace, connect};
+use crate::lab::{FrameSocket, Interface, Namespace, connect, mac_text};
 use crate::packet::build::Packet;
 
 pub(super) const HOST: &str = "192.0.2.10";
@@ -26,6 +26,9 @@ pub(super) const NOBODY: &str = "198.51.100.1";
 pub(super) const NOBODY_V6: &str = "2001:db8:77::1";
 pub(super) const FLOODER: &str = "203.0.113.66";
 pub(super) const FLOODER_V6: &str = "2001:db8:66::66";
+/// Neighbours that the world's kernel does not know: the demo itself speaks TCP for them.
+pub(super) const SEGMENTS: &str = "192.0.2.77";
+pub(super) const SEGMENTS_V6: &str = "2001:db8:1::77";
 /// Where the host has asked something, so that datagrams pass as answers.
 pub(super) const ASKING: u16 = 6000;
 /// Where plain HTTP is served.
@@ -87,6 +90,11 @@ impl Scene {
         for route in ["10.20.0.0/16", "203.0.113.0/24", "2001:db8:20::/48", "2001:db8:66::/48"] {
             host.ip(&format!("route add {route} dev eth0"))?;
         }
+        for neighbour in [SEGMENTS, SEGMENTS_V6] {
+            host.ip(&format!("neighbour add {neighbour} lladdr {} dev eth0", mac_text(world_end.mac)))?;
+        }
+        // What is for them ends in the world, also where this machine is a router.
+        world.sysctl("ipv4/ip_forward", "0")?;
         let taken = world.take_xdp_frames("eth0")?;
         host.sysctl("ipv4/tcp_syncookies", "2")?;
         host.sysctl("ipv4/tcp_timestamps", "2")?;
@@ -162,9 +170,18 @@ impl Scene {
     pub(super) fn fetches(&self, from: &str, to: &str) -> Result<bool> {
         let opened = self.world.run(|| connection(Some(from), to, PAGES, LONG_PATIENCE))??;
         let Some(client) = opened else { return Ok(false) };
-        let server = self.listeners.iter().find(|listener| listener.local_addr().is_ok_and(|at| at.port() == PAGES));
         // What goes wrong on the way is no answer.
-        Ok(exchange(client, server.context("no server of pages")?).unwrap_or(false))
+        Ok(exchange(client, self.listener(PAGES)?).unwrap_or(false))
+    }
+
+    /// The server's end of the connection to `port` that comes from the port `from`.
+    pub(super) fn accepted(&self, port: u16, from: u16) -> Result<TcpStream> {
+        accepted(self.listener(port)?, from).with_context(|| format!("accepting on port {port}"))
+    }
+
+    fn listener(&self, port: u16) -> Result<&TcpListener> {
+        let server = self.listeners.iter().find(|listener| listener.local_addr().is_ok_and(|at| at.port() == port));
+        server.context("no server on this port")
     }
 
     fn frames(&self, frames: Vec<Vec<u8>>) -> Result<bool> {
