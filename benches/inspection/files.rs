@@ -94,10 +94,8 @@ pub fn smb2(rounds: u32, round_ms: u128) -> f64 {
     create[44..46].copy_from_slice(&120u16.to_le_bytes());
     create[46..48].copy_from_slice(&(name.len() as u16).to_le_bytes());
     create.extend(&name);
-    let mut talk = vec![
-        (Side::Client, message(CREATE, false, 1, &create)),
-        (Side::Server, message(CREATE, true, 1, &[7; 88])),
-    ];
+    let mut talk =
+        vec![(Side::Client, message(CREATE, false, 1, &create)), (Side::Server, message(CREATE, true, 1, &[7; 88]))];
     let piece = [&[17, 0, 80, 0][..], &[0; 12], &[0xa5; BODY]].concat();
     for id in 2..2 + READS {
         talk.push((Side::Client, message(READ, false, id, &[7; 49])));

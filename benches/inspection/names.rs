@@ -13,10 +13,10 @@ const SEGMENT: usize = 1460;
 const RESPONSE: usize = 64 * 1024;
 
 /// The conversations of tests/data/handshakes that are taken, full handshakes of both versions.
-const RECORDED: [&[u8]; 2] =
+pub const RECORDED: [&[u8]; 2] =
     [include_bytes!("../../tests/data/handshakes/tls12.bin"), include_bytes!("../../tests/data/handshakes/tls13.bin")];
 
-type Conversation = Vec<(Side, Vec<u8>)>;
+pub type Conversation = Vec<(Side, Vec<u8>)>;
 
 /// Time that this thread had a core, so that what else runs does not count.
 fn core_time() -> Duration {
@@ -57,7 +57,7 @@ fn feed(conversations: &[Conversation], make: impl Fn() -> Box<dyn Parser>) -> u
 }
 
 /// A recorded conversation up to its application data, in segments.
-fn handshake(recorded: &[u8]) -> Conversation {
+pub fn handshake(recorded: &[u8]) -> Conversation {
     let mut segments = Vec::new();
     let mut rest = recorded;
     while let [side, a, b, c, d, behind @ ..] = rest {
@@ -88,7 +88,7 @@ pub fn tls(rounds: u32, round_ms: u128) -> (f64, f64) {
 }
 
 /// A query for a name, or its response with a CNAME and three addresses.
-fn message(id: u16, is_response: bool) -> Vec<u8> {
+pub fn message(id: u16, is_response: bool) -> Vec<u8> {
     let counts: [u8; 4] = if is_response { [0x81, 0x80, 0, 1] } else { [1, 0, 0, 1] };
     let answers = if is_response { 4 } else { 0 };
     let mut bytes = [&id.to_be_bytes()[..], &counts, &[0, answers, 0, 0, 0, 1]].concat();

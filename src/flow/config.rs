@@ -5,8 +5,14 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Checksums;
+use super::{Checksums, Limits};
 use crate::written::Reader;
+
+/// Parts of an inspector's memory: what is out of order, what was delivered lately, and fragments. Parsers and flows have
+/// the rest.
+const HELD_PART: u64 = 3;
+const HISTORY_PART: u64 = 16;
+const FRAGMENTS_PART: u64 = 8;
 
 /// Threads that inspect, at most.
 pub const WORKERS_MAX: usize = 64;
@@ -59,7 +65,7 @@ pub struct CaptureConfig {
     pub enabled: Option<bool>,
     /// Bytes of payload of a TCP flow and direction that are inspected; what follows only is counted.
     pub stream_depth: u64,
-    /// Packets of a UDP flow and direction that are inspected.
+    /// Packets of a UDP flow and direction that are inspected; anew after a minute of silence.
     pub udp_packets: u32,
     /// Which flows.
     pub sampling: Sampling,
@@ -79,7 +85,7 @@ impl Default for CaptureConfig {
         CaptureConfig {
             enabled: None,
             stream_depth: 1 << 20,
-            udp_packets: 16,
+            udp_packets: 256,
             sampling: Sampling::default(),
             workers: 0,
             max_flows: 262_144,
@@ -118,9 +124,20 @@ impl CaptureConfig {
         }
     }
 
-    /// What to do with wrong checksums.
-    pub fn checksums(&self) -> Checksums {
-        if self.check_checksums { Checksums::Auto } else { Checksums::Trust }
+    /// What one of so many inspectors, of which this is the one with that number, may keep: its share of what the section
+    /// allows.
+    pub fn limits(&self, number: usize, inspectors: usize) -> Limits {
+        let memory = self.memory / inspectors as u64;
+        Limits {
+            flows_max: self.max_flows.div_ceil(inspectors as u32),
+            memory_max: memory as usize,
+            held_total_max: (memory / HELD_PART) as usize,
+            history_bytes: (memory / HISTORY_PART) as usize,
+            fragment_bytes_max: (memory / FRAGMENTS_PART) as usize,
+            check_checksums: if self.check_checksums { Checksums::Auto } else { Checksums::Trust },
+            worker: (number as u16, inspectors as u16),
+            ..Limits::default()
+        }
     }
 
     /// Threads that inspect on a machine of so many CPUs.

@@ -172,7 +172,8 @@ impl Table {
             links: Vec::new(),
             free: Vec::new(),
             ends: [Ends { head: NONE, tail: NONE }; 7],
-            count: 0,
+            // From 1: readers of EVE take an id of 0 for none.
+            count: 1,
             worker: (limits.worker.0.into(), limits.worker.1.max(1).into()),
         }
     }

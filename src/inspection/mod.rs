@@ -37,7 +37,7 @@ use crate::classify::guard::Guard;
 use crate::engines::l7::Ruling;
 use crate::event::unix_time_of;
 use crate::flow::config::{CaptureConfig, SamplingMode};
-use crate::flow::{Direction, Flow, Inspector, Limits, Link, Stats};
+use crate::flow::{Direction, Flow, Inspector, Link, Stats};
 use crate::metrics::{CaptureCounters, InspectionCounters, Metrics, WorkerCounters};
 use crate::packet::proto::AppProto;
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
@@ -49,12 +49,6 @@ const BLOCKED_ADDRESSES_MAX: u32 = 65_536;
 const POLL: Duration = Duration::from_millis(1);
 /// What waits for the poller. At a gigabit a second this is a quarter of one.
 const RING_BYTES: u32 = 32 << 20;
-/// Parts of a worker's share of memory: what is out of order, what was delivered lately, and fragments. Parsers and flows
-/// have the rest.
-const HELD_PART: u64 = 3;
-const HISTORY_PART: u64 = 16;
-const FRAGMENTS_PART: u64 = 8;
-
 /// How the inspection starts.
 pub struct Start<'a> {
     /// Section `[ids]`.
@@ -156,7 +150,7 @@ pub fn start(start: Start<'_>, supervisor: &Supervisor) -> Result<Threads> {
     for (number, Incoming { batches, used }) in incoming.into_iter().enumerate() {
         // At most as many as the section allows, once in the life of the process.
         let name: &'static str = Box::leak(format!("inspect-{number}").into_boxed_str());
-        let limits = limits_of(&config, number, workers);
+        let limits = config.limits(number, workers);
         let live = Live::new(ruling.clone(), blocks.clone(), alerts.clone(), now);
         let inspector = Inspector::new(limits, random()?);
         let worker = Worker { inspector, live, used, undecodable: undecodable.clone() };
@@ -191,21 +185,6 @@ fn options_of<'a>(config: &CaptureConfig, blocks: &'a Blocks) -> Options<'a> {
         ring_bytes: RING_BYTES,
         blocks: Some(blocks),
         is_replay: false,
-    }
-}
-
-/// A worker's share of what the section allows.
-fn limits_of(config: &CaptureConfig, number: usize, workers: usize) -> Limits {
-    let memory = config.memory / workers as u64;
-    Limits {
-        flows_max: config.max_flows.div_ceil(workers as u32),
-        memory_max: memory as usize,
-        held_total_max: (memory / HELD_PART) as usize,
-        history_bytes: (memory / HISTORY_PART) as usize,
-        fragment_bytes_max: (memory / FRAGMENTS_PART) as usize,
-        check_checksums: config.checksums(),
-        worker: (number as u16, workers as u16),
-        ..Limits::default()
     }
 }
 

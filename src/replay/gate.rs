@@ -6,6 +6,7 @@ use crate::bpf::ringbuf::OneByOne;
 use crate::bpf::tc_ids::{Arrival, Options, TcIds, decode};
 use crate::flow::Direction;
 use crate::flow::budget::{BudgetLimits, Budgets, REPLAY_SECRET, Spent};
+use crate::flow::config::CaptureConfig;
 
 /// Bytes of a frame that are judged: what a test run takes is a page, with what the kernel puts around a frame. What is
 /// longer (merged by a network card) is inspected whole, but past its budget counted as this long.
@@ -45,6 +46,13 @@ impl Default for Depth {
     /// Of UDP everything: a capture can wait, unlike the wire.
     fn default() -> Depth {
         Depth { stream_depth: 1 << 20, udp_packets: u32::MAX }
+    }
+}
+
+impl Depth {
+    /// What a section allows.
+    pub fn of(config: &CaptureConfig) -> Depth {
+        Depth { stream_depth: config.stream_depth, udp_packets: config.udp_packets }
     }
 }
 

@@ -3,7 +3,8 @@
 //! Packets go one at a time through a [`gate`], which says what of them the flow layer sees: the loaded tc_ids by test
 //! runs, its records through its ring buffer, or a model of it that needs no rights. From there on all is as on the
 //! wire: [`Inspector`], the rules of l7, events. The same capture gives the same lines, byte by byte, whichever gate it
-//! took. The firewall's rules are not asked: what is in a capture has passed whoever took it.
+//! took. The firewall's rules are not asked: what is in a capture has passed whoever took it. Of a configuration the rules
+//! of `[l7]` count, and depth and limits of `[ids]`; nothing is sampled. Without one, UDP has no depth.
 //!
 //! Lines of EVE JSON go to stdout: alerts, and with `--events` transactions, anomalies and flows. Notes go to stderr:
 //! what is wrong with the file, and the summary. A capture that is cut off or broken is read as far as it goes, which
@@ -74,8 +75,8 @@ impl ReplayError {
     }
 }
 
-/// Replays a file by the rules of a configuration, if there is one, and as deep as its section `[ids]` says of TCP; caps
-/// and sampling are for the wire. `out` takes the lines.
+/// Replays a file by a configuration, if there is one: by its rules, and as deep as its section `[ids]` says. `out` takes
+/// the lines.
 pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Summary, ReplayError> {
     let file = open(&job.file)?;
     let mut capture = Capture::open(file).map_err(|error| ReplayError::Open(job.file.clone(), error))?;
@@ -83,11 +84,8 @@ pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Su
     let ruling = config.filter(|config| config.l7.enabled).map(|config| Ruling::of(&config.l7));
     let ruling = ruling.transpose().map_err(ReplayError::Rules)?;
     let teller = Teller::new(job.lines.then_some(&mut out as &mut dyn Write), job.events, ruling);
-    let (mut depth, mut limits) = (Depth::default(), Limits::default());
-    if let Some(ids) = config.map(|config| &config.ids) {
-        depth.stream_depth = ids.stream_depth;
-        limits.check_checksums = ids.checksums();
-    }
+    let depth = config.map_or_else(Depth::default, |config| Depth::of(&config.ids));
+    let limits = config.map_or_else(Limits::default, |config| config.ids.limits(0, 1));
     let mut gate = if job.kernel { Gate::kernel(depth).map_err(ReplayError::Kernel)? } else { Gate::model(depth) };
     let summary = replay(&mut capture, &limits, &mut gate, teller)?;
     match out.flush() {

@@ -523,9 +523,10 @@ mod tests {
             "~\\^[a-z]{1,5}\\[0-9\\]\\+",
             "=[ -~]{1,10}",
         ];
-        text.prop_map(move |text| {
-            let matcher = Matcher::read(&text, field.folding()).unwrap();
-            Condition { field: field.clone(), matcher }
+        // Of a name a dot at its end is nothing: what is a dot and nothing else is no form.
+        text.prop_filter_map("a form of the field", move |text| {
+            let matcher = Matcher::read(&text, field.folding()).ok()?;
+            Some(Condition { field: field.clone(), matcher })
         })
     }
 

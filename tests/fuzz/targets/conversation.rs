@@ -1,8 +1,10 @@
 //! A conversation of any protocol that there is a parser for: no panic, a bound on what is kept, and the same facts
 //! however it is cut. What is found by its first bytes never changes with more of them.
 
+use std::collections::HashMap;
+
 use ebpfsentinel::packet::proto::detect::{Detected, detect};
-use ebpfsentinel::packet::proto::{AppProto, Oddity, Out, Side, Told, parser_for};
+use ebpfsentinel::packet::proto::{AppProto, Oddity, Out, Side, Stage, Told, datagram_parser_for, parser_for};
 
 /// More than any parser keeps: bodies of HTTP have the largest cap.
 const MEMORY_MAX: usize = 4 << 20;
@@ -32,8 +34,8 @@ fn steps(mut bytes: &[u8]) -> Vec<Step<'_>> {
     steps
 }
 
-fn read(protocol: AppProto, steps: &[Step<'_>], size: usize) -> Option<(Vec<Told>, Vec<(Side, Oddity)>)> {
-    let mut parser = parser_for(protocol)?;
+fn read(protocol: AppProto, is_udp: bool, steps: &[Step<'_>], size: usize) -> Option<(Vec<Told>, Vec<(Side, Oddity)>)> {
+    let mut parser = if is_udp { datagram_parser_for(protocol)? } else { parser_for(protocol)? };
     let mut out = Out::default();
     for step in steps {
         match step {
@@ -47,18 +49,31 @@ fn read(protocol: AppProto, steps: &[Step<'_>], size: usize) -> Option<(Vec<Told
     Some((out.told, out.oddities))
 }
 
+/// A transaction is asked once or not at all, and done once.
+fn assert_stages(protocol: AppProto, told: &[Told]) {
+    let mut stages = HashMap::new();
+    for told in told {
+        let before = stages.insert(told.tx, told.stage);
+        let is_right = matches!((before, told.stage), (None, _) | (Some(Stage::Asked), Stage::Done));
+        assert!(is_right, "{protocol:?}: {told:?} after {before:?}");
+    }
+    assert!(stages.values().all(|stage| *stage == Stage::Done), "{protocol:?}: not done: {stages:?}");
+}
+
 /// Reads the conversation whole and in pieces; the first byte says by which protocol, the second how large the pieces
 /// are.
 pub fn run(bytes: &[u8]) {
-    let [protocol, size, rest @ ..] = bytes else { return };
-    let protocol = AppProto::ALL[usize::from(*protocol) % AppProto::ALL.len()];
+    let [choice, size, rest @ ..] = bytes else { return };
+    let choice = usize::from(*choice) % (AppProto::ALL.len() + 1);
+    // The last is DNS over UDP: DNS over TCP has a place of its own.
+    let protocol = AppProto::ALL.get(choice).copied().unwrap_or(AppProto::Dns);
+    let is_udp = choice == AppProto::ALL.len() || protocol == AppProto::Quic;
     let steps = steps(rest);
-    // A datagram is never cut.
-    if !matches!(protocol, AppProto::Quic) {
-        let whole = read(protocol, &steps, usize::MAX);
-        assert!(whole == read(protocol, &steps, usize::from(*size).max(1)), "{protocol:?} in pieces of {size}");
-    } else {
-        read(protocol, &steps, usize::MAX);
+    if let Some(whole) = read(protocol, is_udp, &steps, usize::MAX) {
+        assert_stages(protocol, &whole.0);
+        // A datagram is never cut.
+        let pieces = (!is_udp).then(|| read(protocol, false, &steps, usize::from(*size).max(1))).flatten();
+        assert!(pieces.is_none_or(|pieces| pieces == whole), "{protocol:?} in pieces of {size}");
     }
     for step in &steps {
         let Step::Take(_, bytes) = step else { continue };
