@@ -12,24 +12,32 @@ const MEMORY_MAX: usize = 4 << 20;
 enum Step<'a> {
     Take(Side, &'a [u8]),
     Skip(Side, u64),
+    End(Side),
 }
 
-/// Steps out of bytes: of each a byte for what it is and who does it, a length, and as many bytes.
+/// Steps out of bytes: of each a byte for what it is and who does it, a length, and as many bytes. A side that has ended
+/// does nothing any more.
 fn steps(mut bytes: &[u8]) -> Vec<Step<'_>> {
     let mut steps = Vec::new();
+    let mut ended = [false; 2];
     while let [kind, length, rest @ ..] = bytes {
         let side = if kind & 1 == 0 { Side::Client } else { Side::Server };
-        // One in sixteen is a gap.
-        if kind >> 4 == 0xf {
-            steps.push(Step::Skip(side, u64::from(*length) << (kind & 0xe)));
-            bytes = rest;
-            continue;
+        bytes = rest;
+        // One in sixteen is a gap, and one an end.
+        let step = match kind >> 4 {
+            0xf => Step::Skip(side, u64::from(*length) << (kind & 0xe)),
+            0xe => Step::End(side),
+            _ => {
+                let (now, behind) = rest.split_at(rest.len().min(usize::from(*length) << (kind >> 1 & 3)));
+                bytes = behind;
+                Step::Take(side, now)
+            }
+        };
+        let is_empty = matches!(step, Step::Take(_, []));
+        if !ended[side as usize] && !is_empty {
+            ended[side as usize] = matches!(step, Step::End(_));
+            steps.push(step);
         }
-        let (now, behind) = rest.split_at(rest.len().min(usize::from(*length) << (kind >> 1 & 3)));
-        if !now.is_empty() {
-            steps.push(Step::Take(side, now));
-        }
-        bytes = behind;
     }
     steps
 }
@@ -41,11 +49,13 @@ fn read(protocol: AppProto, is_udp: bool, steps: &[Step<'_>], size: usize) -> Op
         match step {
             Step::Take(side, bytes) => bytes.chunks(size).for_each(|piece| parser.take(*side, piece, &mut out)),
             Step::Skip(side, missing) => parser.skip(*side, *missing, &mut out),
+            Step::End(side) => parser.end(*side, &mut out),
         }
         let memory = parser.memory();
         assert!(memory <= MEMORY_MAX, "{protocol:?} keeps {memory}");
     }
-    Side::BOTH.into_iter().for_each(|side| parser.end(side, &mut out));
+    let ended = |side: Side| steps.iter().any(|step| matches!(step, Step::End(of) if *of == side));
+    Side::BOTH.into_iter().filter(|side| !ended(*side)).for_each(|side| parser.end(side, &mut out));
     Some((out.told, out.oddities))
 }
 
