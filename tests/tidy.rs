@@ -276,7 +276,9 @@ fn no_file_is_a_heap() {
 
 #[test]
 fn scripts_are_sound_shell() {
-    for script in ["packaging/lib.sh", "packaging/setup", "packaging/demo", "packaging/test", ".ci/run"] {
+    let scripts =
+        ["packaging/lib.sh", "packaging/setup", "packaging/demo", "packaging/test", "packaging/fuzz", ".ci/run"];
+    for script in scripts {
         let path = root().join(script);
         let status = Command::new("bash").arg("-n").arg(&path).status().unwrap();
         assert!(status.success(), "{script}");

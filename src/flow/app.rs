@@ -360,7 +360,7 @@ impl Feed<'_, '_> {
     }
 }
 
-/// Tells of a transaction, unless the flow is blocked already.
+/// Tells of a transaction. All that came with the one that got the flow blocked is told as well, for it has passed.
 fn tell(flow: &mut Flow, watcher: &mut dyn Watcher, now_ns: u64, told: &Told, stats: &mut Stats) {
     if watcher.transaction(flow, now_ns, told) == Reaction::Blocked && !flow.is_blocked {
         flow.is_blocked = true;

@@ -48,7 +48,8 @@ impl Expectations {
             stats.expected_evicted += u64::from(self.drop_first());
         }
         let met_by = self.waiting.get(&key).and_then(|old| old.met_by);
-        self.waiting.insert(key, Waiting { transfer: transfer.clone(), until_ns: now_ns + TIMEOUT_NS, met_by });
+        let until_ns = now_ns.saturating_add(TIMEOUT_NS);
+        self.waiting.insert(key, Waiting { transfer: transfer.clone(), until_ns, met_by });
         self.order.push_back(key);
         met_by
     }
@@ -106,6 +107,15 @@ mod tests {
         assert_eq!(expected.meet(&key(1), 7, TIMEOUT_NS - 1, &mut stats), Some(file("a")));
         assert_eq!(expected.meet(&key(2), 8, TIMEOUT_NS + 5, &mut stats), None);
         assert_eq!((stats.expected_met, stats.expected_timed_out), (1, 1));
+    }
+
+    /// Captures may claim any time.
+    #[test]
+    fn at_the_end_of_time_it_is_still_waited_for() {
+        let (mut expected, mut stats) = (Expectations::default(), Stats::default());
+        let end = u64::MAX - 1;
+        assert_eq!(expected.announce(key(1), &file("a"), end, 9, &mut stats), None);
+        assert_eq!(expected.meet(&key(1), 7, end, &mut stats), Some(file("a")));
     }
 
     #[test]

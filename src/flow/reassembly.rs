@@ -212,6 +212,11 @@ impl Stream {
         }
     }
 
+    /// Whether it holds bytes that are out of order.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Throws away what is held.
     pub fn discard(&mut self, held_total: &mut usize) {
         *held_total -= self.held_bytes;

@@ -412,6 +412,7 @@ impl Tcp<'_, '_, '_> {
             let is_finished = self.entry.streams.as_ref().is_some_and(|streams| streams[side as usize].is_finished());
             if is_finished && !self.entry.ends[side as usize].is_finished {
                 self.entry.ends[side as usize].is_finished = true;
+                self.drop_behind_fin(side);
                 self.feed(side, |_, room, feed| feed.end(room.stats));
             }
         }
@@ -423,6 +424,16 @@ impl Tcp<'_, '_, '_> {
             self.entry.ignore(self.room.held_total);
             let fins = self.entry.flow.tcp_flags.map(|flags| flags & tcp_flag::FIN);
             self.entry.is_over |= fins[0] & fins[1] != 0;
+        }
+    }
+
+    /// What is still held when a side has ended stands behind its FIN: the receiver throws it away.
+    fn drop_behind_fin(&mut self, side: Side) {
+        let Some(streams) = &mut self.entry.streams else { return };
+        let stream = &mut streams[side as usize];
+        if stream.is_holding() {
+            stream.discard(self.room.held_total);
+            self.odd("tcp.data_after_fin", side);
         }
     }
 

@@ -265,6 +265,20 @@ fn fragments_that_overlap_are_told() {
     }
 }
 
+/// Its receiver throws away what stands behind a FIN, also what came before it. A parser hears nothing after the end.
+#[test]
+fn data_that_waits_behind_a_fin_is_told() {
+    for is_v6 in [false, true] {
+        let mut lab = Lab::new(is_v6);
+        lab.handshake().c(0, b"C00").c(100, SECRET.as_bytes());
+        lab.segment(Side::Client, FIN | ACK, 3, b"").ack(4).s(0, b"S00");
+        assert_eq!(lab.told.client(), "C00END");
+        let told = lab.finish();
+        assert_eq!((told.client().as_str(), told.server().as_str()), ("C00END", "S00END"));
+        assert_eq!(told.anomalies, ["tcp.data_after_fin"]);
+    }
+}
+
 #[test]
 fn the_syn_that_the_server_took_counts() {
     for (first, second) in [(1000, 777_000), (777_000, 1000)] {

@@ -94,8 +94,9 @@ fn look_stream(bytes: &[u8], server_port: u16) -> Look {
     if bytes.is_empty() {
         return Look::Open;
     }
+    // SSH first: its banner may go on as a request line does, and is sure before that ends.
     let looks =
-        [http(bytes), http2(bytes), tls(bytes), sslv2(bytes), ssh(bytes), smb(bytes), dns_stream(bytes, server_port)];
+        [ssh(bytes), http(bytes), http2(bytes), tls(bytes), sslv2(bytes), smb(bytes), dns_stream(bytes, server_port)];
     let sure = looks.iter().find(|look| matches!(look, Look::Is(..)));
     let open = looks.iter().find(|look| **look == Look::Open);
     *sure.or(open).unwrap_or(&Look::Not)

@@ -112,9 +112,11 @@ impl AppProto {
 /// How far a transaction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// The client's part is known: in time to refuse it. Told once a transaction, unless it ends before.
+    /// The client's part is known: in time to refuse it. Told once a transaction, unless it ends before; of a mail at
+    /// each of its commands.
     Asked,
-    /// All is known that will be: answered, or cut off. Told once a transaction, last.
+    /// All is known that will be: answered, or cut off. Told once a transaction, last; never of a DNS query without a
+    /// response.
     Done,
 }
 

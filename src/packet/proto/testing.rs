@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::{Oddity, Out, Parser, Side, Told};
+use super::{Oddity, Out, Parser, Side, Stage, Told};
 
 /// What one side sent, at once.
 pub(crate) type Piece = (Side, Vec<u8>);
@@ -82,6 +82,23 @@ pub(crate) fn assert_cuts_agree<P: Parser>(make: impl Fn() -> P, pieces: &[Piece
     let cuts = (1..length).map(Cut::At).chain([1, 2, 3, 7, 100, 1460].map(Cut::Every));
     for cut in cuts {
         assert_eq!(told(make(), pieces, cut), whole, "{cut:?}");
+    }
+}
+
+/// What a client asks after the server's end is done at its own.
+pub(crate) fn assert_late_questions_are_done<P: Parser>(mut parser: P, pieces: &[Piece]) {
+    let mut out = Out::default();
+    parser.end(Side::Server, &mut out);
+    for (side, bytes) in pieces {
+        if *side == Side::Client {
+            parser.take(Side::Client, bytes, &mut out);
+        }
+    }
+    parser.end(Side::Client, &mut out);
+    let of = |stage: Stage| out.told.iter().filter(move |told| told.stage == stage).map(|told| told.tx);
+    assert!(of(Stage::Asked).count() > 0);
+    for asked in of(Stage::Asked) {
+        assert_eq!(of(Stage::Done).filter(|done| *done == asked).count(), 1, "{asked}");
     }
 }
 

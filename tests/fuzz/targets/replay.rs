@@ -20,9 +20,9 @@ static CONFIG: LazyLock<Config> = LazyLock::new(|| {
     config::parse("l7.toml", text.as_bytes(), [], &[]).expect("the example is right").0
 });
 
-fn lines(job: &Job) -> Option<(Summary, Vec<u8>)> {
+fn lines(job: &Job, has_rules: bool) -> Option<(Summary, Vec<u8>)> {
     let mut out = Vec::new();
-    let summary = replay::run(job, Some(&CONFIG), &mut out).ok()?;
+    let summary = replay::run(job, has_rules.then_some(&*CONFIG), &mut out).ok()?;
     Some((summary, out))
 }
 
@@ -31,12 +31,15 @@ pub fn run(bytes: &[u8]) {
     file.write_all(bytes).expect("writing to memory");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     let job = Job { file: path, kernel: false, events: true, lines: true };
-    let Some((summary, out)) = lines(&job) else { return };
+    // Most of the time goes to compiling the rules.
+    let has_rules = bytes.len().is_multiple_of(8);
+    let Some((summary, out)) = lines(&job, has_rules) else { return };
     assert_eq!(summary.lines, out.iter().filter(|&&byte| byte == b'\n').count() as u64);
     for line in out.split_inclusive(|&byte| byte == b'\n') {
         assert!(line.len() <= LINE_MAX && line.ends_with(b"\n"), "a line of {} bytes", line.len());
         let line: serde_json::Value = serde_json::from_slice(line).expect("a line is JSON");
         assert!(line["timestamp"].is_string() && line["event_type"].is_string(), "{line}");
     }
-    assert!(lines(&job).is_some_and(|(_, again)| again == out), "a second run tells something else");
+    let again = (bytes.len() % 8 == 1).then(|| lines(&job, false)).flatten();
+    assert!(again.is_none_or(|(_, again)| again == out), "a second run tells something else");
 }

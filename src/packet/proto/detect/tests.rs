@@ -177,6 +177,15 @@ fn leaves_others_alone() {
     }
 }
 
+/// Its banner reads as a method, and may go on as a request line does.
+#[test]
+fn a_banner_is_no_request_line() {
+    let banner = b"SSH-2.0-x y HTTP/1.1\r\n";
+    for end in 7..=banner.len() {
+        assert_eq!(tcp(&banner[..end], b"", 80), yes(AppProto::Ssh), "{end}");
+    }
+}
+
 #[test]
 fn gives_up_soon() {
     let table: &[(&[u8], &[u8])] = &[
@@ -389,6 +398,7 @@ fn streams() -> impl Strategy<Value = Vec<u8>> {
         b"\x80\x2e\x01\x03\x01\0\x15\0\0\0\x10",
         b"\x81\0\0\x44\x20CKFDENECFDEFFCFGEFFCCACACACACACA\0",
         b"SSH-2.0-x",
+        b"SSH-2.0-x y HTTP/1.1\r\n",
         b"",
     ]);
     let change = prop::option::of((any::<prop::sample::Index>(), any::<u8>()));

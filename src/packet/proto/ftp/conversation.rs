@@ -65,6 +65,8 @@ pub struct Conversation {
     channel: Option<(SocketAddr, Side)>,
     grant: Grant,
     inner: Option<Inner>,
+    /// The server sends no more.
+    is_server_over: bool,
 }
 
 impl Parser for Conversation {
@@ -100,7 +102,8 @@ impl Parser for Conversation {
             return inner.end(side, out);
         }
         // Replies may still come when the client is silent; without a server nothing will.
-        if side == Side::Server {
+        self.is_server_over |= side == Side::Server;
+        if self.is_server_over {
             self.give_up_replies(out);
         }
     }

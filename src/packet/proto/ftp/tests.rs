@@ -1,6 +1,6 @@
 use super::*;
 use crate::packet::proto::testing::{
-    Cut, Piece, assert_cuts_agree, assert_mutations_are_harmless, end, feed, recorded,
+    Cut, Piece, assert_cuts_agree, assert_late_questions_are_done, assert_mutations_are_harmless, end, feed, recorded,
 };
 use crate::packet::proto::{AppProto, Fact, Out, Parser, Side, Told};
 
@@ -274,6 +274,11 @@ fn what_is_kept_is_bounded() {
     assert!(most < 200 * 1024, "{most}");
     let is_told = |name| out.oddities.iter().any(|(_, oddity)| oddity.0 == name);
     assert!(is_told("ftp.many_commands") && is_told("ftp.long_command") && is_told("ftp.long_reply"));
+}
+
+#[test]
+fn questions_after_the_servers_end_are_done() {
+    assert_late_questions_are_done(Conversation::default(), &recorded("ftp_plain.bin"));
 }
 
 #[test]

@@ -97,6 +97,8 @@ struct Pending {
 pub struct Conversation {
     frames: [Frames; 2],
     talk: Talk,
+    /// The server sends no more.
+    is_server_over: bool,
 }
 
 impl Parser for Conversation {
@@ -111,7 +113,8 @@ impl Parser for Conversation {
 
     fn end(&mut self, side: Side, out: &mut Out) {
         // Responses may still come when the client is silent; without a server nothing will.
-        if side == Side::Server {
+        self.is_server_over |= side == Side::Server;
+        if self.is_server_over {
             while let Some(pending) = self.talk.remove(0) {
                 self.talk.done(pending, None, out);
             }

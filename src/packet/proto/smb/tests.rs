@@ -1,6 +1,6 @@
 use super::*;
 use crate::packet::proto::testing::{
-    Cut, Piece, assert_cuts_agree, assert_mutations_are_harmless, end, feed, recorded,
+    Cut, Piece, assert_cuts_agree, assert_late_questions_are_done, assert_mutations_are_harmless, end, feed, recorded,
 };
 use crate::packet::proto::{Fact, Out, Parser, Side, Stage, Told};
 
@@ -177,6 +177,12 @@ fn any_cut_tells_the_same() {
             assert_eq!(show(&out), whole, "{name} {size}");
         }
     }
+}
+
+#[test]
+fn questions_after_the_servers_end_are_done() {
+    assert_late_questions_are_done(Conversation::default(), &recorded("smb1.bin"));
+    assert_late_questions_are_done(Conversation::default(), &recorded("smb3_11.bin"));
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub struct Conversation {
     is_greeted: bool,
     grant: Grant,
     inner: Option<Inner>,
+    /// The server sends no more.
+    is_server_over: bool,
 }
 
 impl Parser for Conversation {
@@ -132,7 +134,8 @@ impl Parser for Conversation {
             return inner.end(side, out);
         }
         // Replies may still come when the client is silent; without a server nothing will.
-        if side == Side::Server {
+        self.is_server_over |= side == Side::Server;
+        if self.is_server_over {
             self.give_up_replies(out);
             self.close_mail(out);
         }

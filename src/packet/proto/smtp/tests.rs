@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::mail::{Data, Head};
 use super::*;
 use crate::packet::proto::testing::{
-    Cut, Piece, assert_cuts_agree, assert_mutations_are_harmless, end, feed, recorded,
+    Cut, Piece, assert_cuts_agree, assert_late_questions_are_done, assert_mutations_are_harmless, end, feed, recorded,
 };
 use crate::packet::proto::{AppProto, Fact, Out, Parser, Side, Told};
 
@@ -427,6 +427,11 @@ fn what_is_kept_is_bounded() {
     assert!(most < 400 * 1024, "{most}");
     let is_told = |name| out.oddities.iter().any(|(_, oddity)| oddity.0 == name);
     assert!(is_told("smtp.many_commands") && is_told("smtp.many_recipients") && is_told("smtp.long_command"));
+}
+
+#[test]
+fn questions_after_the_servers_end_are_done() {
+    assert_late_questions_are_done(Conversation::default(), &recorded("smtp_plain.bin"));
 }
 
 #[test]
