@@ -99,8 +99,10 @@ fn print(figures: &Figures) {
         ("Millions of records a second to one poller, by bytes of the frame", "events_m_per_s", &LENGTHS),
     ] {
         let columns: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let cells = names.iter().map(|name| figures.get(&format!("{prefix}.{name}"))).collect();
-        figures::print_table(title, &columns, &[(String::new(), cells)]);
+        let cells: Vec<_> = names.iter().map(|name| figures.get(&format!("{prefix}.{name}"))).collect();
+        if cells.iter().any(Option::is_some) {
+            figures::print_table(title, &columns, &[(String::new(), cells)]);
+        }
     }
     println!("\n| figure | now |\n|---|---:|");
     for (name, value) in figures.starting_with("") {
