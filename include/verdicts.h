@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What the agent has blocked: flows, and addresses. xdp_firewall drops it before rules and flow cache are asked,
- * tc_ids in both directions, so that a blocked flow cannot send either, but for a reset that carries nothing. The mode of
- * the firewall has no say: who blocks means it.
+ * tc_ids in both directions, so that a blocked flow cannot send either. The mode of the firewall has no say: who
+ * blocks means it.
  *
  * What is never blocked: everything that is not IP (ARP, LLDP, LACP, EAPOL), neighbour discovery and the multicast
  * queries of switches, DHCP between this host and its server when the agent asks for that, and TCP between a guarded
