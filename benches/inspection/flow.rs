@@ -1,8 +1,6 @@
 //! The flow layer: reassembly without a parser and with that of HTTP/1, flows that come and go, and what a flow costs
 //! in memory.
 
-use std::time::Instant;
-
 use ebpfsentinel::flow::{
     Anomaly, Direction, EndReason, Flow, Inspector, Limits, Link, PacketMeta, Protocols, Reaction, Watcher,
 };
@@ -12,6 +10,7 @@ use ebpfsentinel::packet::proto::detect::Detected;
 use ebpfsentinel::packet::proto::{AppProto, Out, Parser, Side, Stage, Told};
 
 use crate::figures::median;
+use crate::names::core_time;
 
 /// Connections whose frames are made beforehand: 16 MiB of payload, more than fits into the caches of a core.
 const CONNECTIONS: u32 = 256;
@@ -151,9 +150,9 @@ fn seconds(mut inspector: Inspector, frames: &[Vec<u8>], flows: u32, transaction
         inspector.tick(time_ns, &mut done);
     };
     let rounds = (0..=ROUNDS).map(|_| {
-        let start = Instant::now();
+        let start = core_time();
         (0..PASSES).for_each(|_| pass());
-        start.elapsed().as_secs_f64() / PASSES as f64
+        (core_time() - start).as_secs_f64() / PASSES as f64
     });
     // The first round warms up.
     let seconds = median(rounds.skip(1).collect());
