@@ -1,5 +1,5 @@
-//! A capture as a busy link gives it: conversations of many kinds, hundreds at the same time, in packets of 400 bytes on
-//! the average.
+//! A capture as a busy link gives it: conversations of many kinds, hundreds at the same time, in packets of 400 bytes
+//! on the average.
 
 use std::io::{self, BufWriter, Write};
 
