@@ -1,6 +1,6 @@
 //! The consuming end of a ring buffer.
 //!
-//! Written here rather than taken from libbpf for two reasons, both measured. libbpf tells the kernel after every
+//! Written here rather than taken from libbpf for two reasons. libbpf tells the kernel after every
 //! record how far it came; that word is read by every producer, so each record then costs both sides a cache line's way
 //! between two cores. And it stays as long as records come, so that under a flood nothing else is done by its thread.
 
