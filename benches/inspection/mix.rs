@@ -1,5 +1,5 @@
-//! A capture as a busy link gives it: conversations of many kinds, hundreds at the same time, in packets of 400 bytes on
-//! the average.
+//! A capture as a busy link gives it: conversations of many kinds, hundreds at the same time, in packets of 400 bytes
+//! on the average.
 
 use std::io::{self, BufWriter, Write};
 
@@ -15,7 +15,7 @@ const PACKETS: usize = 1_000_000;
 /// Conversations that go on at the same time.
 const AT_ONCE: usize = 512;
 /// Bytes of a segment, and segments for each that only acknowledges.
-const SEGMENT: usize = 720;
+const SEGMENT: usize = 960;
 const ACKNOWLEDGED: usize = 2;
 /// Time between two packets: 400 Mbit/s.
 const APART_NS: u64 = 8_000;

@@ -19,7 +19,7 @@ pub const RECORDED: [&[u8]; 2] =
 pub type Conversation = Vec<(Side, Vec<u8>)>;
 
 /// Time that this thread had a core, so that what else runs does not count.
-fn core_time() -> Duration {
+pub fn core_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the clock of the thread").into()
 }
 

@@ -1,8 +1,8 @@
 //! The consuming end of a ring buffer.
 //!
-//! Written here rather than taken from libbpf for two reasons, both measured. libbpf tells the kernel after every record
-//! how far it came; that word is read by every producer, so each record then costs both sides a cache line's way between
-//! two cores. And it stays as long as records come, so that under a flood nothing else is done by its thread.
+//! Written here rather than taken from libbpf for two reasons. libbpf tells the kernel after every
+//! record how far it came; that word is read by every producer, so each record then costs both sides a cache line's way
+//! between two cores. And it stays as long as records come, so that under a flood nothing else is done by its thread.
 
 use std::ffi::c_int;
 use std::ops::ControlFlow;
@@ -35,11 +35,11 @@ const DISCARDED: u32 = libbpf_sys::BPF_RINGBUF_DISCARD_BIT;
 /// Bytes in front of each record; records begin at multiples of it.
 const HEADER: u64 = libbpf_sys::BPF_RINGBUF_HDR_SZ as u64;
 
-/// Gives every record of the rings to their takers, looking each `interval`, until `stop` is set; `round` is called after
-/// each look. A look takes what is there when it begins, and the next one follows at once while much comes.
+/// Gives every record of the rings to their takers, looking each `interval`, until `stop` is set; `round` is called
+/// after each look. A look takes what is there when it begins, and the next one follows at once while much comes.
 ///
-/// Records do not wake the consumer (7.3 against 4.1 million a second, and a wake-up costs the packet that makes it), so
-/// the buffers are looked at on a timer.
+/// Records do not wake the consumer (7.3 against 4.1 million a second, and a wake-up costs the packet that makes it),
+/// so the buffers are looked at on a timer.
 ///
 /// # Errors
 /// A map that cannot be mapped, or whose records make no sense.
@@ -172,7 +172,8 @@ struct Memory {
 impl Memory {
     fn map(map: &MapHandle, protection: c_int, offset: usize, length: usize) -> Result<Memory> {
         let fd = map.as_fd().as_raw_fd();
-        // SAFETY: a fresh shared mapping of a map that the kernel keeps as long as the mapping; no address is asked for.
+        // SAFETY: a fresh shared mapping of a map that the kernel keeps as long as the mapping; no address is asked
+        // for.
         let start = unsafe {
             libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, offset as libc::off_t)
         };
