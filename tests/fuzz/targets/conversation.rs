@@ -42,7 +42,10 @@ fn steps(mut bytes: &[u8]) -> Vec<Step<'_>> {
     steps
 }
 
-fn read(protocol: AppProto, is_udp: bool, steps: &[Step<'_>], size: usize) -> Option<(Vec<Told>, Vec<(Side, Oddity)>)> {
+/// Transactions and oddities, in their order.
+type Heard = (Vec<Told>, Vec<(Side, Oddity)>);
+
+fn read(protocol: AppProto, is_udp: bool, steps: &[Step<'_>], size: usize) -> Option<Heard> {
     let mut parser = if is_udp { datagram_parser_for(protocol)? } else { parser_for(protocol)? };
     let mut out = Out::default();
     for step in steps {

@@ -136,13 +136,11 @@ fn conversations(root: &Path) -> Vec<(AppProto, Vec<Piece>)> {
     let protocols = Protocols { detect: detect::detect, parser_for: record, datagram_parser_for: record };
     for frames in captures(root) {
         let mut inspector = Inspector::with_protocols(Limits::default(), 7, protocols);
-        let mut time_ns = 1;
-        for (link, frame) in frames {
+        for (time_ns, (link, frame)) in (1..).zip(frames) {
             let direction = Direction::Ingress;
             let (socket_cookie, cgroup_id, unseen) = (0, 0, (0, 0));
             let meta = PacketMeta { time_ns, ifindex: 1, direction, vlans: [0; 2], socket_cookie, cgroup_id, unseen };
             inspector.packet(link, &meta, &frame, &mut Nobody);
-            time_ns += 1;
         }
         inspector.finish(&mut Nobody);
     }
