@@ -94,8 +94,8 @@ pub struct Conversation {
     is_greeted: bool,
     grant: Grant,
     inner: Option<Inner>,
-    /// The server sends no more.
-    is_server_over: bool,
+    /// Who sends no more.
+    is_over: [bool; 2],
 }
 
 impl Parser for Conversation {
@@ -134,8 +134,8 @@ impl Parser for Conversation {
             return inner.end(side, out);
         }
         // Replies may still come when the client is silent; without a server nothing will.
-        self.is_server_over |= side == Side::Server;
-        if self.is_server_over {
+        self.is_over[side as usize] = true;
+        if self.is_over[Side::Server as usize] {
             self.give_up_replies(out);
             self.close_mail(out);
         }
@@ -594,6 +594,9 @@ impl Conversation {
         self.give_up_replies(out);
         self.close_mail(out);
         self.lines = Default::default();
-        self.inner = Some(self.grant.begin(self.next_tx, out));
+        let mut inner = self.grant.begin(self.next_tx, out);
+        // Who ended before TLS began ends in it, too.
+        Side::BOTH.into_iter().filter(|side| self.is_over[*side as usize]).for_each(|side| inner.end(side, out));
+        self.inner = Some(inner);
     }
 }
