@@ -365,6 +365,7 @@ impl Agent {
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
         let others = before.clone();
+        let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let replaced = self
             .engines
@@ -381,6 +382,7 @@ impl Agent {
                         move || {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
+                            undo.spare(spared_before.0, &spared_before.1);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             Ok(())
                         },
@@ -399,7 +401,7 @@ impl Agent {
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
-        self.engines.spare(loaded.config.firewall.dhcp, &guard_of(&loaded.config.agent));
+        self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();

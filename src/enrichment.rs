@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
 /// Processes are looked for so often in a second: each time all open files of the host are gone through.
-const SCANS_PER_SECOND: u32 = 20;
+const SCANS_PER_SECOND: u32 = 5;
 /// Files that one search looks at.
 const FILES_MAX: usize = 200_000;
 /// Sockets whose process is remembered, and for how long: a socket may be handed on.

@@ -85,14 +85,14 @@ metrics! {
         not take it (clone_failed); or it is not known whether they should have one (no_metadata)";
     CAPTURE_PACKETS = Counter "inspection_packets" ["direction", "result"] "IP packets that tc_ids looked at: recorded for \
         the agent, past their flow's budget, sampled out, forwarded (and looked at when they arrived), dropped because \
-        their flow or an address is blocked, or lost";
+        their flow is blocked, or lost";
     CAPTURE_BYTES = Counter "inspection" in "bytes" ["direction", "kind"] "Bytes of frames that tc_ids looked at (seen), \
         and that it recorded (copied)";
     CAPTURE_TRUNCATED = Counter "inspection_truncated_packets" ["direction"] "Recorded packets that were too long to be \
         recorded whole";
     CAPTURE_EVICTED = Counter "inspection_flows_replaced" ["direction"] "Flows whose place in the kernel's table was taken \
         by another one; their budget begins anew";
-    BLOCKS = Gauge "blocked" ["kind"] "Flows and addresses that are blocked";
+    BLOCKS = Gauge "blocked" ["kind"] "What is blocked: flows";
     BLOCKS_FAILED = Counter "blocks_failed" ["worker"] "Flows that should have been blocked and for which there was no room";
     RESETS = Counter "tcp_resets" ["worker", "result"] "Refused connections that were reset at both ends, were too many, or \
         could not be";

@@ -13,6 +13,7 @@ use ebpfsentinel::control::{Control, ControlConfig, openapi};
 use ebpfsentinel::engines::l7::config::L7Config;
 use ebpfsentinel::engines::l7::{self, L7};
 use ebpfsentinel::engines::{firewall, ratelimit};
+use ebpfsentinel::inspection;
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::store::Store;
 use ebpfsentinel::supervise::Supervisor;
@@ -627,7 +628,8 @@ fn l7_rules_by_curl() {
 
 #[test]
 fn the_document_of_all_engines_has_each_type_once() {
-    let all = [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, l7::api::SPECS].concat();
+    let all =
+        [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS].concat();
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();

@@ -11,6 +11,7 @@ use super::reset::{Ends, Resets};
 use crate::alert::{Alert, AlertSender, Severity};
 use crate::bpf::attach::interface_name;
 use crate::bpf::blocks::{BlockedFlow, Blocks};
+use crate::classify::rules::Action;
 use crate::component::Component;
 use crate::engines::l7::Ruling;
 use crate::engines::l7::alerts::Enforcement;
@@ -111,7 +112,9 @@ impl Watcher for Live {
         let Some(ruling) = &self.ruling else { return Reaction::GoOn };
         let ruling = ruling.load_full();
         let decided = self.decided.entry(flow.id).or_default();
-        let Some(hit) = decided.judge(&ruling.judge, &mut self.scratch, flow, told) else { return Reaction::GoOn };
+        let hit = decided.judge(&ruling.judge, &mut self.scratch, flow, told);
+        // What is allowed is not told of, and must cost nothing more.
+        let Some(hit) = hit.filter(|hit| hit.action != Action::Allow) else { return Reaction::GoOn };
         let (enforcement, reaction) = if !ruling.blocks(&hit) {
             (Enforcement::NotWanted, Reaction::GoOn)
         } else if flow.is_tunnelled {
@@ -139,13 +142,11 @@ impl Watcher for Live {
         let (severity, rule) = (severity_of(anomaly), anomaly.name);
         let mut alert = Alert::new(Component::Ids, severity, rule, "log", anomaly.time_ns, message);
         alert.count = anomaly.count;
-        match flow {
-            Some(flow) => {
-                alert.set_flow(flow, interface_name(flow.ifindex).as_deref());
-                self.tell(alert, flow);
-            }
-            None => self.alerts.send(alert),
+        if let Some(flow) = flow {
+            alert.set_flow(flow, interface_name(flow.ifindex).as_deref());
         }
+        // Its process is not looked for: anybody can make as many anomalies as he likes, and each search costs.
+        self.alerts.send(alert);
     }
 
     fn blocked_packet(&mut self, flow: &Flow) {
@@ -169,12 +170,12 @@ impl Watcher for Live {
 }
 
 fn ends_of(flow: &Flow) -> Ends {
-    Ends { client: flow.client, server: flow.server, next_seq: flow.next_seq }
+    Ends { client: flow.client, server: flow.server, next_seq: flow.next_seq, ifindex: flow.ifindex }
 }
 
 /// What two receivers may read differently is an attack or nothing; the rest happens.
 fn severity_of(anomaly: &Anomaly) -> Severity {
-    if anomaly.name.contains("conflict") || anomaly.name.contains("overlap") { Severity::Medium } else { Severity::Low }
+    if anomaly.name.contains("_conflict") { Severity::Medium } else { Severity::Low }
 }
 
 fn boot_secs() -> Option<u64> {

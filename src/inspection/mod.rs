@@ -303,12 +303,13 @@ impl Inspection {
             .map_err(Clone::clone)
             .and_then(|kernel| kernel.counts().map_err(|error| format!("{error:#}")));
         let counts = counts.inspect_err(|error| log::warn!("reading what tc_ids counted: {error}")).unwrap_or_default();
-        let (flows, addresses) = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).len();
+        // Addresses are blocked by nobody yet, so nothing is told of them.
+        let (flows, _) = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).len();
         InspectionCounters {
             capture: [("ingress", &counts[0]), ("egress", &counts[1])]
                 .map(|(name, of)| capture_counters(name, of))
                 .into(),
-            blocks: vec![("flow", flows as u64), ("address", addresses as u64)],
+            blocks: vec![("flow", flows as u64)],
             queues: self.queues.iter().map(|queue| queue.len() as u64).collect(),
             workers: Vec::new(),
         }
@@ -328,7 +329,6 @@ fn capture_counters(direction: &'static str, count: &ids_count) -> CaptureCounte
             ("sampled_out", count.sampled_out),
             ("forwarded", count.twice),
             ("blocked_flow", count.blocked_flow),
-            ("blocked_address", count.blocked_address),
             ("lost", ring_full + pressure + unreadable),
         ],
         lost: vec![("ring_full", ring_full), ("ring_pressure", pressure), ("unreadable", unreadable)],

@@ -35,6 +35,8 @@ pub struct Ends {
     pub server: SocketAddr,
     /// The next byte of each side.
     pub next_seq: [u32; 2],
+    /// Interface of its packets: a link-local address means nothing without it.
+    pub ifindex: u32,
 }
 
 /// What became of the resets that were asked for, in flows.
@@ -95,18 +97,9 @@ impl Resets {
                 self.counts.limited += 1;
                 continue;
             }
-            let to_client = self.send(
-                ends.server,
-                ends.client,
-                ends.next_seq[Side::Server as usize],
-                ends.next_seq[Side::Client as usize],
-            );
-            let to_server = self.send(
-                ends.client,
-                ends.server,
-                ends.next_seq[Side::Client as usize],
-                ends.next_seq[Side::Server as usize],
-            );
+            let [from_client, from_server] = ends.next_seq;
+            let to_client = self.send(&ends, Side::Client, from_server, from_client);
+            let to_server = self.send(&ends, Side::Server, from_client, from_server);
             match to_client.and(to_server) {
                 Ok(()) => self.counts.sent += 1,
                 Err(error) => {
@@ -126,7 +119,11 @@ impl Resets {
         may
     }
 
-    fn send(&self, from: SocketAddr, to: SocketAddr, seq: u32, ack: u32) -> nix::Result<()> {
+    fn send(&self, ends: &Ends, to: Side, seq: u32, ack: u32) -> nix::Result<()> {
+        let (from, to) = match to {
+            Side::Client => (ends.server, ends.client),
+            Side::Server => (ends.client, ends.server),
+        };
         let packet = reset_packet(from, to, seq, ack).ok_or(nix::Error::EAFNOSUPPORT)?;
         // The port must be 0: a raw socket takes it for the protocol.
         match to.ip() {
@@ -136,7 +133,8 @@ impl Resets {
             }
             IpAddr::V6(ip) => {
                 let v6 = self.v6.as_ref().ok_or(nix::Error::EAFNOSUPPORT)?;
-                let to = SockaddrIn6::from(std::net::SocketAddrV6::new(ip, 0, 0, 0));
+                let scope = if ip.is_unicast_link_local() { ends.ifindex } else { 0 };
+                let to = SockaddrIn6::from(std::net::SocketAddrV6::new(ip, 0, 0, scope));
                 sendto(v6.as_raw_fd(), &packet, &to, MsgFlags::empty()).map(drop)
             }
         }

@@ -87,6 +87,42 @@ impl Town {
         })
     }
 
+    /// The list of flows is sorted and filtered as asked, and traffic has moved what is told of it.
+    fn shows_http_flows(&self) {
+        let list = |query: &str| self.lab.get(&format!("/api/v1/flows?limit=1000{query}")).as_array().unwrap().clone();
+        for (query, sent, got) in [
+            ("&sort=packets", "client_packets", "server_packets"),
+            ("&sort=bytes", "client_bytes", "server_bytes"),
+            ("", "client_bytes", "server_bytes"),
+        ] {
+            let flows = list(&format!("&protocol=http&ip={HOST_V6}{query}"));
+            assert!(flows.len() > 1 && flows.iter().all(|flow| flow["app_proto"] == "http"), "{flows:?}");
+            assert!(flows.iter().all(|flow| flow["server_ip"] == HOST_V6), "{flows:?}");
+            let weights = flows.iter().map(|flow| flow[sent].as_u64().unwrap() + flow[got].as_u64().unwrap());
+            assert!(weights.is_sorted_by(|one, next| one >= next), "{query}: {flows:?}");
+        }
+        assert_eq!(list("&protocol=smtp"), [] as [Value; 0]);
+        assert_eq!(list("&ip=203.0.113.1"), [] as [Value; 0]);
+        assert_eq!(list("&protocol=tcp&offset=1").len() + 1, list("&protocol=tcp").len());
+        let table = self.lab.cli(&["flows", "--protocol", "http", "--limit", "3"]);
+        assert_eq!(succeeds(&table).lines().count(), 4, "{}", text(&table));
+        for metric in [
+            "flows{protocol=\"http\"}",
+            "blocked{kind=\"flow\"}",
+            "inspection_packets_total{direction=\"ingress\",result=\"recorded\"}",
+            "inspection_packets_total{direction=\"egress\",result=\"recorded\"}",
+            "inspection_packets_total{direction=\"egress\",result=\"blocked_flow\"}",
+            "inspection_bytes_total{direction=\"egress\",kind=\"copied\"}",
+            "inspection_memory_bytes{worker=\"0\",kind=\"all\"}",
+            "inspection_events_total{worker=\"0\",event=\"blocked\"}",
+            "tcp_resets_total{worker=\"0\",result=\"sent\"}",
+            "l7_rule_matches_total{rule=\"admin\",action=\"deny\"}",
+            "l7_blocked_flows_total{rule=\"admin\"}",
+        ] {
+            assert!(self.lab.metric(&format!("ebpfsentinel_{metric}")) > 0.0, "{metric}");
+        }
+    }
+
     fn rule(&self, id: &str) -> Value {
         self.lab.get(&format!("/api/v1/firewall/l7-rules/{id}"))
     }
@@ -133,6 +169,7 @@ fn http_by_curl_in_both_families() {
         // And in a body's shadow.
         fails(&town.curl(&["-g", "-d", "@/proc/self/cmdline", &to("/admin")]));
     }
+    town.shows_http_flows();
     let alert = town.alert("admin", |line| line.contains("/admin/users"));
     for word in ["action=blocked", "component=l7", "app_proto=http", "community_id=\"1:", "direction=ingress", "pid="] {
         assert!(alert.contains(word), "{word}: {alert}");
