@@ -3,14 +3,17 @@
 //! argh wants an option before the command that follows it, and takes no `--option=value`. [`arrange`] moves the global
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
+mod add;
 mod columns;
+mod firewall;
 mod l7;
+mod ratelimit;
 
 use std::fmt;
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
+use argh::FromArgs;
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value, json};
 
@@ -208,8 +211,8 @@ enum Sub {
     Status(StatusArgs),
     Health(HealthArgs),
     Metrics(MetricsArgs),
-    Firewall(FirewallArgs),
-    Ratelimit(RatelimitArgs),
+    Firewall(firewall::FirewallArgs),
+    Ratelimit(ratelimit::RatelimitArgs),
     Flows(FlowsArgs),
     L7(l7::L7Args),
     Config(ConfigArgs),
@@ -277,24 +280,6 @@ struct CheckArgs {
     path: Option<PathBuf>,
 }
 
-/// Manage the firewall's rules.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "firewall", help_triggers("-h", "--help", "help"))]
-struct FirewallArgs {
-    #[argh(subcommand)]
-    command: FirewallSub,
-}
-
-#[derive(FromArgs)]
-#[argh(subcommand)]
-enum FirewallSub {
-    List(ListArgs),
-    Show(ShowArgs),
-    Add(Box<AddArgs>),
-    Update(Box<UpdateArgs>),
-    Delete(DeleteArgs),
-}
-
 /// List the rules with their counters.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "list", help_triggers("-h", "--help", "help"))]
@@ -320,251 +305,6 @@ struct DeleteArgs {
     /// take it back after so many seconds unless `config confirm` comes first
     #[argh(option, arg_name = "seconds")]
     confirm: Option<u32>,
-}
-
-/// The arguments of `add`: what all rules have, and between that what those of one engine have. Options are shown in
-/// this order.
-macro_rules! add_args {
-    ($name:ident: $about:literal { $($verdict:tt)* } { $($state:tt)* } { $($more:tt)* }) => {
-        #[doc = $about]
-        #[derive(FromArgs, Default)]
-        #[argh(subcommand, name = "add", help_triggers("-h", "--help"))]
-        struct $name {
-            /// the rule as JSON: the text, @FILE, or - for stdin
-            #[argh(option, arg_name = "body")]
-            json: Option<String>,
-
-            /// take it back after so many seconds unless `config confirm` comes first
-            #[argh(option, arg_name = "seconds")]
-            confirm: Option<u32>,
-
-            /// unique id
-            #[argh(option)]
-            id: Option<String>,
-
-            /// lower numbers are asked first
-            #[argh(option)]
-            priority: Option<u32>,
-
-            $($verdict)*
-
-            /// tcp, udp, icmp, icmpv6, any, or a number
-            #[argh(option)]
-            protocol: Option<String>,
-
-            /// source network
-            #[argh(option, arg_name = "cidr")]
-            src_ip: Option<String>,
-
-            /// destination network
-            #[argh(option, arg_name = "cidr")]
-            dst_ip: Option<String>,
-
-            /// source port, or range as 1024-65535
-            #[argh(option, arg_name = "ports")]
-            src_port: Option<String>,
-
-            /// destination port, or range as 80-443
-            #[argh(option, arg_name = "ports")]
-            dst_port: Option<String>,
-
-            /// VLAN id; 0 is untagged only
-            #[argh(option, arg_name = "id")]
-            vlan_id: Option<u16>,
-
-            /// TCP flags as set/mask, such as S/SA
-            #[argh(option, arg_name = "flags")]
-            tcp_flags: Option<String>,
-
-            /// ICMP type
-            #[argh(option, arg_name = "number")]
-            icmp_type: Option<String>,
-
-            /// ICMP code
-            #[argh(option, arg_name = "number")]
-            icmp_code: Option<u8>,
-
-            $($state)*
-
-            /// interfaces, by commas
-            #[argh(option, arg_name = "names")]
-            interfaces: Option<String>,
-
-            /// free text
-            #[argh(option, arg_name = "text")]
-            description: Option<String>,
-
-            $($more)*
-
-            /// keep the rule switched off
-            #[argh(switch)]
-            disabled: bool,
-        }
-
-        impl $name {
-            /// What all rules have, as it stands in JSON; takes it out.
-            fn common_fields(&mut self) -> Vec<(&'static str, Option<Value>)> {
-                vec![
-                    ("id", self.id.take().map(Value::from)),
-                    ("priority", self.priority.map(Value::from)),
-                    ("protocol", self.protocol.take().map(Value::from)),
-                    ("src_ip", self.src_ip.take().map(Value::from)),
-                    ("dst_ip", self.dst_ip.take().map(Value::from)),
-                    ("src_port", self.src_port.take().map(number_or_text)),
-                    ("dst_port", self.dst_port.take().map(number_or_text)),
-                    ("vlan_id", self.vlan_id.map(Value::from)),
-                    ("tcp_flags", self.tcp_flags.take().map(Value::from)),
-                    ("icmp_type", self.icmp_type.take().map(number_or_text)),
-                    ("icmp_code", self.icmp_code.map(Value::from)),
-                    ("interfaces", self.interfaces.take().map(list)),
-                    ("description", self.description.take().map(Value::from)),
-                    ("enabled", self.disabled.then_some(Value::Bool(false))),
-                ]
-            }
-        }
-    };
-}
-
-add_args! {
-    AddArgs: "Add or replace a rule, by its fields or as JSON (an array adds several at once)."
-    {
-        /// allow, deny or log
-        #[argh(option)]
-        action: Option<String>,
-    }
-    {
-        /// connection states, by commas: new, established, related, invalid
-        #[argh(option, arg_name = "states")]
-        state: Option<String>,
-    }
-    {
-        /// interface that copies are sent to
-        #[argh(option, arg_name = "name")]
-        mirror_to: Option<String>,
-
-        /// record each packet that matches
-        #[argh(switch)]
-        log: bool,
-    }
-}
-
-/// Takes what `firewall add` takes.
-struct UpdateArgs(AddArgs);
-
-impl FromArgs for UpdateArgs {
-    fn from_args(command_name: &[&str], args: &[&str]) -> Result<UpdateArgs, EarlyExit> {
-        AddArgs::from_args(command_name, args).map(UpdateArgs)
-    }
-}
-
-impl SubCommand for UpdateArgs {
-    const COMMAND: &'static CommandInfo = &CommandInfo {
-        name: "update",
-        short: &'\0',
-        description: "Replace a rule that was made through the API; its counters go on.",
-    };
-}
-
-/// Manage the rate limits.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "ratelimit", help_triggers("-h", "--help", "help"))]
-struct RatelimitArgs {
-    #[argh(subcommand)]
-    command: RatelimitSub,
-}
-
-#[derive(FromArgs)]
-#[argh(subcommand)]
-enum RatelimitSub {
-    List(ListArgs),
-    Show(ShowArgs),
-    Add(Box<LimitAddArgs>),
-    Update(Box<LimitUpdateArgs>),
-    Delete(DeleteArgs),
-    Top(TopArgs),
-    Buckets(BucketsArgs),
-}
-
-add_args! {
-    LimitAddArgs: "Add or replace a rate limit, by its fields or as JSON (an array adds several at once)."
-    {
-        /// units a second, as 5000, 5k or 1.5M; with syn_cookie SYNs of a source that are answered in a second, else 256
-        #[argh(option)]
-        rate: Option<String>,
-
-        /// units at once after a rest; else as many as in a second
-        #[argh(option)]
-        burst: Option<String>,
-
-        /// packets (default) or bits
-        #[argh(option)]
-        unit: Option<String>,
-
-        /// token_bucket (default), leaky_bucket, fixed_window, sliding_window or syn_cookie
-        #[argh(option)]
-        algorithm: Option<String>,
-
-        /// SYNs a second that go on before syn_cookie answers; else 1000
-        #[argh(option, arg_name = "number")]
-        threshold_pps: Option<u32>,
-
-        /// whose packets are counted together: per_ip (default), per_flow, per_dst or global
-        #[argh(option)]
-        scope: Option<String>,
-
-        /// bits of IPv6 sources that count with per_ip; else 64
-        #[argh(option, arg_name = "bits")]
-        ipv6_prefix_len: Option<u8>,
-
-        /// over the limit: drop (default), pass or block
-        #[argh(option)]
-        action: Option<String>,
-
-        /// how long action block lasts
-        #[argh(option, arg_name = "seconds")]
-        block_secs: Option<u32>,
-    }
-    {
-        /// true: only fragments after the first one of their datagram; false: all but those
-        #[argh(option, arg_name = "bool")]
-        fragment: Option<bool>,
-    }
-    {}
-}
-
-/// Takes what `ratelimit add` takes.
-struct LimitUpdateArgs(LimitAddArgs);
-
-impl FromArgs for LimitUpdateArgs {
-    fn from_args(command_name: &[&str], args: &[&str]) -> Result<LimitUpdateArgs, EarlyExit> {
-        LimitAddArgs::from_args(command_name, args).map(LimitUpdateArgs)
-    }
-}
-
-impl SubCommand for LimitUpdateArgs {
-    const COMMAND: &'static CommandInfo = &CommandInfo {
-        name: "update",
-        short: &'\0',
-        description: "Replace a rate limit that was made through the API; its counters go on.",
-    };
-}
-
-/// List who is over a limit, those with the most packets over it first.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "top", help_triggers("-h", "--help", "help"))]
-struct TopArgs {
-    /// how many; else 20
-    #[argh(option, arg_name = "number", default = "20")]
-    limit: u32,
-}
-
-/// Show the buckets of an address, and how full they are.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "buckets", help_triggers("-h", "--help", "help"))]
-struct BucketsArgs {
-    /// the address
-    #[argh(positional)]
-    address: std::net::IpAddr,
 }
 
 /// List the live flows, the heaviest first.
@@ -845,36 +585,8 @@ fn command(sub: Sub) -> Result<Command, Exit> {
             ConfigSub::Reload(args) => post(confirmed("/api/v1/config/reload", args.confirm), None),
             ConfigSub::Confirm(_) => post("/api/v1/config/confirm".to_owned(), None),
         },
-        Sub::Firewall(args) => match args.command {
-            FirewallSub::List(_) => Remote::FirewallList,
-            FirewallSub::Show(args) => get(&rule_path(RULES, &args.id)),
-            FirewallSub::Delete(args) => delete(RULES, &args),
-            FirewallSub::Add(args) => {
-                let target = confirmed(RULES, args.confirm);
-                post(target, Some(rule_body("firewall add", *args).map_err(usage)?))
-            }
-            FirewallSub::Update(args) => {
-                let confirm = args.0.confirm;
-                update("firewall update", RULES, rule_body("firewall update", args.0).map_err(usage)?, confirm)?
-            }
-        },
-        Sub::Ratelimit(args) => match args.command {
-            RatelimitSub::List(_) => Remote::RatelimitList,
-            RatelimitSub::Top(args) => Remote::RatelimitTop(args.limit),
-            RatelimitSub::Buckets(args) => {
-                get(&format!("/api/v1/ratelimit/buckets/{}", encoded(&args.address.to_string())))
-            }
-            RatelimitSub::Show(args) => get(&rule_path(LIMITS, &args.id)),
-            RatelimitSub::Delete(args) => delete(LIMITS, &args),
-            RatelimitSub::Add(args) => {
-                let target = confirmed(LIMITS, args.confirm);
-                post(target, Some(limit_body("ratelimit add", *args).map_err(usage)?))
-            }
-            RatelimitSub::Update(args) => {
-                let confirm = args.0.confirm;
-                update("ratelimit update", LIMITS, limit_body("ratelimit update", args.0).map_err(usage)?, confirm)?
-            }
-        },
+        Sub::Firewall(args) => firewall::command(args)?,
+        Sub::Ratelimit(args) => ratelimit::command(args)?,
         Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::L7(args) => l7::command(args)?,
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
@@ -888,9 +600,6 @@ fn get(path: &str) -> Remote {
 fn post(target: String, body: Option<Value>) -> Remote {
     Remote::Call(Call { method: Method::Post, target, body })
 }
-
-const RULES: &str = "/api/v1/firewall/rules";
-const LIMITS: &str = "/api/v1/ratelimit/rules";
 
 fn flows_target(args: &FlowsArgs) -> String {
     let mut target = format!("/api/v1/flows?sort={}&limit={}", encoded(&args.sort), args.limit);
@@ -932,34 +641,6 @@ fn encoded(text: &str) -> String {
 
 fn confirmed(path: &str, seconds: Option<u32>) -> String {
     seconds.map_or_else(|| path.to_owned(), |seconds| format!("{path}?confirm_secs={seconds}"))
-}
-
-fn rule_body(command: &str, mut args: AddArgs) -> Result<Value, String> {
-    let mut fields = args.common_fields();
-    fields.extend([
-        ("action", args.action.map(Value::from)),
-        ("state", args.state.map(list)),
-        ("mirror_to", args.mirror_to.map(Value::from)),
-        ("log", args.log.then_some(Value::Bool(true))),
-    ]);
-    body_of(command, args.json, fields, &["id", "priority", "action"])
-}
-
-fn limit_body(command: &str, mut args: LimitAddArgs) -> Result<Value, String> {
-    let mut fields = args.common_fields();
-    fields.extend([
-        ("fragment", args.fragment.map(Value::from)),
-        ("rate", args.rate.map(number_or_text)),
-        ("burst", args.burst.map(number_or_text)),
-        ("unit", args.unit.map(Value::from)),
-        ("algorithm", args.algorithm.map(Value::from)),
-        ("threshold_pps", args.threshold_pps.map(Value::from)),
-        ("scope", args.scope.map(Value::from)),
-        ("ipv6_prefix_len", args.ipv6_prefix_len.map(Value::from)),
-        ("action", args.action.map(Value::from)),
-        ("block_secs", args.block_secs.map(Value::from)),
-    ]);
-    body_of(command, args.json, fields, &["id", "priority"])
 }
 
 /// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
@@ -1073,8 +754,8 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let code = if answer.status == 200 { OK } else { REFUSED };
             (show(&json!({"healthz": "ok", "readyz": ready})), code)
         }
-        Remote::FirewallList => (listed(output, all_rules(client, RULES)?, RULE_COLUMNS, "no rules"), OK),
-        Remote::RatelimitList => (listed(output, all_rules(client, LIMITS)?, LIMIT_COLUMNS, "no rules"), OK),
+        Remote::FirewallList => (listed(output, all_rules(client, firewall::RULES)?, RULE_COLUMNS, "no rules"), OK),
+        Remote::RatelimitList => (listed(output, all_rules(client, ratelimit::LIMITS)?, LIMIT_COLUMNS, "no rules"), OK),
         Remote::L7List => (listed(output, all_rules(client, l7::RULES)?, l7::COLUMNS, "no rules"), OK),
         Remote::RatelimitTop(limit) => {
             let target = format!("/api/v1/ratelimit/top?limit={limit}");

@@ -73,7 +73,7 @@ impl Live {
         self.resets.as_ref().map(|resets| resets.counts).unwrap_or_default()
     }
 
-    fn block(&mut self, flow: &Flow) -> Enforcement {
+    fn block(&mut self, flow: &Flow, tcp_reset: bool) -> Enforcement {
         let vlan = flow.vlans[0];
         let Some(key) = BlockedFlow::new(flow.client, flow.server, flow.protocol, vlan) else {
             return Enforcement::Failed;
@@ -85,16 +85,19 @@ impl Live {
             self.blocks_failed += 1;
             return Enforcement::Failed;
         }
-        self.note_blocked(flow);
+        self.note_blocked(flow, tcp_reset);
         Enforcement::Blocked
     }
 
-    fn note_blocked(&mut self, flow: &Flow) {
+    fn note_blocked(&mut self, flow: &Flow, tcp_reset: bool) {
         if flow.protocol != protocol::TCP {
             return;
         }
         let is_new = self.blocked.insert(flow.id, ends_of(flow)).is_none();
-        if is_new && let Some(resets) = &mut self.resets {
+        if is_new
+            && tcp_reset
+            && let Some(resets) = &mut self.resets
+        {
             resets.ask(flow.id, Instant::now());
         }
     }
@@ -122,7 +125,7 @@ impl Watcher for Live {
         } else if flow.state == State::Closed {
             (Enforcement::TooLate, Reaction::GoOn)
         } else {
-            match self.block(flow) {
+            match self.block(flow, ruling.tcp_reset) {
                 Enforcement::Blocked => (Enforcement::Blocked, Reaction::Blocked),
                 failed => (failed, Reaction::GoOn),
             }
@@ -159,7 +162,8 @@ impl Watcher for Live {
         let stands = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).is_blocked(&key);
         if !stands {
             self.blocked.remove(&flow.id);
-            self.block(flow);
+            let tcp_reset = self.ruling.as_ref().is_some_and(|ruling| ruling.load().tcp_reset);
+            self.block(flow, tcp_reset);
         }
     }
 

@@ -98,6 +98,8 @@ pub struct L7Config {
     pub enabled: bool,
     /// Whether flows are blocked.
     pub mode: Mode,
+    /// Whether both ends of a TCP connection that is blocked are reset, so that neither waits for the other.
+    pub tcp_reset: bool,
     /// For transactions that no rule decides.
     #[schemars(with = "DefaultActionsText")]
     pub default_action: DefaultActions,
@@ -116,13 +118,14 @@ impl L7Config {
     pub fn read(mut r: Reader<'_>) -> L7Config {
         let enabled = r.key("enabled").boolean();
         let mode = r.key("mode").one_of(Mode::WORDS).unwrap_or(Mode::Alert);
+        let tcp_reset = r.key("tcp_reset").boolean().unwrap_or(true);
         let default_action = DefaultActions::read(&r.key("default_action"));
         let list = r.key("rules");
         let rules: Vec<Rule> = read_all(list.tables(), Surroundings::default());
         r.finish();
         // Without a rule, payload would be copied and read for nothing.
         let enabled = enabled.unwrap_or(!rules.is_empty() || !default_action.are_all_allow());
-        let config = L7Config { enabled, mode, default_action, rules };
+        let config = L7Config { enabled, mode, tcp_reset, default_action, rules };
         if let Err(message) = Rule::check_count(&mut config.rules.iter(), RULES_MAX) {
             list.error(message);
         }

@@ -43,6 +43,8 @@ pub struct Ruling {
     pub judge: Judge,
     /// Whether flows are blocked.
     pub mode: Mode,
+    /// Whether both ends of a blocked TCP connection are reset.
+    pub tcp_reset: bool,
 }
 
 impl Ruling {
@@ -53,7 +55,7 @@ impl Ruling {
     pub fn of(config: &L7Config) -> Result<Ruling> {
         let book = Book { file: &config.rules, added: &[] };
         let judge = Judge::compile(book.in_order(), &config.default_action, &mut Tally::default())?;
-        Ok(Ruling { judge, mode: config.mode })
+        Ok(Ruling { judge, mode: config.mode, tcp_reset: config.tcp_reset })
     }
 
     /// Whether a hit's flow is to be blocked.
@@ -97,7 +99,7 @@ impl L7 {
         Book { file: &config.rules, added: &added }.warn_of_hidden();
         let mut tally = Tally::default();
         let judge = Judge::compile([], &config.default_action, &mut tally)?;
-        let ruling = Arc::new(ArcSwap::from_pointee(Ruling { judge, mode: config.mode }));
+        let ruling = Arc::new(ArcSwap::from_pointee(Ruling { judge, mode: config.mode, tcp_reset: config.tcp_reset }));
         let mut l7 = L7 { config: config.clone(), added: Vec::new(), store, tally, ruling, metrics };
         l7.apply(config, added)?;
         Ok(l7)
@@ -117,7 +119,7 @@ impl L7 {
         let earlier = self.ruling.load();
         let judge = Judge::compile_after(Some(&earlier.judge), rules, &config.default_action, &mut tally)?;
         self.metrics.set_rules_loaded(Component::L7, judge.rule_count());
-        self.ruling.store(Arc::new(Ruling { judge, mode: config.mode }));
+        self.ruling.store(Arc::new(Ruling { judge, mode: config.mode, tcp_reset: config.tcp_reset }));
         (self.config, self.added, self.tally) = (config, added, tally);
         Ok(())
     }
