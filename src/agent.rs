@@ -15,7 +15,8 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::LogSink;
+use crate::alert::sinks::Outlets;
+use crate::alert::sinks::config::Destination;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
@@ -135,7 +136,10 @@ pub fn run(options: Options) -> Result<()> {
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
+    let mut outlets = Outlets::new(supervisor.clone(), metrics.clone(), config.agent.state_dir.clone());
+    let prepared = outlets.prepare([("default-log", &Destination::log())]).context("setting up alert routes")?;
+    let routes = outlets.commit(prepared).into_iter().map(Route::all).collect();
+    let router = Router::new(alert::Limits::default(), routes, &metrics);
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
@@ -262,6 +266,7 @@ pub fn run(options: Options) -> Result<()> {
             log::warn!("{gone}");
         }
     }
+    outlets.stop(STOP);
     log::info!("agent stopped");
     ended
 }

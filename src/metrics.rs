@@ -107,6 +107,12 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    SENDER_CIRCUIT = Gauge "alert_sender_circuit_state" ["destination"] "Whether alerts are sent to a destination: 0 closed \
+        (they are), 1 half-open (one is, to see), 2 open (none is, after failures)";
+    SENDER_ALERTS = Counter "alert_sender_alerts" ["destination", "result"] "Alerts of a destination: delivered, retried (each \
+        time that one is to be sent again), failed (refused for good, or given up)";
+    SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
+    SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
@@ -286,6 +292,23 @@ pub struct LimitRuleCounters {
     pub counts: Vec<(&'static str, u64, u64)>,
 }
 
+/// What is counted of one destination of alerts.
+#[derive(Clone, Debug)]
+pub struct SenderMetrics {
+    /// 0 closed, 1 half-open, 2 open.
+    pub circuit: Gauge,
+    /// Alerts in memory.
+    pub queue: Gauge,
+    /// Bytes on disk.
+    pub spool_bytes: Gauge,
+    /// Alerts that arrived.
+    pub delivered: Counter,
+    /// Alerts that are to be sent again.
+    pub retried: Counter,
+    /// Alerts that will not be sent again.
+    pub failed: Counter,
+}
+
 type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
 
 /// The agent's metrics. One for a process, shared by `Arc`.
@@ -309,13 +332,35 @@ impl Metrics {
     }
 
     /// The counter of events lost at `place` for `reason`. Keep it: incrementing it is one atomic instruction.
-    pub fn events_lost(&self, place: &'static str, reason: &'static str) -> Counter {
-        lock(&self.state.events_lost).entry((place, reason)).or_default().clone()
+    pub fn events_lost(&self, place: impl Into<Cow<'static, str>>, reason: &'static str) -> Counter {
+        lock(&self.state.events_lost).entry((place.into(), reason)).or_default().clone()
     }
 
     /// One alert.
     pub fn alert(&self, component: Component, severity: &str) {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
+    }
+
+    /// What is counted of a destination of alerts; keep it.
+    pub fn sender(&self, destination: &str) -> SenderMetrics {
+        let state = &self.state;
+        let gauge = |family: &Gauges, declared: &Declared| family.get_or_create_owned(&declared.set([destination]));
+        let alerts = |result| state.sender_alerts.get_or_create_owned(&SENDER_ALERTS.set([destination, result]));
+        SenderMetrics {
+            circuit: gauge(&state.sender_circuit, &SENDER_CIRCUIT),
+            queue: gauge(&state.sender_queue, &SENDER_QUEUE),
+            spool_bytes: gauge(&state.sender_spool, &SENDER_SPOOL),
+            delivered: alerts("delivered"),
+            retried: alerts("retried"),
+            failed: alerts("failed"),
+        }
+    }
+
+    /// A destination that is no more: its states go, its counts stay.
+    pub fn forget_sender(&self, destination: &str) {
+        self.state.sender_circuit.remove(&SENDER_CIRCUIT.set([destination]));
+        self.state.sender_queue.remove(&SENDER_QUEUE.set([destination]));
+        self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
     /// One reload of the configuration.
@@ -367,10 +412,14 @@ struct State {
     kernel: Mutex<Option<Arc<dyn Fn() -> KernelCounters + Send + Sync>>>,
     process: Mutex<ProcessCpu>,
     /// Not a `Family`: the kernel's losses are samples of the same metric.
-    events_lost: Mutex<BTreeMap<(&'static str, &'static str), Counter>>,
+    events_lost: Mutex<BTreeMap<(Cow<'static, str>, &'static str), Counter>>,
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    sender_circuit: Gauges,
+    sender_alerts: Counters,
+    sender_queue: Gauges,
+    sender_spool: Gauges,
     processing: Histograms,
     config_reloads: Counters,
     http_requests: Counters,
@@ -386,6 +435,10 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            sender_circuit: Gauges::default(),
+            sender_alerts: Counters::default(),
+            sender_queue: Gauges::default(),
+            sender_spool: Gauges::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
             http_requests: Counters::default(),
@@ -447,8 +500,8 @@ impl Collector for State {
         out.counters(&L7_MATCHES, l7.clone().map(|one| ([one.rule.as_str(), one.action], one.matches)))?;
         out.counters(&L7_BLOCKED, l7.map(|one| ([one.rule.as_str()], one.blocked_flows)))?;
 
-        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
-        let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
+        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (key.clone(), n.get())).collect();
+        let own = own.iter().map(|((place, reason), n)| ([place.as_ref(), *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
@@ -464,6 +517,10 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&SENDER_CIRCUIT, &self.sender_circuit)?;
+        out.family(&SENDER_ALERTS, &self.sender_alerts)?;
+        out.family(&SENDER_QUEUE, &self.sender_queue)?;
+        out.family(&SENDER_SPOOL, &self.sender_spool)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
@@ -708,6 +765,11 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        let sender = metrics.sender("hook");
+        sender.circuit.set(2);
+        sender.queue.set(30);
+        sender.spool_bytes.set(31);
+        sender.delivered.inc_by(32);
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.set_rules_loaded(Component::Firewall, 12);
@@ -760,6 +822,10 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alert_sender_circuit_state{destination=\"hook\"} 2",
+            "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
+            "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
+            "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",

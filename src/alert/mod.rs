@@ -241,6 +241,18 @@ pub enum Field<'a> {
     Text(Cow<'a, str>),
     /// A number.
     Number(u64),
+    /// Several texts, at least one.
+    List(&'a [Arc<str>]),
+}
+
+impl Serialize for Field<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Field::Text(text) => serializer.serialize_str(text),
+            Field::Number(number) => serializer.serialize_u64(*number),
+            Field::List(texts) => serializer.collect_seq(texts.iter().map(|text| &**text)),
+        }
+    }
 }
 
 impl Serialize for Alert {
@@ -248,10 +260,7 @@ impl Serialize for Alert {
         let fields = self.fields();
         let mut map = serializer.serialize_map(Some(fields.len()))?;
         for (key, value) in &fields {
-            match value {
-                Field::Text(text) => map.serialize_entry(key, text)?,
-                Field::Number(number) => map.serialize_entry(key, number)?,
-            }
+            map.serialize_entry(key, value)?;
         }
         map.end()
     }

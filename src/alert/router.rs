@@ -229,8 +229,8 @@ impl Router {
         }
         allowance.passed += 1;
         for route in self.routes.iter_mut().filter(|route| route.wants(alert)) {
-            if let Err(reason) = route.sink.write(alert) {
-                self.metrics.events_lost(route.sink.name(), reason).inc();
+            if let Err(reason) = route.sink.write(&Arc::new(alert.clone())) {
+                self.metrics.events_lost(route.sink.name().to_owned(), reason).inc();
             }
         }
     }
@@ -319,11 +319,11 @@ mod tests {
     }
 
     impl Sink for Heard {
-        fn name(&self) -> &'static str {
+        fn name(&self) -> &str {
             "heard"
         }
-        fn write(&mut self, alert: &Alert) -> Result<(), &'static str> {
-            self.alerts.lock().unwrap().push(alert.clone());
+        fn write(&mut self, alert: &Arc<Alert>) -> Result<(), &'static str> {
+            self.alerts.lock().unwrap().push(alert.as_ref().clone());
             if self.broken { Err("broken") } else { Ok(()) }
         }
     }
