@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::abi::xdp_chain;
 use crate::alert::sinks::Outlets;
 use crate::alert::sinks::config::Destination;
-use crate::alert::{self, Route, Router};
+use crate::alert::{self, Route, Router, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -38,6 +38,7 @@ use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
+use crate::enrichment::Processes;
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -136,10 +137,13 @@ pub fn run(options: Options) -> Result<()> {
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
+    let processes = Processes::open(Instant::now());
+    let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
     let mut outlets = Outlets::new(supervisor.clone(), metrics.clone(), config.agent.state_dir.clone());
     let prepared = outlets.prepare([("default-log", &Destination::log())]).context("setting up alert routes")?;
     let routes = outlets.commit(prepared).into_iter().map(Route::all).collect();
-    let router = Router::new(alert::Limits::default(), routes, &metrics);
+    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);

@@ -113,6 +113,10 @@ metrics! {
         time that one is to be sent again), failed (refused for good, or given up)";
     SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
     SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
+    ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
+        into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
+        suppression, wanted by no route, or alerting.enabled is false (disabled)";
+    ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
@@ -363,6 +367,17 @@ impl Metrics {
         self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
+    /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
+    /// [`Metrics::events_lost`].
+    pub fn alerts_dropped(&self, reason: &str) -> Counter {
+        self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
+    }
+
+    /// The counter of what a route told. Keep it, too.
+    pub fn alerts_told(&self, route: &str) -> Counter {
+        self.state.alerts_told.get_or_create_owned(&ALERTS_TOLD.set([route]))
+    }
+
     /// One reload of the configuration.
     pub fn config_reload(&self, succeeded: bool) {
         let status = if succeeded { "success" } else { "failure" };
@@ -420,6 +435,8 @@ struct State {
     sender_alerts: Counters,
     sender_queue: Gauges,
     sender_spool: Gauges,
+    alerts_dropped: Counters,
+    alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
     http_requests: Counters,
@@ -439,6 +456,8 @@ impl Default for State {
             sender_alerts: Counters::default(),
             sender_queue: Gauges::default(),
             sender_spool: Gauges::default(),
+            alerts_dropped: Counters::default(),
+            alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
             http_requests: Counters::default(),
@@ -521,6 +540,8 @@ impl Collector for State {
         out.family(&SENDER_ALERTS, &self.sender_alerts)?;
         out.family(&SENDER_QUEUE, &self.sender_queue)?;
         out.family(&SENDER_SPOOL, &self.sender_spool)?;
+        out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
+        out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
@@ -770,6 +791,8 @@ mod tests {
         sender.queue.set(30);
         sender.spool_bytes.set(31);
         sender.delivered.inc_by(32);
+        metrics.alerts_dropped("dedup").inc_by(30);
+        metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.set_rules_loaded(Component::Firewall, 12);
@@ -826,6 +849,8 @@ mod tests {
             "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
             "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
             "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
+            "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
+            "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
