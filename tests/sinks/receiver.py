@@ -134,7 +134,7 @@ def smtp(from_start):
 
         async def handle_DATA(self, server, session, envelope):
             text = envelope.content.decode("utf-8", "replace")
-            secure = session.ssl is not None
+            secure = from_start or session.ssl is not None
             record({"from": envelope.mail_from, "to": envelope.rcpt_tos, "text": text, "tls": secure})
             return "250 OK"
 

@@ -31,6 +31,7 @@ impl Scene {
         let scene = Scene { folder: tempfile::tempdir().unwrap() };
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "authority of the test");
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let authority = rcgen::CertifiedIssuer::self_signed(parameters, key).unwrap();
         fs::write(scene.path("ca.pem"), authority.pem()).unwrap();
