@@ -15,9 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::Outlets;
-use crate::alert::sinks::config::Destination;
-use crate::alert::{self, Route, Router, Suppressions};
+use crate::alert::{self, Alerting, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -100,6 +98,7 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -139,12 +138,17 @@ pub fn run(options: Options) -> Result<()> {
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
-    let suppressions = Arc::new(Suppressions::default());
-    let mut outlets = Outlets::new(supervisor.clone(), metrics.clone(), config.agent.state_dir.clone());
-    let prepared = outlets.prepare([("default-log", &Destination::log())]).context("setting up alert routes")?;
-    let routes = outlets.commit(prepared).into_iter().map(Route::all).collect();
-    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let start = alert::Start {
+        config: &config.alerting,
+        own: Vec::new(),
+        suppressions: Arc::new(Suppressions::default()),
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -246,7 +250,8 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared };
+    let mut agent =
+        Agent { options, config, engines: engines.clone(), alerting: alerting.clone(), metrics, confirmations, shared };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -264,13 +269,12 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
         }
     }
-    outlets.stop(STOP);
     log::info!("agent stopped");
     ended
 }
@@ -368,11 +372,14 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
         let guard = guard_of(&loaded.config.agent);
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
@@ -392,8 +399,9 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -409,6 +417,10 @@ impl Agent {
         }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
+        }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.config = loaded.config.clone();
