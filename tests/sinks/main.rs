@@ -27,7 +27,9 @@ fn numbers_of(bodies: &[Value]) -> Vec<usize> {
     let message = |value: &Value| value["message"].as_str().unwrap().parse().unwrap();
     let read = |record: &Value| -> Value { serde_json::from_str(record["body"].as_str().unwrap()).unwrap() };
     let alerts = bodies.iter().map(read);
-    alerts.flat_map(|body| body.as_array().map_or_else(|| vec![message(&body)], |all| all.iter().map(message).collect())).collect()
+    alerts
+        .flat_map(|body| body.as_array().map_or_else(|| vec![message(&body)], |all| all.iter().map(message).collect()))
+        .collect()
 }
 
 #[test]
@@ -117,7 +119,9 @@ fn a_receiver_with_the_wrong_certificate_gets_nothing() {
         scene.quoted("ca.pem")
     );
     // Its authority is not trusted, and the name is another one.
-    let url = format!("destination = 'webhook'\nwebhook_url = 'https://localhost:{hook}/'\nallow_private = true\nbreaker_failures = 2");
+    let url = format!(
+        "destination = 'webhook'\nwebhook_url = 'https://localhost:{hook}/'\nallow_private = true\nbreaker_failures = 2"
+    );
     let mut running = Running::new(
         &scene,
         &[("tls", tls), ("untrusted", url), ("name", webhook(&scene, hook, "breaker_failures = 2"))],
@@ -155,7 +159,10 @@ fn syslog_arrives_over_all_three() {
         assert_eq!((rfc.len(), cef.len()), (200, 200));
         for (number, message) in rfc.iter().enumerate() {
             assert!(message.starts_with("<155>1 2026-11-30T18:40:31.123456Z "), "{message}");
-            assert!(message.contains(" ebpfsentinel ") && message.contains(" l7 [ebpfsentinel@32473 id=\""), "{message}");
+            assert!(
+                message.contains(" ebpfsentinel ") && message.contains(" l7 [ebpfsentinel@32473 id=\""),
+                "{message}"
+            );
             assert!(message.ends_with(&format!("\"] {number}")), "{transport}: {message} is not {number}");
         }
         for (number, message) in cef.iter().enumerate() {
@@ -231,7 +238,9 @@ fn mails_that_are_refused_are_not_sent_again() {
     let none = some.replace("'SOC <soc@example.org>', ", "");
     let mut running = Running::new(&scene, &[("wrong", wrong), ("some", some), ("none", none)]);
     running.tell(0..1);
-    until("all are counted", || ["wrong", "some", "none"].iter().all(|name| running.sender(name).1 + running.sender(name).2 == 1));
+    until("all are counted", || {
+        ["wrong", "some", "none"].iter().all(|name| running.sender(name).1 + running.sender(name).2 == 1)
+    });
     assert_eq!((running.sender("wrong").2, running.sender("some").1, running.sender("none").2), (1, 1, 1));
     running.stop();
     assert!(receiver.records().is_empty());
@@ -300,7 +309,10 @@ fn a_document_is_asked_for_with_limits() {
     assert!(matches!(get("/to//to//to//to//document"), Ok(Fetched::Refused(_))), "one too many");
     // Headers of one's own are shown to nobody else.
     let before = receiver.records().len();
-    let Ok(Fetched::Refused(answer)) = client.get(&url("/to//document"), &[("X-Key", "k")], &Validators::default()) else { panic!() };
+    let Ok(Fetched::Refused(answer)) = client.get(&url("/to//document"), &[("X-Key", "k")], &Validators::default())
+    else {
+        panic!()
+    };
     assert_eq!((answer.status, receiver.records().len() - before), (302, 1));
     // And one without the right to go where the first hop leads.
     let strict = Client::new(ClientConfig { allow_private: false, ..config }).unwrap();

@@ -70,7 +70,8 @@ fn numbers(kind: &str, records: &[Value]) -> Vec<usize> {
 fn ten_thousand_alerts_wait_for_their_receivers_and_arrive_in_order() {
     let scene = Scene::new();
     let ports = KINDS.map(|kind| (kind, free_port()));
-    let mut routes: Vec<(&str, String)> = ports.iter().map(|(kind, port)| (*kind, route(&scene, kind, *port))).collect();
+    let mut routes: Vec<(&str, String)> =
+        ports.iter().map(|(kind, port)| (*kind, route(&scene, kind, *port))).collect();
     routes.push(("eve", format!("destination = 'eve'\npath = {}", scene.quoted("eve.json"))));
     let start = || -> Vec<Receiver> { ports.iter().map(|(kind, port)| scene.receiver(kind, *port)).collect() };
     let receivers = start();
@@ -86,7 +87,9 @@ fn ten_thousand_alerts_wait_for_their_receivers_and_arrive_in_order() {
     for chunk in 0..ALERTS / 100 {
         running.tell(100 + chunk * 100..200 + chunk * 100);
         // As fast as the spools and the file take them, which are not dead.
-        until("queues have room", || KINDS.iter().chain(&["eve"]).all(|kind| running.metrics.sender(kind).queue.get() < 4000));
+        until("queues have room", || {
+            KINDS.iter().chain(&["eve"]).all(|kind| running.metrics.sender(kind).queue.get() < 4000)
+        });
     }
     assert_eq!(*heard.lock().unwrap(), (0..ALERTS + 100).collect::<Vec<_>>(), "the prompt one heard all meanwhile");
     for kind in KINDS {

@@ -167,5 +167,5 @@ fn what_is_wrong_is_said() {
     check(&format!("{email}{smtp}username = 'u'"), &["smtp.username: username and password go together"]);
     check(&format!("{email}{smtp}tls = 'none'"), &["smtp.tls: mails to another host would go in the clear"]);
     check(&format!("{email}{smtp}tls = true"), &["smtp.tls: expected a string"]);
-    check("destination = 'log'\n[smtp]\nport = 25", &["smtp.from_address: missing", "smtp.host: missing"]);
+    check("destination = 'log'\n[smtp]\nport = 25", &["smtp.host: missing", "smtp.from_address: missing"]);
 }
