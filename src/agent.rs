@@ -138,10 +138,11 @@ pub fn run(options: Options) -> Result<()> {
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
     let start = alert::Start {
         config: &config.alerting,
         own: Vec::new(),
-        suppressions: Arc::new(Suppressions::default()),
+        suppressions,
         processes,
         alerts: alert_queue,
         state_dir: config.agent.state_dir.clone(),

@@ -44,9 +44,8 @@
 //! - A reload validates and builds everything, then commits; an error changes nothing.
 //! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > ruled > alert, bpf,
 //!   classify, confirm, matching > flow, eve, event, outbound, secret, written, api > abi, component, packet, metrics,
-//!   logging, supervise. Engines
-//!   never import each other; what several of them need to tell packets apart is [`classify`], to match bytes
-//!   [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
+//!   logging, supervise. Engines never import each other; what several of them need to tell packets apart is
+//!   [`classify`], to match bytes [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
 pub mod abi;
 pub mod agent;
