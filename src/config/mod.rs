@@ -92,7 +92,7 @@ impl Config {
         self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
-    /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
+    /// The config as it is used, defaults included, for people to see. A type that holds a
     /// secret serialises as its mask.
     pub fn masked(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("a config is made of strings, numbers, lists and maps with string keys")
