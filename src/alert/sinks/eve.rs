@@ -82,8 +82,10 @@ impl EveSink {
                 Ok(())
             }
             Err(error) => {
-                // If this fails too, the next open finds the half line and ends it.
-                if open.file.set_len(open.size).is_ok() {
+                // What is behind the half line is somebody else's, and stays. If it is not taken back, the next open ends it.
+                let end = open.size + line.len() as u64;
+                let is_last = open.file.metadata().is_ok_and(|found| found.len() < end);
+                if is_last && open.file.set_len(open.size).is_ok() {
                     self.open = Some(open);
                 }
                 Err(error)
@@ -91,10 +93,12 @@ impl EveSink {
         }
     }
 
-    /// Forgets the file if its name leads to another one.
+    /// Forgets the file if its name leads to another one, or if somebody else has written to it or cut it.
     fn look(&mut self) {
-        let is_there =
-            |open: &Open| fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == open.identity);
+        let is_there = |open: &Open| {
+            let found = fs::metadata(&self.path);
+            found.is_ok_and(|found| (found.dev(), found.ino()) == open.identity && found.len() == open.size)
+        };
         if self.open.as_ref().is_some_and(|open| !is_there(open)) {
             self.open = None;
         }

@@ -103,6 +103,11 @@ fn a_file_that_was_renamed_or_removed_is_opened_anew() {
     fs::remove_file(&path).unwrap();
     sink.deliver(&[notice("c")]).unwrap();
     assert_eq!((messages(&folder.path().join("old")), messages(&path)), (vec!["a".into()], vec!["c".into()]));
+    // logrotate's copytruncate.
+    fs::write(&path, "").unwrap();
+    sink.deliver(&[notice("d")]).unwrap();
+    assert_eq!(messages(&path), ["d"]);
+    assert_eq!(sink.open.unwrap().size, fs::metadata(&path).unwrap().len());
 }
 
 #[test]
