@@ -93,6 +93,31 @@ fn a_webhook_gets_a_template_or_many_at_a_time() {
 }
 
 #[test]
+fn a_spool_outlives_a_change_of_its_destination() {
+    let scene = Scene::new();
+    let (nobody, port) = (free_port(), free_port());
+    let receiver = scene.receiver("webhook", port);
+    let mut running = Running::new(&scene, &[("hook", webhook(&scene, nobody, "spool = '1MiB'"))]);
+    running.tell(0..50);
+    until("it is tried", || running.metrics.sender("hook").retried.get() > 0);
+    // One that is prepared and not put in force changes nothing.
+    let other = support::destination(&webhook(&scene, port, "spool = '2MiB'\nwebhook_batch = 5"));
+    drop(running.outlets.as_mut().unwrap().prepare([("hook", &other)]).unwrap());
+    running.tell(50..60);
+    running.reload(&[("hook", webhook(&scene, port, "spool = '2MiB'"))]);
+    running.tell(60..70);
+    until("all arrive", || receiver.records().len() >= 70);
+    assert_eq!(support::once(numbers_of(&receiver.records())), (0..70).collect::<Vec<_>>());
+    let states = |running: &Running| running.metrics.render().contains("circuit_state{destination=\"hook\"}");
+    assert!(states(&running));
+    running.reload(&[]);
+    assert!(running.sinks.is_empty() && !states(&running));
+    running.stop();
+    let left = fs::read_dir(scene.path("state/spool/hook")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["cursor"]);
+}
+
+#[test]
 fn a_webhook_that_refuses_is_counted_and_one_that_cannot_is_tried_again() {
     let scene = Scene::new();
     let port = free_port();
