@@ -204,6 +204,8 @@ impl Courier {
         loop {
             self.tell(&circuit, &hand);
             let now = Instant::now();
+            // One that always has something to send waits for nothing, so it looks.
+            order = order.or_else(|| self.orders.try_recv().ok());
             let until = match order {
                 Some(Order::HandOver) => break,
                 Some(Order::Flush(until)) if now >= until => break,
