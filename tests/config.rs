@@ -189,6 +189,12 @@ fn the_installed_config_is_the_defaults() {
             let section = full.split(&header).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
             section.lines().any(|line| line.starts_with(&format!("{last} = ")))
         };
+        // No route has the keys of all destinations, and most have no mail server: these are shown in prose.
+        let alerting = installed.split("\n[alerting]\n").nth(1).unwrap();
+        let is_named =
+            |word: &str| alerting.split(|c: char| !(c == '_' || c.is_ascii_alphanumeric())).any(|w| w == word);
+        let is_shown = key.path.starts_with("alerting.routes[].") || key.path.starts_with("alerting.smtp");
+        let stands = stands || is_shown && is_named(last);
         assert!(stands, "{} does not stand in conf/ebpfsentinel.toml", key.path);
     }
 }

@@ -204,6 +204,8 @@ impl Courier {
         loop {
             self.tell(&circuit, &hand);
             let now = Instant::now();
+            // One that always has something to send waits for nothing, so it looks.
+            order = order.or_else(|| self.orders.try_recv().ok());
             let until = match order {
                 Some(Order::HandOver) => break,
                 Some(Order::Flush(until)) if now >= until => break,
@@ -426,6 +428,7 @@ impl Courier {
             Source::Spool { spool, .. } => {
                 spool.rewind();
                 if !handed_over {
+                    spool.tidy();
                     self.losses.add("stopped", spool.in_memory());
                     let bytes = spool.bytes();
                     if bytes > 0 {

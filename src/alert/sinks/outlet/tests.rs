@@ -12,17 +12,19 @@ use crate::supervise::{Supervisor, Thread};
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Plan>>);
 
+type Answer = fn(&[String]) -> Result<(), Failure>;
+
 #[derive(Default)]
 struct Plan {
     /// Messages that arrived, batch by batch.
     taken: Vec<Vec<String>>,
     /// Batches that were tried.
     tried: usize,
-    answer: Option<fn(&[String]) -> Result<(), Failure>>,
+    answer: Option<Answer>,
 }
 
 impl Fake {
-    fn answer(&self, answer: fn(&[String]) -> Result<(), Failure>) {
+    fn answer(&self, answer: Answer) {
         self.0.lock().unwrap().answer = Some(answer);
     }
 
@@ -345,4 +347,18 @@ fn a_destination_that_hangs_does_not_keep_alerts_from_the_disk() {
     bench.flush();
     assert!(fake.taken().len() > 2000);
     assert_eq!(bench.lost("full"), 0);
+}
+
+#[test]
+fn an_order_is_heard_in_the_midst_of_a_flood() {
+    let fake = Fake::default();
+    let mut bench = Bench::new(&fake, OutletConfig { batch_max: 1, ..quick() });
+    bench.write(0..1);
+    until("it has begun", || fake.tried() == 1);
+    let hold = fake.0.lock().unwrap();
+    bench.write(1..QUEUE_MAX);
+    bench.order(Order::HandOver);
+    drop(hold);
+    let estate = bench.courier.take().unwrap().join(Duration::from_secs(20)).unwrap();
+    assert!(estate.notices.len() >= QUEUE_MAX - 3, "{} were left", estate.notices.len());
 }
