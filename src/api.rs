@@ -296,6 +296,11 @@ impl Request {
         self.notes.borrow_mut().push(note);
     }
 
+    /// What was noted up to now.
+    pub fn notes(&self) -> Vec<Note> {
+        self.notes.borrow().clone()
+    }
+
     /// What was noted up to now; from now on nothing is.
     pub fn take_notes(&self) -> Vec<Note> {
         self.notes.take()

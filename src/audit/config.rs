@@ -1,10 +1,12 @@
 //! Section `[audit]` as written -> as used: what is kept of alerts and of the audit trail, where, and for how long.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::store::Limits;
 use crate::written::Reader;
 
 /// Records that may wait for the disk, at most.
@@ -88,6 +90,11 @@ impl AuditConfig {
         AuditConfig { enabled, retention_days, max_entries, buffer_size, storage_path, alerts }
     }
 
+    /// What the trail is to keep.
+    pub fn limits(&self) -> Limits {
+        Limits { age: days(self.retention_days), count: self.max_entries, buffer: self.buffer_size as usize }
+    }
+
     /// The file of the trail.
     pub fn trail_file(&self, state_dir: &Path) -> PathBuf {
         match self.storage_path.as_os_str().is_empty() {
@@ -100,6 +107,10 @@ impl AuditConfig {
     pub fn alerts_file(&self, state_dir: &Path) -> PathBuf {
         self.trail_file(state_dir).with_file_name(ALERTS_FILE)
     }
+}
+
+fn days(days: u32) -> Duration {
+    Duration::from_secs(u64::from(days) * 86_400)
 }
 
 const ALERTS_FILE: &str = "alerts.redb";

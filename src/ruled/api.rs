@@ -118,6 +118,13 @@ impl<O: RuleOwner> Context<O> {
         log::info!(actor = request.actor.as_str(); "{told}");
         Ok(answer)
     }
+
+    /// After a change: what was noted of it is the other way round when it is taken back.
+    fn remember(&self, request: &Request) {
+        if request.query("confirm_secs").is_some() {
+            self.confirmations.remember(request.notes());
+        }
+    }
 }
 
 /// What the audit log is told of a rule.
@@ -185,6 +192,7 @@ fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, A
         rules => format!("{} rules added", rules.len()),
     };
     context.change(request, what, |owner, save| owner.add(rules, save))?;
+    context.remember(request);
     Ok(if is_one { Reply::created(&text.swap_remove(0)) } else { Reply::created(&text) })
 }
 
@@ -204,6 +212,7 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
     });
     note(request, id, changed.as_ref().ok().and_then(Option::as_ref), Some(&new));
     changed?;
+    context.remember(request);
     Ok(Reply::json(&text))
 }
 
@@ -216,5 +225,6 @@ fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
     });
     note::<O::Rule>(request, &id, changed.as_ref().ok().and_then(Option::as_ref), None);
     changed?;
+    context.remember(request);
     Ok(Reply::NoContent)
 }
