@@ -17,7 +17,9 @@ use serde_json::Value;
 use crate::abi::xdp_chain;
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router, Suppressions};
-use crate::api::ApiError;
+use crate::api::{ApiError, Note};
+use crate::audit::store::AuditStore;
+use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
@@ -28,7 +30,7 @@ use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
 use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
-use crate::confirm::Confirmations;
+use crate::confirm::{Confirmations, Expired};
 use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
@@ -44,7 +46,7 @@ use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
-use crate::supervise::{Handle, Mailbox, Supervisor};
+use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
@@ -102,6 +104,7 @@ struct Agent {
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    stores: Stores,
 }
 
 /// What the control port sees of the agent.
@@ -110,7 +113,19 @@ struct Front {
     engines: Engines,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    stores: Stores,
     started: Instant,
+}
+
+/// What outlives a run; `None` where it is switched off.
+#[derive(Clone)]
+struct Stores {
+    audit: Option<AuditStore>,
+}
+
+/// The threads of the stores.
+struct StoreThreads {
+    audit: Option<Thread<audit::store::Writer>>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -135,6 +150,7 @@ pub fn run(options: Options) -> Result<()> {
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
+    let (stores, store_threads) = Stores::start(&config, &metrics, &supervisor)?;
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
@@ -224,6 +240,7 @@ pub fn run(options: Options) -> Result<()> {
         engines: engines.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
+        stores: stores.clone(),
         started: Instant::now(),
     };
     let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
@@ -243,7 +260,8 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared };
+    let mut agent =
+        Agent { options, config, engines: engines.clone(), metrics, confirmations, shared, stores: stores.clone() };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -267,8 +285,52 @@ pub fn run(options: Options) -> Result<()> {
             log::warn!("{gone}");
         }
     }
+    // The last of all: what the others did while they stopped is kept, too.
+    for gone in stores.stop(store_threads) {
+        log::warn!("{gone}");
+    }
     log::info!("agent stopped");
     ended
+}
+
+impl Stores {
+    /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
+    fn start(config: &Config, metrics: &Metrics, supervisor: &Supervisor) -> Result<(Stores, StoreThreads)> {
+        let audit = config.audit.enabled.then(|| {
+            let path = config.audit.trail_file(&config.agent.state_dir);
+            AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
+        });
+        let (audit, audit_thread) = audit.transpose()?.unzip();
+        Ok((Stores { audit }, StoreThreads { audit: audit_thread }))
+    }
+
+    /// Whom operations are told to.
+    fn auditor(&self) -> Arc<dyn Auditor> {
+        match &self.audit {
+            Some(audit) => Arc::new(audit.clone()),
+            None => Arc::new(NoAuditor),
+        }
+    }
+
+    /// Other limits, at a reload.
+    fn reconfigure(&self, config: &Config) {
+        if let Some(audit) = &self.audit {
+            let limits = config.audit.limits();
+            if let Err(gone) = audit.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the audit trail keeps its old limits: {gone}");
+            }
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        self.audit.iter().flat_map(AuditStore::health).collect()
+    }
+
+    fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
+        let audit = self.audit.as_ref().zip(threads.audit);
+        let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        [audit].into_iter().flatten().filter_map(Result::err).collect()
+    }
 }
 
 impl Agent {
@@ -301,7 +363,9 @@ impl Agent {
                     }
                 }
                 MainEvent::Timer(Timer::Second) => {
-                    if let Some((what, undone)) = self.confirmations.expire(Instant::now()) {
+                    if let Some(Expired { what, undone, notes }) = self.confirmations.expire(Instant::now()) {
+                        let outcome = if undone.is_ok() { 200 } else { 500 };
+                        self.audit("config confirm", outcome, &format!("{what}: not confirmed in time"), notes);
                         match undone {
                             Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
                             Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
@@ -341,20 +405,37 @@ impl Agent {
     fn reload_and_tell(&mut self, notifier: &Notifier, why: &str) {
         notifier.reloading();
         match self.reload(None) {
-            Ok(message) => log::info!("{why}: {message}"),
-            Err(error) => log::error!("{why}: nothing was changed: {error}"),
+            Ok((message, notes)) => {
+                log::info!("{why}: {message}");
+                self.audit("config reload", 200, &format!("{why}: {message}"), notes);
+            }
+            Err(error) => {
+                log::error!("{why}: nothing was changed: {error}");
+                let told = format!("{why}: nothing was changed: {}", error.message);
+                self.audit("config reload", error.status, &told, Vec::new());
+            }
         }
         notifier.ready("protecting");
     }
 
+    /// Tells the audit log of what the agent did by itself.
+    fn audit(&self, operation: &str, outcome: u16, detail: &str, notes: Vec<Note>) {
+        let auditor = self.stores.auditor();
+        let entry = Entry::new(Actor::config_reload(), operation, outcome, detail);
+        if notes.is_empty() {
+            auditor.record(entry.clone());
+        }
+        notes.into_iter().for_each(|note| auditor.record(entry.clone().with(note)));
+    }
+
     /// Reads the configuration anew and puts all of it in force, or changes nothing.
-    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         let result = self.try_reload(confirm_secs);
         self.metrics.config_reload(result.is_ok());
         result
     }
 
-    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         self.confirmations.refuse_while_pending()?;
         let loaded = self.options.load().map_err(|errors| ApiError::validation(errors.to_string()))?;
         let fixed = loaded.config.restart_needed(&self.config);
@@ -368,7 +449,7 @@ impl Agent {
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
-        let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
         let others = before.clone();
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
@@ -388,6 +469,7 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            stores.reconfigure(&old);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             Ok(())
                         },
@@ -407,10 +489,15 @@ impl Agent {
             log::warn!("{error}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        self.stores.reconfigure(&loaded.config);
+        let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
+        if confirm_secs.is_some() {
+            self.confirmations.remember(notes.clone());
+        }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
-        Ok(format!("configuration reloaded, {rules} rules in the file"))
+        Ok((format!("configuration reloaded, {rules} rules in the file"), notes))
     }
 }
 
@@ -590,6 +677,7 @@ impl Front {
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
         let mut reasons = self.engines.degraded();
+        reasons.extend(self.stores.degraded());
         let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
@@ -602,6 +690,7 @@ impl AgentControl for Front {
 
     fn status(&self) -> AgentStatus {
         let mut degraded = self.engines.degraded();
+        degraded.extend(self.stores.degraded());
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -643,11 +732,11 @@ impl AgentControl for Front {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        let message = self
+        let (message, notes) = self
             .agent
             .call(move |agent| agent.reload(confirm_secs))
             .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
-        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending() })
+        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending(), notes })
     }
 
     fn confirm(&self) -> Result<Confirmed, ApiError> {
@@ -850,7 +939,9 @@ fn start_control(
     confirmations: &Arc<Confirmations>,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
+    let stores = front.stores.clone();
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
+    operations.extend(audit::api::operations(stores.audit.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
@@ -872,6 +963,7 @@ fn start_control(
     let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
+    config.auditor = stores.auditor();
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

@@ -41,8 +41,8 @@
 //! - Maps are filled before anything is attached.
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
-//! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > ruled > alert, bpf,
-//!   classify, confirm, matching > flow, event, written, api > abi, component, packet, metrics, logging, supervise. Engines
+//! - Imports go down only: main, cli, client, agent, lab > control > config, audit, system > engines > ruled > alert, bpf,
+//!   classify, confirm, matching, store > flow, event, written, api > abi, component, packet, metrics, logging, supervise. Engines
 //!   never import each other; what several of them need to tell packets apart is [`classify`], to match bytes
 //!   [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
@@ -50,6 +50,7 @@ pub mod abi;
 pub mod agent;
 pub mod alert;
 pub mod api;
+pub mod audit;
 pub mod bpf;
 pub mod classify;
 pub mod cli;
@@ -71,6 +72,7 @@ pub mod metrics;
 pub mod packet;
 pub mod replay;
 pub mod ruled;
+pub mod store;
 pub mod supervise;
 pub mod system;
 pub mod written;

@@ -113,6 +113,10 @@ metrics! {
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    STORE_RECORDS = Counter "store_records" ["store"] "Records that were committed: alerts (an alert that goes on counts \
+        each time it is told), entries of the audit trail";
+    STORE_FAILURES = Counter "store_commit_failures" ["store"] "Commits that failed and are tried again: the disk is full or \
+        refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
@@ -354,6 +358,16 @@ impl Metrics {
         self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
     }
 
+    /// The counter of records that a store has committed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_records(&self, store: &str) -> Counter {
+        self.state.store_records.get_or_create_owned(&STORE_RECORDS.set([store]))
+    }
+
+    /// The counter of a store's commits that failed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_failures(&self, store: &str) -> Counter {
+        self.state.store_failures.get_or_create_owned(&STORE_FAILURES.set([store]))
+    }
+
     /// One answered request; `operation` is the command of its spec.
     pub fn http_request(&self, operation: &str, status: u16) {
         self.state.http_requests.get_or_create(&HTTP_REQUESTS.set([operation, &status.to_string()])).inc();
@@ -390,6 +404,8 @@ struct State {
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    store_records: Counters,
+    store_failures: Counters,
     http_requests: Counters,
     http_refused: Counters,
 }
@@ -407,6 +423,8 @@ impl Default for State {
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            store_records: Counters::default(),
+            store_failures: Counters::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
         }
@@ -487,6 +505,8 @@ impl Collector for State {
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&STORE_RECORDS, &self.store_records)?;
+        out.family(&STORE_FAILURES, &self.store_failures)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
 

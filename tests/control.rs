@@ -51,7 +51,7 @@ impl AgentControl for Agent {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None })
+        Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None, notes: Vec::new() })
     }
 
     fn confirm(&self) -> Result<Confirmed, ApiError> {
@@ -616,7 +616,7 @@ fn l7_rules_by_curl() {
 
     assert_eq!(send("DELETE", "/l7-block-admin?confirm_secs=60", "").0, 204);
     assert_eq!((ids(), send("POST", "", rule).0), (vec!["file".to_owned()], 409));
-    let (_, undone) = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
+    let undone = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap().undone;
     undone.unwrap();
     assert_eq!(ids(), ["file", "l7-block-admin"]);
     assert_eq!((send("DELETE", "/file", "").0, send("DELETE", "/nobody", "").0), (409, 404));
@@ -629,7 +629,7 @@ fn l7_rules_by_curl() {
 #[test]
 fn the_document_of_all_engines_has_each_type_once() {
     let all =
-        [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS].concat();
+        [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS, audit::api::SPECS].concat();
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();

@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::audit::config::AuditConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -34,6 +35,8 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[audit]`.
+    pub audit: AuditConfig,
 }
 
 impl Config {
@@ -42,6 +45,7 @@ impl Config {
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let audit_field = r.key("audit");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
@@ -49,7 +53,9 @@ impl Config {
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
+        let audit = audit_field.table().map(AuditConfig::read);
+        let config =
+            Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7?, audit: audit? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
@@ -125,7 +131,16 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
+        let (audit, was) = (&self.audit, &old.audit);
+        let audit_keys = [
+            ("audit.enabled", audit.enabled != was.enabled),
+            ("audit.buffer_size", audit.buffer_size != was.buffer_size),
+            ("audit.storage_path", audit.storage_path != was.storage_path),
+            ("audit.alerts.enabled", audit.alerts.enabled != was.alerts.enabled),
+            ("audit.alerts.buffer_size", audit.alerts.buffer_size != was.alerts.buffer_size),
+        ];
         let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
+        let keys = keys.chain(audit_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

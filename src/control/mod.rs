@@ -25,6 +25,7 @@ use self::front::{Front, Hosts, Kind, Stopper};
 use self::routes::Routes;
 use self::server::Server;
 use crate::api::Operation;
+use crate::audit::{Auditor, NoAuditor};
 use crate::metrics::Metrics;
 
 /// What control listens on.
@@ -41,6 +42,8 @@ pub struct ControlConfig {
     pub limits: Limits,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
+    /// Told of every operation that changes something.
+    pub auditor: Arc<dyn Auditor>,
 }
 
 /// See [`ControlConfig::on_failure`].
@@ -56,6 +59,7 @@ impl ControlConfig {
             host_names: Vec::new(),
             limits: Limits::default(),
             on_failure: Arc::new(|_, _| {}),
+            auditor: Arc::new(NoAuditor),
         }
     }
 }
@@ -96,7 +100,7 @@ impl Control {
         let addresses = Addresses { rest: bound[0], metrics: bound.get(1).copied() };
 
         let directory = private_directory(&config.runtime_dir)?;
-        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics))
+        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics), Arc::clone(&config.auditor))
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let hosts = Hosts::new(bound.iter().map(SocketAddr::ip), &config.host_names);

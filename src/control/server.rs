@@ -15,7 +15,8 @@ use tiny_http::{Header, Response, StatusCode};
 use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Reply};
+use crate::api::{ApiError, Method, Reply, Request};
+use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
 /// Between attempts to listen anew.
@@ -30,6 +31,7 @@ pub struct Server {
     directory: PathBuf,
     routes: Routes,
     metrics: Arc<Metrics>,
+    auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
 }
 
@@ -41,9 +43,14 @@ struct Backend {
 
 impl Server {
     /// Listens in `directory`, which nobody else may enter.
-    pub fn new(directory: PathBuf, routes: Routes, metrics: Arc<Metrics>) -> io::Result<Server> {
+    pub fn new(
+        directory: PathBuf,
+        routes: Routes,
+        metrics: Arc<Metrics>,
+        auditor: Arc<dyn Auditor>,
+    ) -> io::Result<Server> {
         let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
-        Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, stop: AtomicBool::new(false) })
+        Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, auditor, stop: AtomicBool::new(false) })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -147,14 +154,36 @@ impl Server {
             return (command, ApiError::validation("this operation takes no body").into());
         }
         // An operation that panics is a mistake of ours, and its request's end, not the agent's.
-        match catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))) {
-            Ok(Ok(reply)) => (command, reply.into()),
-            Ok(Err(error)) => (command, error.into()),
-            Err(panic) => {
-                log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
-                (command, ApiError::internal("the operation failed; the agent's log says why").into())
-            }
+        let result = catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))).unwrap_or_else(|panic| {
+            log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
+            Err(ApiError::internal("the operation failed; the agent's log says why"))
+        });
+        self.audit(&call, path, &result);
+        (command, result.map_or_else(Answer::from, Answer::from))
+    }
+
+    /// Tells the audit log of what changes something, and of everybody who was not let.
+    fn audit(&self, call: &Request, path: &str, result: &Result<Reply, ApiError>) {
+        let (status, error) = match result {
+            Ok(reply) => (reply.status(), None),
+            Err(error) => (error.status, Some(&error.message)),
+        };
+        if call.spec.method == Method::Get && !matches!(status, 401 | 403 | 429) {
+            return;
         }
+        let actor = Actor {
+            name: call.actor.clone(),
+            role: call.role.name().to_owned(),
+            address: call.peer.map(|peer| peer.ip().to_canonical()),
+            method: "none".to_owned(),
+        };
+        let error = error.map(|message| format!(": {message}")).unwrap_or_default();
+        let entry = Entry::new(actor, call.spec.command, status, format!("{} {path}{error}", call.spec.method));
+        let notes = call.take_notes();
+        if notes.is_empty() {
+            self.auditor.record(entry.clone());
+        }
+        notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
     }
 }
 
