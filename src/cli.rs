@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use argh::FromArgs;
 use comfy_table::{ContentArrangement, Table};
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
@@ -107,10 +108,14 @@ pub enum Command {
 pub struct Replay {
     /// The capture file.
     pub file: PathBuf,
-    /// Whether the kernel's program tc_ids sees the packets; else a model of it.
+    /// Whether the kernel's programs see the packets; else models of them.
     pub kernel: bool,
     /// Whether there are lines for transactions, anomalies and flows, too.
     pub events: bool,
+    /// Networks whose hosts are taken for this one.
+    pub local: Vec<IpNet>,
+    /// On which interface of the configuration packets arrive.
+    pub interface: Option<String>,
 }
 
 /// A command that a running agent answers.
@@ -266,9 +271,27 @@ struct ReplayArgs {
     #[argh(switch)]
     events: bool,
 
-    /// use a model of the kernel's program: needs no root, and prints the same
+    /// use models of the kernel's programs: needs no root, and prints the same
     #[argh(switch)]
     no_kernel: bool,
+
+    /// networks of the host itself, comma-separated: what they send to others leaves and is not judged; without it all
+    /// packets arrive, but those that a Linux cooked capture calls outgoing
+    #[argh(option, arg_name = "networks", from_str_fn(networks))]
+    local: Option<Vec<IpNet>>,
+
+    /// the one of agent.interfaces on which packets arrive [default: the first]
+    #[argh(option, arg_name = "name")]
+    interface: Option<String>,
+}
+
+/// Networks or addresses between commas.
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let network = |one: &str| {
+        let (one, wrong) = (one.trim(), || format!("\"{one}\" is not a network such as 192.0.2.0/24 or 2001:db8::/32"));
+        one.parse::<IpNet>().or_else(|_| one.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| wrong())
+    };
+    text.split(',').map(network).collect()
 }
 
 /// Validate a config file without starting.
@@ -573,7 +596,13 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Check(args) => return Ok(Command::Check(args.path)),
         Sub::Demo(_) => return Ok(Command::Demo),
         Sub::Replay(args) => {
-            return Ok(Command::Replay(Replay { file: args.file, kernel: !args.no_kernel, events: args.events }));
+            return Ok(Command::Replay(Replay {
+                file: args.file,
+                kernel: !args.no_kernel,
+                events: args.events,
+                local: args.local.unwrap_or_default(),
+                interface: args.interface,
+            }));
         }
         Sub::Status(_) => get("/api/v1/agent/status"),
         Sub::Health(_) => Remote::Health,
@@ -940,11 +969,23 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         };
-        let replay = |kernel, events| Replay { file: PathBuf::from("x.pcap"), kernel, events };
+        let replay = |kernel, events| Replay {
+            file: PathBuf::from("x.pcap"),
+            kernel,
+            events,
+            local: Vec::new(),
+            interface: None,
+        };
         assert_eq!(asked("replay x.pcap"), (replay(true, false), Output::Json));
         assert_eq!(asked("replay --events x.pcap --no-kernel"), (replay(false, true), Output::Json));
         assert_eq!(asked("replay --no-kernel x.pcap -o table"), (replay(false, false), Output::Table));
         assert_eq!(line("replay").unwrap_err().code, USAGE);
+        let (local, _) = asked("replay x.pcap --local 192.0.2.0/24,2001:db8::7 --interface eth1");
+        let networks = ["192.0.2.0/24", "2001:db8::7/128"].map(|network| network.parse().unwrap()).to_vec();
+        assert_eq!(local, Replay { local: networks, interface: Some("eth1".to_owned()), ..replay(true, false) });
+        let wrong = line("replay x.pcap --local 192.0.2.0/33").unwrap_err();
+        assert_eq!(wrong.code, USAGE);
+        assert!(wrong.text.contains("is not a network such as"), "{}", wrong.text);
     }
 
     #[track_caller]

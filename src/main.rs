@@ -58,7 +58,14 @@ fn replay(global: &cli::Global, asked: &cli::Replay, options: Options) -> ExitCo
         },
     };
     let lines = global.output == cli::Output::Json;
-    let job = Job { file: asked.file.clone(), kernel: asked.kernel, events: asked.events, lines };
+    let job = Job {
+        file: asked.file.clone(),
+        kernel: asked.kernel,
+        events: asked.events,
+        lines,
+        local: asked.local.clone(),
+        interface: asked.interface.clone(),
+    };
     match replay::run(&job, config.as_ref(), &mut std::io::stdout().lock()) {
         Ok(summary) => {
             if let Some(fault) = &summary.fault {
