@@ -14,11 +14,13 @@ use crate::flow::config::CaptureConfig;
 use crate::written::Field;
 
 pub mod agent;
+pub mod auth;
 mod load;
 
 use agent::CpuSteering;
 
 pub use agent::AgentConfig;
+pub use auth::AuthConfig;
 pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
 
 /// Everything that the user can set, checked.
@@ -26,6 +28,8 @@ pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of}
 pub struct Config {
     /// Section `[agent]`.
     pub agent: AgentConfig,
+    /// Section `[auth]`.
+    pub auth: AuthConfig,
     /// Section `[firewall]`.
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
@@ -39,17 +43,21 @@ pub struct Config {
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
+        let auth_field = r.key("auth");
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
         r.finish();
-        let agent = agent_field.table().and_then(AgentConfig::read);
+        let auth = auth_field.table().map(AuthConfig::read);
+        let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
+        let agent = agent_field.table().and_then(|r| AgentConfig::read(r, asks));
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
+        let config =
+            Config { agent: agent?, auth: auth?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
@@ -80,8 +88,8 @@ impl Config {
         self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
-    /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
-    /// secret serialises as its mask.
+    /// The config as it is used, defaults included, for people to see. A type that holds a secret serialises as its
+    /// mask.
     pub fn masked(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("a config is made of strings, numbers, lists and maps with string keys")
     }

@@ -1,9 +1,10 @@
 //! The control port: REST and metrics over HTTP.
 //!
-//! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
+//! `front` meets the network, `server` runs operations behind it, `auth` says who may call them, `routes` finds them, `openapi` describes them, and
 //! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
 
 pub mod agent;
+pub mod auth;
 mod front;
 pub mod openapi;
 mod routes;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use self::auth::Auth;
 pub use self::front::Limits;
 use self::front::{Front, Hosts, Kind, Stopper};
 use self::routes::Routes;
@@ -39,6 +41,8 @@ pub struct ControlConfig {
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Asks callers who they are; `None` asks nobody.
+    pub auth: Option<Arc<Auth>>,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
 }
@@ -55,6 +59,7 @@ impl ControlConfig {
             runtime_dir: runtime_dir.into(),
             host_names: Vec::new(),
             limits: Limits::default(),
+            auth: None,
             on_failure: Arc::new(|_, _| {}),
         }
     }
@@ -96,7 +101,8 @@ impl Control {
         let addresses = Addresses { rest: bound[0], metrics: bound.get(1).copied() };
 
         let directory = private_directory(&config.runtime_dir)?;
-        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics))
+        let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics))
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let hosts = Hosts::new(bound.iter().map(SocketAddr::ip), &config.host_names);

@@ -14,7 +14,7 @@ use super::{Kind, LISTENER_HEADER, PEER_HEADER};
 const HEADERS_MAX: usize = 64;
 
 /// The client's header fields that go on. One of each.
-const RELAYED: [&str; 4] = ["accept", "authorization", "content-type", "user-agent"];
+const RELAYED: [&str; 5] = ["accept", "authorization", "content-type", "user-agent", "x-api-key"];
 
 /// Why a request is refused: what the client reads and what the metric counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
