@@ -35,6 +35,7 @@ use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
+use crate::control::auth::Auth;
 use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
@@ -101,6 +102,7 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    auth: Arc<Auth>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -111,6 +113,7 @@ struct Agent {
 struct Front {
     agent: Handle<Agent>,
     engines: Engines,
+    auth: Arc<Auth>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
     stores: Stores,
@@ -143,6 +146,7 @@ pub fn run(options: Options) -> Result<()> {
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
+    let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
@@ -238,6 +242,7 @@ pub fn run(options: Options) -> Result<()> {
     let front = Front {
         agent: agent_handle,
         engines: engines.clone(),
+        auth: auth.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         stores: stores.clone(),
@@ -260,8 +265,16 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent =
-        Agent { options, config, engines: engines.clone(), metrics, confirmations, shared, stores: stores.clone() };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        auth,
+        metrics,
+        confirmations,
+        shared,
+        stores: stores.clone(),
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -446,11 +459,14 @@ impl Agent {
             log::warn!("{warning}");
         }
         let guard = guard_of(&loaded.config.agent);
+        let auth = self.auth.prepare(&loaded.config.auth, Vec::new());
+        let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
         let others = before.clone();
+        let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let replaced = self
@@ -463,9 +479,11 @@ impl Agent {
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         "config reload",
+                        "an admin",
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
+                            asking.replace(asked);
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
@@ -489,6 +507,7 @@ impl Agent {
             log::warn!("{error}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        self.auth.replace(auth);
         self.stores.reconfigure(&loaded.config);
         let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
         if confirm_secs.is_some() {
@@ -667,6 +686,12 @@ struct Before {
 }
 
 impl Front {
+    fn degraded(&self) -> Vec<String> {
+        let mut reasons = self.engines.degraded();
+        reasons.extend(self.auth.degraded());
+        reasons
+    }
+
     fn pending(&self) -> Option<PendingConfirm> {
         let (what, left) = self.confirmations.pending(Instant::now())?;
         let deadline = (SystemTime::now() + left).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -676,8 +701,7 @@ impl Front {
 
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
-        let mut reasons = self.engines.degraded();
-        reasons.extend(self.stores.degraded());
+        let mut reasons = self.degraded();
         let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
@@ -689,8 +713,7 @@ impl AgentControl for Front {
     }
 
     fn status(&self) -> AgentStatus {
-        let mut degraded = self.engines.degraded();
-        degraded.extend(self.stores.degraded());
+        let mut degraded = self.degraded();
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -739,8 +762,8 @@ impl AgentControl for Front {
         Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending(), notes })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
-        let Some((what, kept)) = self.confirmations.confirm() else {
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError> {
+        let Some((what, kept)) = self.confirmations.confirm(by)? else {
             return Err(ApiError::conflict("nothing waits for a confirmation"));
         };
         kept.map_err(|error| ApiError::internal(format!("{error:#}")))?;
@@ -940,6 +963,7 @@ fn start_control(
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
     let stores = front.stores.clone();
+    let auth = front.auth.clone();
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(audit::api::operations(stores.audit.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
@@ -964,6 +988,7 @@ fn start_control(
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
     config.auditor = stores.auditor();
+    config.auth = Some(auth);
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

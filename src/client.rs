@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::api::Method;
+use crate::config::auth::looks_like_token;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// A reload compiles and swaps everything before it answers.
@@ -111,7 +112,10 @@ impl Client {
             ureq::http::Request::builder().method(method.name()).uri(format!("{}{target}", self.endpoint));
         request = request.header("accept", "application/json, text/plain");
         if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+            request = match looks_like_token(token) {
+                true => request.header("authorization", format!("Bearer {token}")),
+                false => request.header("x-api-key", token),
+            };
         }
         let sent = match (method, body) {
             (Method::Get | Method::Delete, _) => self.agent.run(request.body(()).map_err(|error| self.strange(error))?),
@@ -232,7 +236,7 @@ pub(crate) mod tests {
         assert_eq!(error.to_string(), "b (A, HTTP 404)");
         let requests = server.join().unwrap();
         assert!(requests[0].starts_with("GET /a?b=1 HTTP/1.1\r\n"), "{requests:?}");
-        assert!(requests[0].to_lowercase().contains("authorization: bearer secret"), "{requests:?}");
+        assert!(requests[0].to_lowercase().contains("x-api-key: secret"), "{requests:?}");
         assert!(requests[1].ends_with(r#"{"id":"x"}"#), "{requests:?}");
         assert!(requests[2].starts_with("DELETE /d "), "{requests:?}");
     }

@@ -119,6 +119,10 @@ metrics! {
         refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
+        (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
+        caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
+    JWKS_FETCHES = Counter "auth_jwks_fetches" ["result"] "Questions to the issuer of auth.oidc for its keys";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -378,6 +382,17 @@ impl Metrics {
         self.state.http_refused.get_or_create(&HTTP_REFUSED.set([reason])).inc();
     }
 
+    /// One request that was refused for who sent it.
+    pub fn auth_failure(&self, reason: &'static str) {
+        self.state.auth_failures.get_or_create(&AUTH_FAILURES.set([reason])).inc();
+    }
+
+    /// One question to a token issuer for its keys.
+    pub fn auth_keys_fetched(&self, succeeded: bool) {
+        let result = if succeeded { "success" } else { "failure" };
+        self.state.jwks_fetches.get_or_create(&JWKS_FETCHES.set([result])).inc();
+    }
+
     /// The OpenMetrics text of all.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
@@ -408,6 +423,8 @@ struct State {
     store_failures: Counters,
     http_requests: Counters,
     http_refused: Counters,
+    auth_failures: Counters,
+    jwks_fetches: Counters,
 }
 
 impl Default for State {
@@ -427,6 +444,8 @@ impl Default for State {
             store_failures: Counters::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
+            auth_failures: Counters::default(),
+            jwks_fetches: Counters::default(),
         }
     }
 }
@@ -509,6 +528,8 @@ impl Collector for State {
         out.family(&STORE_FAILURES, &self.store_failures)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
+        out.family(&AUTH_FAILURES, &self.auth_failures)?;
+        out.family(&JWKS_FETCHES, &self.jwks_fetches)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -758,6 +779,8 @@ mod tests {
         metrics.processing(Component::Firewall).observe(2e-6);
         metrics.http_request("firewall list", 200);
         metrics.http_refused("head_timeout");
+        metrics.auth_failure("unknown_key");
+        metrics.auth_keys_fetched(false);
         metrics
     }
 
@@ -810,6 +833,8 @@ mod tests {
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
+            "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",
+            "ebpfsentinel_auth_jwks_fetches_total{result=\"failure\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

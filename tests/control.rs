@@ -51,10 +51,15 @@ impl AgentControl for Agent {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None, notes: Vec::new() })
+        Ok(Reloaded {
+            status: "reloaded".to_owned(),
+            message: format!("{confirm_secs:?}"),
+            pending_confirm: None,
+            notes: Vec::new(),
+        })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
+    fn confirm(&self, _by: Option<&str>) -> Result<Confirmed, ApiError> {
         Err(ApiError::conflict("nothing waits for a confirmation"))
     }
 
@@ -628,8 +633,15 @@ fn l7_rules_by_curl() {
 
 #[test]
 fn the_document_of_all_engines_has_each_type_once() {
-    let all =
-        [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS, audit::api::SPECS].concat();
+    let all = [
+        agent::SPECS,
+        firewall::api::SPECS,
+        ratelimit::api::SPECS,
+        inspection::api::SPECS,
+        l7::api::SPECS,
+        audit::api::SPECS,
+    ]
+    .concat();
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();

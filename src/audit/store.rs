@@ -534,7 +534,8 @@ fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Resul
         }
     }
     if anchor != Link::START && removed != Some(removed_value(anchor)) {
-        let text = format!("entries up to {} are missing, and retention has not written that it removed them", anchor.seq);
+        let text =
+            format!("entries up to {} are missing, and retention has not written that it removed them", anchor.seq);
         note(&mut problems, text);
     }
     match head {
@@ -722,7 +723,10 @@ impl Writer {
                 Ok(Some(head)) => match existing(read.open_table(ENTRIES))? {
                     Some(table) => match table.get(head.seq)? {
                         Some(value) if split(value.value())?.0 == head.hash => None,
-                        _ => Some(format!("the head file says entry {}, {}; the store does not have it", head.seq, head.hash)),
+                        _ => Some(format!(
+                            "the head file says entry {}, {}; the store does not have it",
+                            head.seq, head.hash
+                        )),
                     },
                     None => Some(format!("the head file says entry {}, {}; the store is empty", head.seq, head.hash)),
                 },
@@ -838,7 +842,9 @@ fn remove(write: &WriteTransaction, cutoff: u64, count_max: u64) -> Result<(Opti
     // One more than is counted here: the entry that tells of it comes on top.
     let mut beyond = (table.len()? + 1).saturating_sub(count_max);
     while count < REMOVE_MAX {
-        let Some((seq, value)) = table.first()?.map(|(seq, value)| (seq.value(), value.value().to_vec())) else { break };
+        let Some((seq, value)) = table.first()?.map(|(seq, value)| (seq.value(), value.value().to_vec())) else {
+            break;
+        };
         let record = decoded(&value)?;
         if beyond == 0 && record.timestamp_ns >= cutoff {
             break;

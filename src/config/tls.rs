@@ -131,8 +131,7 @@ impl TlsConfig {
     /// What a client with this certificate may do. A fingerprint stands in front of a subject.
     pub fn client(&self, fingerprint: &str, subject: Option<&str>) -> Option<&TlsClient> {
         let named = |name: CertName| self.clients.iter().find(|client| client.name == name);
-        named(CertName::Fingerprint(fingerprint.to_owned()))
-            .or_else(|| named(CertName::Subject(subject?.to_owned())))
+        named(CertName::Fingerprint(fingerprint.to_owned())).or_else(|| named(CertName::Subject(subject?.to_owned())))
     }
 }
 
@@ -180,7 +179,8 @@ fn read_name(r: &Reader<'_>, subject: &Field<'_>, fingerprint: &Field<'_>) -> Op
     }
     if let Some(text) = subject.text() {
         if text.is_empty() || text.len() > SUBJECT_MAX || !text.bytes().all(|b| matches!(b, b' '..=b'~')) {
-            subject.error(format!("a subject is the common name of a certificate: 1 to {SUBJECT_MAX} ASCII characters"));
+            subject
+                .error(format!("a subject is the common name of a certificate: 1 to {SUBJECT_MAX} ASCII characters"));
             return None;
         }
         return Some(CertName::Subject(text.to_owned()));

@@ -1,9 +1,11 @@
 //! The control port: REST and metrics over HTTP.
 //!
-//! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
+//! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it,
+//! `auth` says who may call them, `routes` finds them, `openapi` describes them, and
 //! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
 
 pub mod agent;
+pub mod auth;
 mod front;
 pub mod openapi;
 mod routes;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use self::auth::Auth;
 pub use self::front::Limits;
 use self::front::{Front, Hosts, Kind, Socket, Stopper};
 use self::routes::Routes;
@@ -50,6 +53,8 @@ pub struct ControlConfig {
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Asks callers who they are; `None` asks nobody.
+    pub auth: Option<Arc<Auth>>,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
     /// Told of every operation that changes something.
@@ -71,6 +76,7 @@ impl ControlConfig {
             runtime_dir: runtime_dir.into(),
             host_names: Vec::new(),
             limits: Limits::default(),
+            auth: None,
             on_failure: Arc::new(|_, _| {}),
             auditor: Arc::new(NoAuditor),
         }
@@ -128,7 +134,8 @@ impl Control {
             }
             None => None,
         };
-        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics), Arc::clone(&config.auditor))
+        let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor)
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();

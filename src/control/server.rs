@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tiny_http::{Header, Response, StatusCode};
 
+use super::auth::{self, Auth, Credentials, Refusal};
 use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Method, Reply, Request};
+use crate::api::{ApiError, Caller, Method, Reply, Request, Role, Spec};
 use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
@@ -30,6 +31,7 @@ pub struct Server {
     backend: Mutex<Backend>,
     directory: PathBuf,
     routes: Routes,
+    auth: Arc<Auth>,
     metrics: Arc<Metrics>,
     auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
@@ -46,11 +48,12 @@ impl Server {
     pub fn new(
         directory: PathBuf,
         routes: Routes,
+        auth: Arc<Auth>,
         metrics: Arc<Metrics>,
         auditor: Arc<dyn Auditor>,
     ) -> io::Result<Server> {
-        let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
-        Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, auditor, stop: AtomicBool::new(false) })
+        let backend = Mutex::new(Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 });
+        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop: AtomicBool::new(false) })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -124,8 +127,8 @@ impl Server {
         if let Some(content_type) = answer.content_type {
             response.add_header(header("Content-Type", content_type));
         }
-        if let Some(allow) = &answer.allow {
-            response.add_header(header("Allow", allow));
+        for (name, value) in &answer.headers {
+            response.add_header(header(name, value));
         }
         if let Err(e) = request.respond(response) {
             log::debug!("control: answering {operation}: {e}");
@@ -141,12 +144,24 @@ impl Server {
         if listener.as_deref() == Some(Kind::Metrics.name()) && path != "/metrics" {
             return (NO_OPERATION, ApiError::not_found("this listener serves /metrics only").into());
         }
-        let (operation, mut call) = match self.routes.find(&method, &target) {
+        let (operation, call) = match self.routes.find(&method, &target) {
             Ok(found) => found,
             Err(miss) => return (NO_OPERATION, miss.into()),
         };
         let command = operation.spec.command;
-        call.peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        let caller = match self.admit(operation.spec, request, peer) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                self.audit_refusal(operation.spec, path, &refusal, peer);
+                return (command, (*refusal).into());
+            }
+        };
+        let mut call = match call {
+            Ok(call) => call.called_by(caller.clone()),
+            Err(error) => return (command, error.into()),
+        };
+        call.peer = peer;
         if let Err(e) = request.as_reader().read_to_end(&mut call.body) {
             return (command, ApiError::validation(format!("the body could not be read: {e}")).into());
         }
@@ -159,7 +174,25 @@ impl Server {
             Err(ApiError::internal("the operation failed; the agent's log says why"))
         });
         self.audit(&call, path, &result);
-        (command, result.map_or_else(Answer::from, Answer::from))
+        let answer = match result {
+            Ok(reply) => reply.into(),
+            Err(error) if error.status == 403 => {
+                (*self.auth.refused_by_operation(error, caller, peer.map(|peer| peer.ip()))).into()
+            }
+            Err(error) => error.into(),
+        };
+        (command, answer)
+    }
+
+    /// Tells the audit log of a request that was refused for who sent it; of a flood of them, now and then.
+    fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, peer: Option<SocketAddr>) {
+        let Some(untold) = refusal.told else { return };
+        let caller = refusal.caller.clone().unwrap_or_else(|| Caller::anonymous(Role::Public));
+        let mut detail = format!("{} {path}: {}", spec.method, refusal.detail);
+        if untold > 0 {
+            detail += &format!(" ({untold} more refusals since the last that was told)");
+        }
+        self.auditor.record(Entry::new(actor_of(caller, peer), spec.command, refusal.error.status, detail));
     }
 
     /// Tells the audit log of what changes something, and of everybody who was not let.
@@ -175,7 +208,7 @@ impl Server {
             name: call.actor.clone(),
             role: call.role.name().to_owned(),
             address: call.peer.map(|peer| peer.ip().to_canonical()),
-            method: "none".to_owned(),
+            method: call.method.to_owned(),
         };
         let error = error.map(|message| format!(": {message}")).unwrap_or_default();
         let entry = Entry::new(actor, call.spec.command, status, format!("{} {path}{error}", call.spec.method));
@@ -184,6 +217,28 @@ impl Server {
             self.auditor.record(entry.clone());
         }
         notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
+    }
+}
+
+impl Server {
+    /// Who calls, if they may: by what the client says of itself, and what the front knows of it.
+    fn admit(
+        &self,
+        spec: &Spec,
+        request: &tiny_http::Request,
+        peer: Option<SocketAddr>,
+    ) -> Result<Caller, Box<Refusal>> {
+        let [authorization, api_key, certificate, uid, gid] =
+            ["authorization", "x-api-key", "x-agent-cert", "x-agent-uid", "x-agent-gid"]
+                .map(|name| header_value(request, name));
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
+        let credentials = Credentials {
+            api_key: api_key.as_deref(),
+            bearer: authorization.as_deref().map(auth::bearer),
+            certificate: certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
+            unix: number(uid).zip(number(gid)),
+        };
+        self.auth.admit(spec, &credentials, peer.map(|peer| peer.ip()))
     }
 }
 
@@ -201,17 +256,26 @@ impl front::Backend for Server {
     }
 }
 
+fn actor_of(caller: Caller, peer: Option<SocketAddr>) -> Actor {
+    Actor {
+        name: caller.name,
+        role: caller.role.name().to_owned(),
+        address: peer.map(|peer| peer.ip().to_canonical()),
+        method: caller.method.to_owned(),
+    }
+}
+
 /// An HTTP answer.
 struct Answer {
     status: u16,
     content_type: Option<&'static str>,
-    allow: Option<String>,
+    headers: Vec<(&'static str, String)>,
     body: String,
 }
 
 impl Answer {
     fn json(status: u16, body: &serde_json::Value) -> Answer {
-        Answer { status, content_type: Some("application/json"), allow: None, body: format!("{body}\n") }
+        Answer { status, content_type: Some("application/json"), headers: Vec::new(), body: format!("{body}\n") }
     }
 }
 
@@ -220,9 +284,9 @@ impl From<Reply> for Answer {
         let status = reply.status();
         match reply {
             Reply::Json(body) | Reply::Created(body) | Reply::Status { body, .. } => Answer::json(status, &body),
-            Reply::NoContent => Answer { status, content_type: None, allow: None, body: String::new() },
+            Reply::NoContent => Answer { status, content_type: None, headers: Vec::new(), body: String::new() },
             Reply::Text { content_type, body } => {
-                Answer { status, content_type: Some(content_type), allow: None, body }
+                Answer { status, content_type: Some(content_type), headers: Vec::new(), body }
             }
         }
     }
@@ -236,7 +300,16 @@ impl From<ApiError> for Answer {
 
 impl From<Miss> for Answer {
     fn from(miss: Miss) -> Answer {
-        Answer { allow: miss.allow, ..miss.error.into() }
+        let headers = miss.allow.into_iter().map(|allow| ("Allow", allow)).collect();
+        Answer { headers, ..miss.error.into() }
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Answer {
+        let challenge = refusal.challenge.map(|challenge| ("WWW-Authenticate", challenge.to_owned()));
+        let wait = refusal.retry_after_secs.map(|secs| ("Retry-After", secs.to_string()));
+        Answer { headers: challenge.into_iter().chain(wait).collect(), ..refusal.error.into() }
     }
 }
 

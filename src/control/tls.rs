@@ -70,8 +70,7 @@ impl TlsState {
             auth => {
                 let roots = Arc::new(authorities(config)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-                let verifier =
-                    if auth == ClientAuth::Optional { verifier.allow_unauthenticated() } else { verifier };
+                let verifier = if auth == ClientAuth::Optional { verifier.allow_unauthenticated() } else { verifier };
                 builder.with_client_cert_verifier(verifier.build().context("tls.client_ca_path")?)
             }
         };

@@ -152,7 +152,9 @@ impl<'o> Teller<'o> {
     fn judge(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
         const ON: Reaction = Reaction::GoOn;
         let Some(Rules { ruling, scratch, decided }) = &mut self.rules else { return ON };
-        let Some(hit) = decided.entry(flow.id).or_default().judge(&ruling.judge, scratch, flow, told) else { return ON };
+        let Some(hit) = decided.entry(flow.id).or_default().judge(&ruling.judge, scratch, flow, told) else {
+            return ON;
+        };
         if hit.action == Action::Allow {
             return ON;
         }

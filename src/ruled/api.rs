@@ -1,4 +1,8 @@
 //! The operations on rules, written once for all engines; each engine describes them by its own specs.
+//!
+//! An operator changes rules of their own namespaces only. What is asked comes in this order: is the body a rule (400), may
+//! the caller make rules of its namespace (403), is there a rule of that name to change (404), is that one, too, theirs
+//! (403), can it be changed here and now (409). Rules are no secret among those who may read, so 404 tells nothing new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,26 +91,34 @@ impl<O: RuleOwner> Context<O> {
             .map_err(|error| ApiError::internal(format!("{error:#}")))
     }
 
-    /// Makes a change, and lets it wait for its confirmation when the request asks for that.
+    /// Makes a change, and lets it wait for its confirmation when the request asks for that. `existing` is the rule that
+    /// will be another one, or none, afterwards: it must be the caller's.
     fn change<A: Send + 'static>(
         &self,
         request: &Request,
         what: String,
+        existing: Option<String>,
         change: impl FnOnce(&mut O, bool) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<A, ApiError> {
         let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
         let confirmations = self.confirmations.clone();
+        let (namespaces, by) = (request.namespaces.clone(), request.caller_id());
         let (keep, undo, told) = (self.owner.clone(), self.owner.clone(), what.clone());
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let answer = self
             .owner
             .call(move |owner| {
+                if let Some(id) = existing {
+                    let rule = owner.book().find(&id).ok_or_else(|| ApiError::rule_not_found(&id))?;
+                    namespaces.check(rule.namespace())?;
+                }
                 confirmations.refuse_while_pending()?;
                 let before = owner.snapshot();
                 let answer = change(owner, confirm_secs.is_none()).map_err(refused)?;
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         what,
+                        by,
                         Instant::now() + Duration::from_secs(secs.into()),
                         move || keep.call(|owner| owner.save())?,
                         move || undo.call(move |owner| owner.restore(before))?,
@@ -186,12 +198,13 @@ fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, A
     };
     // Noted first: who tried to add them is told of also if they are refused.
     rules.iter().for_each(|rule| note(request, rule.id(), None, Some(rule)));
+    rules.iter().try_for_each(|rule| request.namespaces.check(rule.namespace()))?;
     let mut text: Vec<_> = rules.iter().map(AnyRule::text).collect();
     let what = match rules.as_slice() {
         [rule] if is_one => format!("rule {} added", rule.id()),
         rules => format!("{} rules added", rules.len()),
     };
-    context.change(request, what, |owner, save| owner.add(rules, save))?;
+    context.change(request, what, None, |owner, save| owner.add(rules, save))?;
     context.remember(request);
     Ok(if is_one { Reply::created(&text.swap_remove(0)) } else { Reply::created(&text) })
 }
@@ -205,10 +218,12 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
             rule.id()
         )));
     }
-    let (text, new) = (rule.text(), rule.clone());
-    let changed = context.change(request, format!("rule {id} updated"), |owner, save| {
-        let before = added(owner, rule.id());
-        owner.update(rule, save).map(|()| before)
+    let (text, new, existing) = (rule.text(), rule.clone(), Some(id.to_owned()));
+    let changed = request.namespaces.check(rule.namespace()).and_then(|()| {
+        context.change(request, format!("rule {id} updated"), existing, |owner, save| {
+            let before = added(owner, rule.id());
+            owner.update(rule, save).map(|()| before)
+        })
     });
     note(request, id, changed.as_ref().ok().and_then(Option::as_ref), Some(&new));
     changed?;
@@ -218,8 +233,8 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
 
 fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
     let id = request.path("id")?.to_owned();
-    let gone = id.clone();
-    let changed = context.change(request, format!("rule {id} deleted"), move |owner, save| {
+    let (gone, existing) = (id.clone(), Some(id.clone()));
+    let changed = context.change(request, format!("rule {id} deleted"), existing, move |owner, save| {
         let before = added(owner, &gone);
         owner.delete(&gone, save).map(|()| before)
     });

@@ -10,3 +10,4 @@ pub mod random;
 pub mod reference;
 pub mod rulesets;
 pub mod syn_flood;
+pub mod tokens;

@@ -322,8 +322,7 @@ impl Front {
         let streams = || self.connections.iter().flatten().filter(|c| c.stream);
         let per_address = if peer.is_here() { self.limits.streams } else { self.limits.streams_per_address };
         let key = peer.key();
-        streams().count() < self.limits.streams
-            && streams().filter(|c| c.peer.key() == key).count() < per_address
+        streams().count() < self.limits.streams && streams().filter(|c| c.peer.key() == key).count() < per_address
     }
 
     fn reserve_wanted(&self) -> usize {

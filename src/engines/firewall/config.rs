@@ -11,7 +11,7 @@ use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
 use crate::classify::keys::read_interface;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::rules::{Mode, check_counts, read_description, read_id, read_namespace};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -181,6 +181,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let written = WrittenMatch::read(&mut r);
@@ -207,7 +208,7 @@ impl AnyRule for Rule {
         let (id, priority, action) = (id?, priority?, action?);
         written.check_surroundings(surroundings);
         let log = log.unwrap_or(false) || action == Action::Log;
-        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, description })
+        Some(Rule { id, namespace, priority, enabled, action, log, matches: written.matches, mirror_to, description })
     }
 
     fn text(&self) -> RuleText {
@@ -216,6 +217,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -252,6 +257,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -292,6 +301,7 @@ impl From<&Rule> for RuleText {
     fn from(rule: &Rule) -> RuleText {
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             action: rule.action.name(),
             matches: MatchText::from(&rule.matches),
@@ -367,6 +377,7 @@ mod tests {
         /// Any rule that can be written.
         fn rule()(
             id in "[A-Za-z0-9_-]{1,64}",
+            namespace in prop::option::of("[A-Za-z0-9_-]{1,64}"),
             priority in 1..=u32::MAX,
             (enabled, log) in any::<(bool, bool)>(),
             action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
@@ -376,7 +387,7 @@ mod tests {
         ) -> Rule {
             let matches = Match { fragment: None, ..matches };
             let mirror_to = mirror_to.filter(|_| action != Action::Deny);
-            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, description }
+            Rule { id, namespace, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, description }
         }
     }
 
