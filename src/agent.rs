@@ -689,6 +689,7 @@ impl Front {
     fn degraded(&self) -> Vec<String> {
         let mut reasons = self.engines.degraded();
         reasons.extend(self.auth.degraded());
+        reasons.extend(self.stores.degraded());
         reasons
     }
 

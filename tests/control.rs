@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::audit;
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::control::{Control, ControlConfig, openapi};

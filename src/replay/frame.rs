@@ -18,7 +18,7 @@ pub fn is_outgoing(link: Link, bytes: &[u8]) -> bool {
         Link::Sll => bytes.starts_with(&[0, OUTGOING]),
         // It stands behind protocol, interface and hardware type.
         Link::Sll2 => bytes.get(10) == Some(&OUTGOING),
-        Link::Ethernet | Link::Raw | Link::Null => false,
+        Link::Ethernet | Link::Raw | Link::Null | Link::Ppp => false,
     }
 }
 
