@@ -15,8 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router, Suppressions};
+use crate::alert::{self, Alerting, Suppressions};
 use crate::api::{ApiError, Note};
 use crate::audit::store::AuditStore;
 use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
@@ -103,6 +102,7 @@ struct Agent {
     config: Config,
     engines: Engines,
     auth: Arc<Auth>,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -158,10 +158,17 @@ pub fn run(options: Options) -> Result<()> {
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
-    let suppressions = Arc::new(Suppressions::default());
-    let routes = vec![Route::all(LogSink)];
-    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let start = alert::Start {
+        config: &config.alerting,
+        own: Vec::new(),
+        suppressions: Arc::new(Suppressions::default()),
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -270,6 +277,7 @@ pub fn run(options: Options) -> Result<()> {
         config,
         engines: engines.clone(),
         auth,
+        alerting: alerting.clone(),
         metrics,
         confirmations,
         shared,
@@ -292,7 +300,7 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
@@ -458,6 +466,8 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
         let guard = guard_of(&loaded.config.agent);
         let auth = self.auth.prepare(&loaded.config.auth, Vec::new());
         let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
@@ -465,6 +475,7 @@ impl Agent {
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
@@ -488,8 +499,9 @@ impl Agent {
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
                             stores.reconfigure(&old);
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -505,6 +517,10 @@ impl Agent {
         }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
+        }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.auth.replace(auth);

@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::alert::config::AlertingConfig;
 use crate::audit::config::AuditConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
@@ -45,6 +46,8 @@ pub struct Config {
     pub l7: L7Config,
     /// Section `[audit]`.
     pub audit: AuditConfig,
+    /// Section `[alerting]`.
+    pub alerting: AlertingConfig,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
         let audit_field = r.key("audit");
+        let alerting_field = r.key("alerting");
         r.finish();
         let auth = auth_field.table().map(AuthConfig::read);
         let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
@@ -67,6 +71,7 @@ impl Config {
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
         let audit = audit_field.table().map(AuditConfig::read);
+        let alerting = alerting_field.table().map(AlertingConfig::read);
         let config = Config {
             agent: agent?,
             tls: tls?,
@@ -76,6 +81,7 @@ impl Config {
             ids: ids?,
             l7: l7?,
             audit: audit?,
+            alerting: alerting?,
         };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
