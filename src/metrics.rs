@@ -111,6 +111,9 @@ metrics! {
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -324,6 +327,17 @@ impl Metrics {
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
     }
 
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
+    }
+
     /// The rules that a component has in force.
     pub fn set_rules_loaded(&self, component: Component, rules: usize) {
         self.state.rules_loaded.get_or_create(&RULES_LOADED.set([component.name()])).set(rules as i64);
@@ -373,6 +387,8 @@ struct State {
     alerts: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
 }
@@ -388,6 +404,8 @@ impl Default for State {
             alerts: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
         }
@@ -466,6 +484,10 @@ impl Collector for State {
         out.family(&ALERTS, &self.alerts)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
 
@@ -710,6 +732,8 @@ mod tests {
         metrics.alert(Component::Firewall, "high");
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
@@ -763,6 +787,8 @@ mod tests {
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
         ] {

@@ -136,7 +136,13 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
-        let keys = agent_keys.into_iter().chain(tls_keys).chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
+        let keys = agent_keys
+            .into_iter()
+            .chain(tls_keys)
+            .chain(firewall_keys)
+            .chain(ratelimit_keys)
+            .chain(ids_keys)
+            .chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

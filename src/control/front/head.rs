@@ -277,7 +277,8 @@ impl<'a> Fields<'a> {
     /// Whether the connection is to stay. The field may be a list; given twice it is not believed.
     fn asks_to_keep_alive(&self) -> bool {
         let Ok(Some(value)) = self.one("connection") else { return false };
-        let is = |word: &str| value.split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word.as_bytes()));
+        let is =
+            |word: &str| value.split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word.as_bytes()));
         is("keep-alive") && !is("close")
     }
 

@@ -322,8 +322,7 @@ impl Front {
         let streams = || self.connections.iter().flatten().filter(|c| c.stream);
         let per_address = if peer.is_here() { self.limits.streams } else { self.limits.streams_per_address };
         let key = peer.key();
-        streams().count() < self.limits.streams
-            && streams().filter(|c| c.peer.key() == key).count() < per_address
+        streams().count() < self.limits.streams && streams().filter(|c| c.peer.key() == key).count() < per_address
     }
 
     fn reserve_wanted(&self) -> usize {
@@ -351,7 +350,7 @@ impl Front {
             hosts: &self.hosts,
             now,
             admits: &admits,
-            stream_fits: connection.stage == Stage::Relay && self.stream_fits(connection.peer),
+            stream_fits: self.stream_fits(connection.peer),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };

@@ -76,13 +76,7 @@ fn groups(socket: RawFd) -> std::io::Result<Vec<u32>> {
     let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, which is what `groups` has, and says how many it wrote.
     let result = unsafe {
-        libc::getsockopt(
-            socket,
-            libc::SOL_SOCKET,
-            libc::SO_PEERGROUPS,
-            groups.as_mut_ptr().cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut length)
     };
     match nix::errno::Errno::result(result) {
         Ok(_) => {
