@@ -65,20 +65,20 @@ fn role_name<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Erro
 }
 
 /// Section `[tls]`, checked. Its files are read by [`crate::control::tls`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TlsConfig {
     /// Whether REST, metrics and gRPC are spoken over TLS. The Unix socket never is.
     pub enabled: bool,
     /// PEM file with the server's certificate, and after it those that lead to its authority.
-    pub cert_path: Option<PathBuf>,
+    pub cert_path: PathBuf,
     /// PEM file with the private key of the first; nobody but its owner and group may have rights on it.
-    pub key_path: Option<PathBuf>,
+    pub key_path: PathBuf,
     /// Whether the metrics port speaks TLS too.
     pub metrics: bool,
     /// Whether TLS 1.2 is spoken beside 1.3.
     pub allow_tls12: bool,
-    /// PEM file with the authorities of client certificates.
-    pub client_ca_path: Option<PathBuf>,
+    /// PEM file with the authorities of client certificates. Read when they are asked for.
+    pub client_ca_path: PathBuf,
     /// Whether clients are asked for a certificate.
     pub client_auth: ClientAuth,
     /// What clients with a certificate may do. Who has one that is not among these has shown no credentials.
@@ -89,28 +89,13 @@ impl TlsConfig {
     /// Reads the section.
     pub fn read(mut r: Reader<'_>) -> TlsConfig {
         let enabled = r.key("enabled").boolean().unwrap_or(false);
-        let (cert, key) = (r.key("cert_path"), r.key("key_path"));
-        for field in [&cert, &key] {
-            if enabled && !field.is_present() {
-                field.error("missing; tls.enabled = true needs a certificate and its key");
-            }
-        }
-        let (cert_path, key_path) = (read_path(&cert), read_path(&key));
+        let path = |field: Field<'_>, usual: &str| read_path(&field).unwrap_or_else(|| PathBuf::from(usual));
+        let cert_path = path(r.key("cert_path"), "/etc/ebpfsentinel/tls/cert.pem");
+        let key_path = path(r.key("key_path"), "/etc/ebpfsentinel/tls/key.pem");
         let metrics = r.key("metrics").boolean().unwrap_or(true);
         let allow_tls12 = r.key("allow_tls12").boolean().unwrap_or(false);
-        let authority = r.key("client_ca_path");
-        let auth = r.key("client_auth");
-        let client_ca_path = read_path(&authority);
-        let client_auth = auth.one_of(ClientAuth::WORDS).unwrap_or_default();
-        match client_auth {
-            ClientAuth::None if authority.is_present() => {
-                authority.error("is not used; set tls.client_auth to \"optional\" or \"required\"");
-            }
-            ClientAuth::Optional | ClientAuth::Required if !authority.is_present() => {
-                authority.error("missing; tls.client_auth needs the authorities of client certificates");
-            }
-            _ => {}
-        }
+        let client_ca_path = path(r.key("client_ca_path"), "/etc/ebpfsentinel/tls/clients.pem");
+        let client_auth = r.key("client_auth").one_of(ClientAuth::WORDS).unwrap_or_default();
         let clients_field = r.key("clients");
         let clients = read_clients(&clients_field);
         if client_auth == ClientAuth::None && !clients.is_empty() {
@@ -122,10 +107,12 @@ impl TlsConfig {
 
     /// The files that it names, to watch them.
     pub fn files(&self) -> Vec<PathBuf> {
-        if !self.enabled {
-            return Vec::new();
+        let mut files = Vec::new();
+        if self.enabled {
+            files.extend([self.cert_path.clone(), self.key_path.clone()]);
+            files.extend((self.client_auth != ClientAuth::None).then(|| self.client_ca_path.clone()));
         }
-        [&self.cert_path, &self.key_path, &self.client_ca_path].into_iter().flatten().cloned().collect()
+        files
     }
 
     /// What a client with this certificate may do. A fingerprint stands in front of a subject.

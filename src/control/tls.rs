@@ -5,7 +5,7 @@
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,9 +48,7 @@ pub struct TlsState {
 impl TlsState {
     /// Reads and checks the files that `config` names. Errors name the file.
     pub fn load(config: &TlsConfig) -> Result<TlsState> {
-        let (Some(cert_path), Some(key_path)) = (&config.cert_path, &config.key_path) else {
-            bail!("tls.cert_path and tls.key_path are missing");
-        };
+        let (cert_path, key_path) = (&config.cert_path, &config.key_path);
         let chain = certificates(cert_path, "tls.cert_path", CHAIN_MAX)?;
         let name = format!("{} (tls.cert_path)", cert_path.display());
         let (not_after, warnings) = look_at(&chain[0], &name)?;
@@ -141,7 +139,7 @@ impl TlsStore {
     pub fn complaint(&self) -> Option<String> {
         let expired = || {
             let state = self.state.load();
-            let path = state.config.cert_path.as_deref().unwrap_or(Path::new("?")).display();
+            let path = state.config.cert_path.display();
             (state.not_after < now_s()).then(|| format!("the certificate in {path} has expired"))
         };
         self.problem().clone().or_else(expired).map(|text| format!("tls: {text}"))
@@ -197,7 +195,7 @@ fn now_s() -> i64 {
 }
 
 fn authorities(config: &TlsConfig) -> Result<RootCertStore> {
-    let path = config.client_ca_path.as_ref().context("tls.client_ca_path is missing")?;
+    let path = &config.client_ca_path;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, "tls.client_ca_path", AUTHORITIES_MAX)? {
         roots.add(certificate).with_context(|| format!("{} (tls.client_ca_path)", path.display()))?;
@@ -206,7 +204,7 @@ fn authorities(config: &TlsConfig) -> Result<RootCertStore> {
 }
 
 /// The certificates of a PEM file, at least one.
-fn certificates(path: &PathBuf, key: &str, max: usize) -> Result<Vec<CertificateDer<'static>>> {
+fn certificates(path: &Path, key: &str, max: usize) -> Result<Vec<CertificateDer<'static>>> {
     let bytes = read_file(path, key, 0o002)?;
     let name = || format!("{} ({key})", path.display());
     let mut all = Vec::new();

@@ -350,7 +350,7 @@ impl Front {
             hosts: &self.hosts,
             now,
             admits: &admits,
-            stream_fits: connection.stage == Stage::Relay && self.stream_fits(connection.peer),
+            stream_fits: self.stream_fits(connection.peer),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };
