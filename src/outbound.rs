@@ -329,12 +329,7 @@ impl Client {
     }
 
     /// Asks for a document, unless it is what it was.
-    pub fn get(
-        &self,
-        url: &Url,
-        headers: &[(&str, &str)],
-        validators: &Validators,
-    ) -> Result<Fetched, OutboundError> {
+    pub fn get(&self, url: &Url, headers: &[(&str, &str)], validators: &Validators) -> Result<Fetched, OutboundError> {
         self.check(url)?;
         let validators = [("if-none-match", &validators.etag), ("if-modified-since", &validators.last_modified)];
         let validators = validators.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
@@ -463,12 +458,7 @@ struct Checked {
 struct NotThere(String);
 
 impl Resolver for Checked {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let found = self.resolver.resolve(uri, config, timeout)?;
         for address in found.iter() {
             may_connect(address.ip(), self.allow_private).map_err(|why| {

@@ -259,9 +259,8 @@ impl AuthConfig {
         // Whoever writes keys wants them asked for.
         let enabled = enabled.unwrap_or(methods);
         if enabled && !methods {
-            enabled_field.warn(
-                "there is no api_keys, jwt or oidc: only the Unix socket and client certificates let anybody in",
-            );
+            enabled_field
+                .warn("there is no api_keys, jwt or oidc: only the Unix socket and client certificates let anybody in");
         }
         AuthConfig {
             enabled,
@@ -329,7 +328,9 @@ fn read_api_keys(list: &Field<'_>) -> Vec<ApiKey> {
                 None
             }
             (None, false) => {
-                key_field.error("missing; write key_hash (see `ebpfsentinel-agent auth hash`), key_file, key_credential or key");
+                key_field.error(
+                    "missing; write key_hash (see `ebpfsentinel-agent auth hash`), key_file, key_credential or key",
+                );
                 None
             }
             (None, true) => hash_field.parse::<KeyHash>(),
@@ -452,8 +453,7 @@ pub fn check_verification_key(key: &DecodingKey, algorithm: TokenAlgorithm) -> R
 
 impl OidcConfig {
     fn read(mut r: Reader<'_>, is_present: bool) -> Option<OidcConfig> {
-        let [issuer_field, audience_field] =
-            ["issuer", "audience"].map(|name| required_if(r.key(name), is_present));
+        let [issuer_field, audience_field] = ["issuer", "audience"].map(|name| required_if(r.key(name), is_present));
         let allow_private = r.key("allow_private").boolean().unwrap_or(false);
         let (issuer, audience) = (read_url(&issuer_field, allow_private), read_text(&audience_field));
         let jwks_url = read_url(&r.key("jwks_url"), allow_private);

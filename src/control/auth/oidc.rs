@@ -267,9 +267,10 @@ impl KeySource {
         }
         let asked = state.asked;
         state.waiters += 1;
-        let waiting = self.shared.answered.wait_timeout_while(state, self.timing.wait, |state| {
-            state.asked == asked && !state.is_dead
-        });
+        let waiting = self
+            .shared
+            .answered
+            .wait_timeout_while(state, self.timing.wait, |state| state.asked == asked && !state.is_dead);
         let (mut state, timeout) = waiting.unwrap_or_else(PoisonError::into_inner);
         state.waiters -= 1;
         let now = Instant::now();
@@ -393,7 +394,6 @@ fn jwks_uri(json: &[u8], issuer: &str) -> Result<String, String> {
     let uri = about["jwks_uri"].as_str().ok_or("the document about the issuer names no jwks_uri")?;
     Ok(uri.to_owned())
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -116,7 +116,12 @@ fn roles_are_enough_or_not() {
     static COMMAND: Spec = spec(Role::Admin);
     let check = |spec: &Spec, credentials: Credentials<'_>, want: u16| {
         let got = auth.admit(spec, &credentials, None);
-        assert_eq!(got.map_or_else(|refusal| refusal.error.status, |_| 200), want, "{} {credentials:?}", spec.role.name());
+        assert_eq!(
+            got.map_or_else(|refusal| refusal.error.status, |_| 200),
+            want,
+            "{} {credentials:?}",
+            spec.role.name()
+        );
     };
     for (credentials, statuses) in [
         (Credentials::default(), [401, 200, 401, 401, 401]),
@@ -183,7 +188,7 @@ fn a_flood_is_slowed_and_locks_nobody_out() {
     assert!(guesses[burst..].iter().filter(|&&status| status == 429).count() >= 15, "{guesses:?}");
     assert_eq!(status(VIEWER, peer()), 200, "whoever was let in from there still is");
     let refused = auth.identify(&key(ADMIN), peer()).unwrap_err();
-    assert_eq!((refused.error.code, refused.reason), ("TOO_MANY_REQUESTS", "throttled"), "a guess, as far as is known");
+    assert_eq!((refused.error.code, refused.reason), ("RATE_LIMITED", "throttled"), "a guess, as far as is known");
     assert!((1..=2).contains(&refused.retry_after_secs.unwrap()));
     assert_eq!(status(ADMIN, Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)))), 200);
     assert_eq!(status("a-guess-of-a-key", None), 401, "users of the socket are not slowed");
@@ -204,9 +209,8 @@ fn good_tokens_pass_in_a_flood() {
     let auth = auth(&jwt);
     let good = signer.sign(&claims("viewer"));
     let forged = format!("{}A", &good[..good.len() - 1]);
-    let status = |token: &str| {
-        auth.identify(&by_bearer(token), peer()).map_or_else(|refusal| refusal.error.status, |_| 200)
-    };
+    let status =
+        |token: &str| auth.identify(&by_bearer(token), peer()).map_or_else(|refusal| refusal.error.status, |_| 200);
     let statuses: Vec<u16> = (0..40).map(|_| status(&forged)).collect();
     assert!(statuses.iter().all(|status| matches!(status, 401 | 429)) && statuses.contains(&429), "{statuses:?}");
     assert_eq!(status(&good), 200);
@@ -217,9 +221,7 @@ fn good_tokens_pass_in_a_flood() {
 #[test]
 fn a_reload_keeps_the_issuer_that_stays() {
     let oidc = |more: &str| {
-        config(&format!(
-            "oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"
-        ))
+        config(&format!("oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"))
     };
     let auth = Auth::new(&oidc(""), Vec::new(), &Metrics::new()).unwrap();
     let source = |state: &State| match &state.tokens {

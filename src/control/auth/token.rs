@@ -86,8 +86,7 @@ pub fn read_header(token: &str, rules: &TokenRules) -> Result<Signed, Fault> {
     }
     let header = decode_header(token).map_err(fault)?;
     let allowed = rules.algorithms.iter().find(|allowed| allowed.algorithm() == header.alg);
-    let algorithm =
-        *allowed.ok_or_else(|| Fault::new("algorithm", format!("alg {:?} is not allowed", header.alg)))?;
+    let algorithm = *allowed.ok_or_else(|| Fault::new("algorithm", format!("alg {:?} is not allowed", header.alg)))?;
     if header.crit.is_some() {
         return Err(Fault::new("malformed", "it demands that something be understood (crit)"));
     }
@@ -127,7 +126,10 @@ pub fn caller(claims: &Map<String, Value>, rules: &TokenRules) -> Result<Caller,
         Role::Operator => {
             let names = texts(claim(claims, &rules.namespaces_claim), NAMESPACES_MAX);
             let names = names.ok_or_else(|| {
-                Fault::new("claims", format!("{} is not a list of at most {NAMESPACES_MAX} names", rules.namespaces_claim))
+                Fault::new(
+                    "claims",
+                    format!("{} is not a list of at most {NAMESPACES_MAX} names", rules.namespaces_claim),
+                )
             })?;
             Namespaces::Only(names.into_iter().map(str::to_owned).collect())
         }

@@ -568,7 +568,14 @@ mod tests {
         let id = "[A-Za-z0-9_-]{1,64}";
         let words = (id, prop::option::of(id), 1..=u32::MAX, any::<bool>(), "\\PC{0,256}");
         (words, protocol, action, severity, net, ports).prop_map(
-            |((id, namespace, priority, enabled, description), (protocol, conditions), action, severity, net, ports)| {
+            |(
+                (id, namespace, priority, enabled, description),
+                (protocol, conditions),
+                action,
+                severity,
+                net,
+                ports,
+            )| {
                 let matches = Match {
                     src_ip: net.map(|net| net.parse().unwrap()),
                     dst_port: ports.map(|ports| ports.parse().unwrap()),

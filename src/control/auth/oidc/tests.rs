@@ -11,8 +11,7 @@ use crate::support::tokens::Signer;
 const HOUR: Duration = Duration::from_secs(3600);
 /// Long enough for a busy machine; nothing here waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
-const TIMING: Timing =
-    Timing { refresh: HOUR, retry: HOUR, max_stale: HOUR, cooldown: HOUR, wait: PATIENCE };
+const TIMING: Timing = Timing { refresh: HOUR, retry: HOUR, max_stale: HOUR, cooldown: HOUR, wait: PATIENCE };
 
 /// An issuer that is asked by a call.
 #[derive(Clone, Default)]
@@ -210,7 +209,10 @@ fn discovery_must_be_about_the_issuer() {
     check("<html>", "the document about the issuer is not JSON");
     check(r#"{"issuer": "https://issuer.example"}"#, "the document about the issuer names no jwks_uri");
     for other in ["https://issuer.example/", "https://evil.example", "HTTPS://issuer.example"] {
-        let error = jwks_uri(json!({"issuer": other, "jwks_uri": "https://k"}).to_string().as_bytes(), "https://issuer.example");
+        let error = jwks_uri(
+            json!({"issuer": other, "jwks_uri": "https://k"}).to_string().as_bytes(),
+            "https://issuer.example",
+        );
         assert!(error.unwrap_err().starts_with("the document is about the issuer"), "{other}");
     }
 }
