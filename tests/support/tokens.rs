@@ -2,9 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData};
 use serde_json::{Value, json};
 
 /// The issuer of [`claims`].
@@ -18,6 +19,7 @@ pub struct Signer {
     pub algorithm: Algorithm,
     key: EncodingKey,
     pub public_pem: String,
+    public: Vec<u8>,
 }
 
 impl Signer {
@@ -35,12 +37,18 @@ impl Signer {
             Algorithm::ES256 => EncodingKey::from_ec_pem(pem.as_bytes()),
             _ => EncodingKey::from_ed_pem(pem.as_bytes()),
         };
-        Signer { kid: kid.to_owned(), algorithm, key: key.unwrap(), public_pem: pair.public_key_pem() }
+        let (public, public_pem) = (pair.der_bytes().to_vec(), pair.public_key_pem());
+        Signer { kid: kid.to_owned(), algorithm, key: key.unwrap(), public_pem, public }
     }
 
     /// The key as its issuer publishes it.
     pub fn jwk(&self) -> Value {
-        let mut jwk = serde_json::to_value(Jwk::from_encoding_key(&self.key, self.algorithm).unwrap()).unwrap();
+        let mut jwk = match self.algorithm {
+            Algorithm::EdDSA => {
+                json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "x": BASE64URL_NOPAD.encode(&self.public)})
+            }
+            _ => serde_json::to_value(Jwk::from_encoding_key(&self.key, self.algorithm).unwrap()).unwrap(),
+        };
         jwk["kid"] = json!(self.kid);
         jwk["use"] = json!("sig");
         jwk

@@ -28,8 +28,9 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid};
 use subtle::ConditionallySelectable;
 
 use self::flood::{Flood, Limits};
+pub use self::oidc::KeySet;
 use self::oidc::KeySource;
-use self::token::TokenRules;
+pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
 use crate::metrics::Metrics;
@@ -231,8 +232,19 @@ impl Auth {
             role => role,
         };
         if needed == Role::Public {
-            return Ok(Caller::anonymous(Role::Public));
+            Ok(Caller::anonymous(Role::Public))
+        } else {
+            self.require(needed, credentials, peer)
         }
+    }
+
+    /// Who calls, if their role is enough.
+    pub fn require(
+        &self,
+        needed: Role,
+        credentials: &Credentials<'_>,
+        peer: Option<IpAddr>,
+    ) -> Result<Caller, Box<Refusal>> {
         let caller = self.identify(credentials, peer)?;
         if caller.role >= needed {
             return Ok(caller);
@@ -322,7 +334,7 @@ impl Auth {
 
     fn slow_down(&self, wait: Duration, detail: &str, peer: Option<IpAddr>) -> Box<Refusal> {
         let message = "too many bad credentials from your address; wait";
-        let error = ApiError::new(429, "TOO_MANY_REQUESTS", message);
+        let error = ApiError::new(429, "RATE_LIMITED", message);
         let secs = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
         let refusal = plain(error, "throttled", detail.to_owned());
         self.refusal(Refusal { retry_after_secs: Some(secs), ..refusal }, peer)

@@ -188,7 +188,7 @@ fn a_flood_is_slowed_and_locks_nobody_out() {
     assert!(guesses[burst..].iter().filter(|&&status| status == 429).count() >= 15, "{guesses:?}");
     assert_eq!(status(VIEWER, peer()), 200, "whoever was let in from there still is");
     let refused = auth.identify(&key(ADMIN), peer()).unwrap_err();
-    assert_eq!((refused.error.code, refused.reason), ("TOO_MANY_REQUESTS", "throttled"), "a guess, as far as is known");
+    assert_eq!((refused.error.code, refused.reason), ("RATE_LIMITED", "throttled"), "a guess, as far as is known");
     assert!((1..=2).contains(&refused.retry_after_secs.unwrap()));
     assert_eq!(status(ADMIN, Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)))), 200);
     assert_eq!(status("a-guess-of-a-key", None), 401, "users of the socket are not slowed");
