@@ -17,8 +17,8 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{CPUS_MAX, check, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    bytes_of, conn_key, frag_key, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6, fw_misc_count,
-    fw_question, fw_rule_count, fw_rule_note, fw_tables, fw_upper,
+    bytes_of, conn_key, frag_key, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4,
+    fw_flow_set_v6, fw_misc_count, fw_question, fw_rule_count, fw_rule_note, fw_tables, fw_upper,
 };
 use libbpf_rs::ProgramInput as Input;
 

@@ -124,12 +124,7 @@ impl Budgets {
     }
 
     /// The same where the headers were read before.
-    pub fn spend_read(
-        &mut self,
-        read: &(Headers, Result<(), Unparsable>),
-        frame: &[u8],
-        time_ns: u64,
-    ) -> Spent {
+    pub fn spend_read(&mut self, read: &(Headers, Result<(), Unparsable>), frame: &[u8], time_ns: u64) -> Spent {
         let whole = Spent::Recorded { length: frame.len(), unseen: (0, 0) };
         let seen = match see(read, frame) {
             Read::NoIp => return Spent::NotLookedAt,

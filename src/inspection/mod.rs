@@ -23,11 +23,11 @@ use libbpf_rs::MapHandle;
 use prometheus_client::metrics::counter::Counter;
 
 use self::batch::{Batch, Incoming, Outgoing, Used};
+pub use self::live::BLOCK_SECS;
 use self::live::Live;
 pub use self::live::SharedBlocks;
 use self::reset::ResetCounts;
 use crate::abi::{fw_guard, ids_count};
-pub use self::live::BLOCK_SECS;
 use crate::alert::AlertSender;
 use crate::bpf::attach::{self, AttachMode, Attached};
 use crate::bpf::blocks::Blocks;

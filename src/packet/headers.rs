@@ -261,8 +261,7 @@ impl Headers {
     fn transport(&mut self, frame: &[u8], at: usize, claimed: usize) -> Result<(), Unparsable> {
         (self.transport, self.claimed) = (at, claimed);
         let head = &frame[at..];
-        let short =
-            if self.place == Place::Whole { Unparsable::ShortTransport } else { Unparsable::TinyFragment };
+        let short = if self.place == Place::Whole { Unparsable::ShortTransport } else { Unparsable::TinyFragment };
         let is_icmp = self.is_icmp();
         let needed = match self.protocol {
             TCP => 20,

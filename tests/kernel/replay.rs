@@ -181,7 +181,13 @@ fn random_packets_meet_the_same_fate() {
         }
     }
     for what in [
-        "pass -", "pass rule", "drop rule", "drop default_policy", "drop unparsable", "drop fragment", "would_drop rule",
+        "pass -",
+        "pass rule",
+        "drop rule",
+        "drop default_policy",
+        "drop unparsable",
+        "drop fragment",
+        "would_drop rule",
     ] {
         assert!(said.get(what).is_some_and(|count| *count > 20), "{what} is hardly met: {said:?}");
     }

@@ -49,9 +49,7 @@ impl Net {
     fn of(net: Option<IpNet>) -> Net {
         match net {
             None => Net { bits: 0, mask: 0 },
-            Some(IpNet::V4(net)) => {
-                Net { bits: net.network().to_bits().into(), mask: net.netmask().to_bits().into() }
-            }
+            Some(IpNet::V4(net)) => Net { bits: net.network().to_bits().into(), mask: net.netmask().to_bits().into() },
             Some(IpNet::V6(net)) => Net { bits: net.network().to_bits(), mask: net.netmask().to_bits() },
         }
     }
@@ -212,11 +210,8 @@ impl Model {
 
     fn judge(&mut self, frame: &[u8], p: &Headers, result: Result<(), Unparsable>, now_ns: u64) -> Judgement {
         let by = |reason| Judgement { hit: None, drop: false, reason, state: None, unparsable: None };
-        let unparsable = |why| Judgement {
-            drop: self.drops_unparsable,
-            unparsable: Some(why),
-            ..by(Reason::Unparsable)
-        };
+        let unparsable =
+            |why| Judgement { drop: self.drops_unparsable, unparsable: Some(why), ..by(Reason::Unparsable) };
         if let Err(why) = result {
             return if p.is_link_control { by(Reason::Exception) } else { unparsable(why) };
         }
@@ -252,8 +247,7 @@ impl Model {
                 let states = asking.matches.states;
                 if asking.holds(&packet)
                     && (states.is_any() || {
-                        let known =
-                            known.get_or_insert_with(|| self.connections.state_of(frame, p, now_ns));
+                        let known = known.get_or_insert_with(|| self.connections.state_of(frame, p, now_ns));
                         states.contains(known.state)
                     })
                 {
