@@ -296,7 +296,14 @@ struct DemoArgs {}
 
 /// Inspect a capture file as the wire is: EVE JSON to stdout, a summary to stderr (-o table: to stdout, alone).
 #[derive(FromArgs)]
-#[argh(subcommand, name = "replay", help_triggers("-h", "--help", "help"))]
+#[argh(
+    subcommand,
+    name = "replay",
+    help_triggers("-h", "--help", "help"),
+    note = "With --config the firewall judges the packets first, and flows that l7 refuses are blocked. What goes by this\n\
+            host and not by the capture is not asked: rate limits, SYN cookies, rp_filter, next_hop, the lock-out guard,\n\
+            rules made through the API."
+)]
 struct ReplayArgs {
     /// the capture file
     #[argh(positional)]

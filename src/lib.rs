@@ -30,7 +30,8 @@
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
 //! a worker ([`control::auth`]: who calls, and may they) -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
 //!
-//! [`replay`] gives a capture file the same way: packets through tc_ids or a model of it, then flows, rules, EVE JSON.
+//! [`replay`] gives a capture file the same way: packets through xdp_firewall, tc_egress, the blocks and tc_ids, or through
+//! models of them ([`engines::firewall::model`], [`flow::budget`]), then flows, rules, EVE JSON.
 //!
 //! # Invariants
 //! - State has one owner, a thread. Every kernel map has one writer: the kernel side or one thread of the agent. The flow

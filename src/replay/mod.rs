@@ -211,6 +211,7 @@ pub(crate) fn replay<R: Read>(
         if let Passage::Recorded { bytes, unseen } = passed.passage {
             meta.unseen = unseen;
             inspector.packet(Link::Ethernet, &meta, bytes, &mut teller);
+            teller.take_reset().into_iter().for_each(|id| inspector.reset(id));
         }
         if teller.has_failed() {
             break;

@@ -19,6 +19,7 @@ use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Hit, Scratch};
 use crate::event::Outcome;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
+use crate::packet::frame::protocol::TCP;
 use crate::packet::proto::{Fact, Stage, Told};
 
 /// How long a verdict of the firewall has one line for all that is like it, in nanoseconds of the capture: as long as the
@@ -56,6 +57,8 @@ pub struct Teller<'o> {
     alerted: HashSet<u64>,
     error: Option<io::Error>,
     rules: Option<Rules>,
+    /// Flows that were blocked just now, and whose ends the agent would reset.
+    reset: Vec<u64>,
     /// Verdicts that had a line, and until when that stands for others.
     folds: HashMap<Kind, u64>,
     /// What is blocked.
@@ -82,6 +85,7 @@ impl<'o> Teller<'o> {
             alerted: HashSet::new(),
             error: None,
             rules: ruling.map(rules),
+            reset: Vec::new(),
             folds: HashMap::new(),
             blocks,
             summary: Summary::default(),
@@ -93,6 +97,11 @@ impl<'o> Teller<'o> {
         self.packet += 1;
         self.eve.set_packet(self.packet);
         self.now_ns = self.now_ns.max(time_ns);
+    }
+
+    /// Connections that were reset since this was asked before.
+    pub fn take_reset(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.reset)
     }
 
     /// The latest time of the capture so far.
@@ -159,6 +168,9 @@ impl<'o> Teller<'o> {
             return ON;
         }
         let enforcement = ruling.enforce(&hit, flow, || block(&mut self.blocks, flow, self.now_ns));
+        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP {
+            self.reset.push(flow.id);
+        }
         let rule = format!("l7 {}", hit.rule);
         self.summary.count_alert(&rule);
         self.alerted.insert(flow.id);

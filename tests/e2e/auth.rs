@@ -38,14 +38,16 @@ fn operators_of_a_namespace_in_the_engines_of_the_kernel() {
     let firewall = ["firewall", "add", "--priority", "5", "--action", "deny", "--protocol", "udp", "--dst-port", "9"];
     let limit = ["ratelimit", "add", "--priority", "5", "--rate", "5"];
     for (engine, add) in [("firewall", &firewall[..]), ("ratelimit", &limit[..])] {
-        let with = |id: &str, more: &[&str]| [add, &["--id", id], more].concat();
-        let (code, made, error) = cli(&lab, OPERATOR, &with("mine", &["--namespace", "prod"]));
+        fn with<'a>(add: &[&'a str], id: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+            [add, &["--id", id], more].concat()
+        }
+        let (code, made, error) = cli(&lab, OPERATOR, &with(add, "mine", &["--namespace", "prod"]));
         assert!(code == 0 && made["namespace"] == "prod", "{engine}: {made} {error}");
         for other in [&["--namespace", "finance"][..], &[]] {
-            let (code, _, error) = cli(&lab, OPERATOR, &with("theirs", other));
+            let (code, _, error) = cli(&lab, OPERATOR, &with(add, "theirs", other));
             assert!(code == 1 && error.contains("NAMESPACE_FORBIDDEN"), "{engine}: {error}");
         }
-        assert_eq!(cli(&lab, ADMIN, &with("theirs", &["--namespace", "finance"])).0, 0, "{engine}");
+        assert_eq!(cli(&lab, ADMIN, &with(add, "theirs", &["--namespace", "finance"])).0, 0, "{engine}");
         let (code, _, error) = cli(&lab, OPERATOR, &[engine, "delete", "theirs"]);
         assert!(code == 1 && error.contains("NAMESPACE_FORBIDDEN"), "{engine}: {error}");
         let (code, shown, _) = cli(&lab, OPERATOR, &[engine, "show", "theirs"]);
