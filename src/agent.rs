@@ -18,7 +18,7 @@ use crate::abi::xdp_chain;
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
-use crate::bpf::attach::{AttachMode, XdpMode};
+use crate::bpf::attach::{self, AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::tc_ids::PROGRAMS;
@@ -37,6 +37,7 @@ use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
+use crate::enrichment::Scanner;
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -44,6 +45,7 @@ use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
 use crate::supervise::{Handle, Mailbox, Supervisor};
+use crate::system::harden::{self, Sandbox};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
@@ -101,6 +103,7 @@ struct Agent {
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    sandbox: Arc<Sandbox>,
 }
 
 /// What the control port sees of the agent.
@@ -109,6 +112,7 @@ struct Front {
     engines: Engines,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    sandbox: Arc<Sandbox>,
     started: Instant,
 }
 
@@ -117,7 +121,7 @@ pub fn run(options: Options) -> Result<()> {
     // Before any thread starts: threads inherit the mask.
     let signals = Signals::block().context("blocking signals")?;
     let loaded = options.load().map_err(|errors| anyhow::anyhow!("the configuration has errors\n{errors}"))?;
-    let config = loaded.config;
+    let config = &loaded.config;
     crate::logging::init(config.agent.log_level, config.agent.log_format)?;
     bpf::log_libbpf();
     for warning in &loaded.warnings {
@@ -133,6 +137,22 @@ pub fn run(options: Options) -> Result<()> {
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
+
+    let config = &loaded.config;
+    let enclosed = config.agent.sandbox;
+    // Before the walls: it looks into processes, which no thread behind them may.
+    let looking = move || {
+        if let Err(error) = if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) } {
+            log::warn!("the look-up of processes keeps more capabilities than it needs: {error:#}");
+        }
+    };
+    let scanner = config.inspects().then(|| Scanner::start(&supervisor, looking)).transpose()?;
+    if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
+        // Mounting is the first that ends.
+        attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
+    }
+    let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
+    let config = loaded.config;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
@@ -195,7 +215,11 @@ pub fn run(options: Options) -> Result<()> {
     let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
     let (l7, l7_thread) = l7.unzip();
     let threads = match &blocks {
-        Some(blocks) => Some(start_inspection(&config, blocks, &guard, l7.as_ref(), alerts, &metrics, &supervisor)?),
+        Some(blocks) => {
+            let scanner = scanner.context("the look-up of processes does not run")?;
+            let told = (alerts, &metrics);
+            Some(start_inspection(&config, blocks, &guard, l7.as_ref(), scanner, told, &supervisor)?)
+        }
         None => None,
     };
     let engines = Engines {
@@ -219,6 +243,7 @@ pub fn run(options: Options) -> Result<()> {
         engines: engines.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
+        sandbox: sandbox.clone(),
         started: Instant::now(),
     };
     let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
@@ -236,9 +261,13 @@ pub fn run(options: Options) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
         "agent started; REST on {}", control.addresses().rest
     );
+    sandbox.close();
+    for failure in sandbox.degraded() {
+        log::error!("{failure}");
+    }
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared };
+    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared, sandbox };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -355,6 +384,10 @@ impl Agent {
         let fixed = loaded.config.restart_needed(&self.config);
         if !fixed.is_empty() {
             return Err(ApiError::validation(format!("{} cannot change without a restart", fixed.join(", "))));
+        }
+        let refused = sandbox_plan(&loaded).map(|plan| self.sandbox.refuses(&plan));
+        if let Some(why) = refused.map_err(|error| ApiError::internal(format!("{error:#}")))? {
+            return Err(ApiError::validation(why));
         }
         for warning in &loaded.warnings {
             log::warn!("{warning}");
@@ -585,6 +618,7 @@ impl Front {
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
         let mut reasons = self.engines.degraded();
+        reasons.extend(self.sandbox.degraded());
         let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
@@ -597,6 +631,7 @@ impl AgentControl for Front {
 
     fn status(&self) -> AgentStatus {
         let mut degraded = self.engines.degraded();
+        degraded.extend(self.sandbox.degraded());
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -629,6 +664,7 @@ impl AgentControl for Front {
                 })
                 .collect(),
             pending_confirm: self.pending(),
+            sandbox: self.sandbox.status(),
             degraded,
         }
     }
@@ -737,8 +773,8 @@ fn start_inspection(
     blocks: &SharedBlocks,
     guard: &Guard,
     l7: Option<&Handle<L7>>,
-    alerts: alert::AlertSender,
-    metrics: &Arc<Metrics>,
+    scanner: Scanner,
+    (alerts, metrics): (alert::AlertSender, &Arc<Metrics>),
     supervisor: &Supervisor,
 ) -> Result<inspection::Threads> {
     let start = inspection::Start {
@@ -747,6 +783,7 @@ fn start_inspection(
         blocks: blocks.clone(),
         exceptions: (guard, config.firewall.dhcp),
         ruling: l7.map(|l7| l7.call(|l7| l7.ruling())).transpose()?,
+        scanner,
         alerts,
         metrics,
     };
@@ -860,16 +897,35 @@ fn start_control(
         None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
-    let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => agent.state_dir.join("run"),
-    };
-    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    let rest = SocketAddr::new(agent.bind_address, agent.http_port);
+    let mut config = ControlConfig::new(rest, runtime_dir(&agent.state_dir));
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// Where sockets lie.
+fn runtime_dir(state_dir: &Path) -> PathBuf {
+    match std::env::var_os("RUNTIME_DIRECTORY") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => state_dir.join("run"),
+    }
+}
+
+/// What the sandbox has to leave to an agent with this configuration.
+fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
+    let agent = &loaded.config.agent;
+    let runtime = runtime_dir(&agent.state_dir);
+    std::fs::create_dir_all(&runtime).with_context(|| format!("making {}", runtime.display()))?;
+    let mut plan =
+        harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
+    plan.write.extend([agent.state_dir.clone(), runtime]);
+    plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
+    plan.low_port = [agent.http_port, agent.metrics_port].iter().any(|port| *port < 1024);
+    plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
+    Ok(plan)
 }
 
 /// The lock-out guard that the configuration asks for, with the sessions that are open now.

@@ -17,6 +17,7 @@ use ebpfsentinel::inspection;
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::store::Store;
 use ebpfsentinel::supervise::Supervisor;
+use ebpfsentinel::system::harden::SandboxStatus;
 use ebpfsentinel::written::Document;
 use serde_json::{Value, json};
 
@@ -42,6 +43,14 @@ impl AgentControl for Agent {
             rules: FirewallRuleCounts { file: 2, api: 1, disabled: 0, ipv4: 3, ipv6: 1 },
             interfaces: Vec::new(),
             pending_confirm: None,
+            sandbox: SandboxStatus {
+                enabled: false,
+                capabilities: Vec::new(),
+                no_new_privs: false,
+                seccomp: "off".to_owned(),
+                landlock: "off".to_owned(),
+                failures: Vec::new(),
+            },
             degraded: Vec::new(),
         }
     }

@@ -168,6 +168,10 @@ pub struct AgentConfig {
     pub host_names: Vec<String>,
     /// Whether the API may listen beyond this host without asking who is there.
     pub allow_unauthenticated_api: bool,
+    /// Whether the pages of Swagger UI are served under `/swagger-ui/`.
+    pub swagger_ui: bool,
+    /// Whether the agent gives up what it does not need once it runs.
+    pub sandbox: bool,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Among which CPUs flows are spread: `false`, `true` (all that are online) or a list such as `"0-3,6"`.
@@ -209,6 +213,8 @@ impl AgentConfig {
             metrics_field.error(format!("{metrics_port} is http_port already; the two must differ"));
         }
         let host_names = read_host_names(&r.key("host_names"));
+        let swagger_ui = r.key("swagger_ui").boolean().unwrap_or(false);
+        let sandbox = r.key("sandbox").boolean().unwrap_or(true);
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
         let cpu_steering = CpuSteering::read(&r.key("cpu_steering"));
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
@@ -224,6 +230,8 @@ impl AgentConfig {
             metrics_port,
             host_names,
             allow_unauthenticated_api,
+            swagger_ui,
+            sandbox,
             xdp_mode,
             cpu_steering,
             on_exit,

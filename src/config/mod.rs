@@ -19,7 +19,7 @@ mod load;
 use agent::CpuSteering;
 
 pub use agent::AgentConfig;
-pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
+pub use load::{ConfigErrors, Flag, Loaded, Paths, known_keys, load, parse, variable_of};
 
 /// Everything that the user can set, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -95,6 +95,8 @@ impl Config {
             ("agent.http_port", agent.http_port != was.http_port),
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
             ("agent.host_names", agent.host_names != was.host_names),
+            ("agent.swagger_ui", agent.swagger_ui != was.swagger_ui),
+            ("agent.sandbox", agent.sandbox != was.sandbox),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
             ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),
