@@ -236,6 +236,11 @@ pub fn run(options: Options) -> Result<()> {
         move || engines.counters()
     }));
 
+    // The control port and all that come after it are born behind the last wall.
+    sandbox.close();
+    for failure in sandbox.degraded() {
+        log::error!("{failure}");
+    }
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
     let front = Front {
@@ -261,10 +266,6 @@ pub fn run(options: Options) -> Result<()> {
         version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
         "agent started; REST on {}", control.addresses().rest
     );
-    sandbox.close();
-    for failure in sandbox.degraded() {
-        log::error!("{failure}");
-    }
     notifier.ready("protecting");
 
     let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared, sandbox };
