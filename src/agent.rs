@@ -902,6 +902,7 @@ fn start_control(
     let mut config = ControlConfig::new(rest, runtime_dir(&agent.state_dir));
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
+    config.swagger_ui = agent.swagger_ui;
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

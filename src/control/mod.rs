@@ -1,11 +1,12 @@
 //! The control port: REST and metrics over HTTP.
 //!
-//! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
-//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
+//! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, `pages`
+//! shows that in a browser, and `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
 
 pub mod agent;
 mod front;
 pub mod openapi;
+mod pages;
 mod routes;
 mod server;
 
@@ -39,6 +40,8 @@ pub struct ControlConfig {
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Whether Swagger UI is served under `/swagger-ui/`.
+    pub swagger_ui: bool,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
 }
@@ -55,6 +58,7 @@ impl ControlConfig {
             runtime_dir: runtime_dir.into(),
             host_names: Vec::new(),
             limits: Limits::default(),
+            swagger_ui: false,
             on_failure: Arc::new(|_, _| {}),
         }
     }
@@ -87,6 +91,9 @@ impl Control {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Control> {
         operations.push(openapi::operation(operations.iter().map(|operation| operation.spec).collect()));
+        if config.swagger_ui {
+            operations.extend(pages::operations().context("reading Swagger UI")?);
+        }
         let routes = Routes::new(operations)?;
         let mut sockets = vec![(bind(config.rest, "agent.http_port")?, Kind::Rest)];
         if let Some(address) = config.metrics {
