@@ -19,7 +19,7 @@ use crate::alert::{self, Alerting, Suppressions};
 use crate::api::{ApiError, Note};
 use crate::audit::store::AuditStore;
 use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
-use crate::bpf::attach::{AttachMode, XdpMode};
+use crate::bpf::attach::{self, AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::tc_ids::PROGRAMS;
@@ -40,7 +40,7 @@ use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
-use crate::enrichment::Processes;
+use crate::enrichment::{Processes, Scanner};
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -48,6 +48,7 @@ use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
+use crate::system::harden::{self, Sandbox};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
@@ -110,6 +111,7 @@ struct Agent {
     stores: Stores,
     /// With `tls.enabled`.
     tls: Option<Arc<TlsStore>>,
+    sandbox: Arc<Sandbox>,
 }
 
 /// What the control port sees of the agent.
@@ -121,6 +123,7 @@ struct Front {
     shared: Arc<Mutex<Config>>,
     stores: Stores,
     tls: Option<Arc<TlsStore>>,
+    sandbox: Arc<Sandbox>,
     started: Instant,
 }
 
@@ -140,7 +143,7 @@ pub fn run(options: Options) -> Result<()> {
     // Before any thread starts: threads inherit the mask.
     let signals = Signals::block().context("blocking signals")?;
     let loaded = options.load().map_err(|errors| anyhow::anyhow!("the configuration has errors\n{errors}"))?;
-    let config = loaded.config;
+    let config = &loaded.config;
     crate::logging::init(config.agent.log_level, config.agent.log_format)?;
     bpf::log_libbpf();
     for warning in &loaded.warnings {
@@ -151,7 +154,6 @@ pub fn run(options: Options) -> Result<()> {
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
-    let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
@@ -160,9 +162,26 @@ pub fn run(options: Options) -> Result<()> {
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
+    let config = &loaded.config;
+    let enclosed = config.agent.sandbox;
+    // Before the walls: it looks into processes, which no thread behind them may.
+    let looking = move || {
+        if let Err(error) = if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) } {
+            log::warn!("the look-up of processes keeps more capabilities than it needs: {error:#}");
+        }
+    };
+    let scanner = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
+    if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
+        // Mounting is the first that ends.
+        attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
+    }
+    let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
+    let config = loaded.config;
+    let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
     let (stores, store_threads) = Stores::start(&config, &metrics, &supervisor)?;
+
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let processes = Processes::open(Instant::now());
+    let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let start = alert::Start {
         config: &config.alerting,
@@ -233,7 +252,10 @@ pub fn run(options: Options) -> Result<()> {
     let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
     let (l7, l7_thread) = l7.unzip();
     let threads = match &blocks {
-        Some(blocks) => Some(start_inspection(&config, blocks, &guard, l7.as_ref(), alerts, &metrics, &supervisor)?),
+        Some(blocks) => {
+            let told = (alerts, &metrics);
+            Some(start_inspection(&config, blocks, &guard, l7.as_ref(), scanner, told, &supervisor)?)
+        }
         None => None,
     };
     let engines = Engines {
@@ -250,6 +272,11 @@ pub fn run(options: Options) -> Result<()> {
         move || engines.counters()
     }));
 
+    // The control port and all that come after it are born behind the last wall.
+    sandbox.close();
+    for failure in sandbox.degraded() {
+        log::error!("{failure}");
+    }
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
     let front = Front {
@@ -260,6 +287,7 @@ pub fn run(options: Options) -> Result<()> {
         shared: shared.clone(),
         stores: stores.clone(),
         tls: tls.clone(),
+        sandbox: sandbox.clone(),
         started: Instant::now(),
     };
     let control = match start_control(&config, &supervisor, front, &engines, &confirmations, &metrics) {
@@ -291,6 +319,7 @@ pub fn run(options: Options) -> Result<()> {
         shared,
         stores: stores.clone(),
         tls,
+        sandbox,
     };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
@@ -504,6 +533,10 @@ impl Agent {
         let fixed = loaded.config.restart_needed(&self.config);
         if !fixed.is_empty() {
             return Err(ApiError::validation(format!("{} cannot change without a restart", fixed.join(", "))));
+        }
+        let refused = sandbox_plan(&loaded).map(|plan| self.sandbox.refuses(&plan));
+        if let Some(why) = refused.map_err(|error| ApiError::internal(format!("{error:#}")))? {
+            return Err(ApiError::validation(why));
         }
         for warning in &loaded.warnings {
             log::warn!("{warning}");
@@ -757,6 +790,7 @@ impl Front {
         reasons.extend(self.auth.degraded());
         reasons.extend(self.stores.degraded());
         reasons.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
+        reasons.extend(self.sandbox.degraded());
         reasons
     }
 
@@ -814,6 +848,7 @@ impl AgentControl for Front {
                 })
                 .collect(),
             pending_confirm: self.pending(),
+            sandbox: self.sandbox.status(),
             degraded,
         }
     }
@@ -922,8 +957,8 @@ fn start_inspection(
     blocks: &SharedBlocks,
     guard: &Guard,
     l7: Option<&Handle<L7>>,
-    alerts: alert::AlertSender,
-    metrics: &Arc<Metrics>,
+    scanner: Scanner,
+    (alerts, metrics): (alert::AlertSender, &Arc<Metrics>),
     supervisor: &Supervisor,
 ) -> Result<inspection::Threads> {
     let start = inspection::Start {
@@ -932,6 +967,7 @@ fn start_inspection(
         blocks: blocks.clone(),
         exceptions: (guard, config.firewall.dhcp),
         ruling: l7.map(|l7| l7.call(|l7| l7.ruling())).transpose()?,
+        scanner,
         alerts,
         metrics,
     };
@@ -1064,16 +1100,14 @@ fn start_control(
         None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
-    let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => agent.state_dir.join("run"),
-    };
+    let rest = SocketAddr::new(agent.bind_address, agent.http_port);
+    let runtime_dir = runtime_dir(&agent.state_dir);
     let socket = match &agent.socket {
         ControlSocket::Off => None,
         ControlSocket::Usual => Some(runtime_dir.join("control.sock")),
         ControlSocket::At(path) => Some(path.clone()),
     };
-    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    let mut config = ControlConfig::new(rest, runtime_dir);
     config.socket = socket;
     config.tls = tls;
     config.metrics_tls = whole.tls.metrics;
@@ -1082,9 +1116,32 @@ fn start_control(
     config.host_names = agent.host_names.clone();
     config.auditor = stores.auditor();
     config.auth = Some(auth);
+    config.swagger_ui = agent.swagger_ui;
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// Where sockets lie.
+fn runtime_dir(state_dir: &Path) -> PathBuf {
+    match std::env::var_os("RUNTIME_DIRECTORY") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => state_dir.join("run"),
+    }
+}
+
+/// What the sandbox has to leave to an agent with this configuration.
+fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
+    let agent = &loaded.config.agent;
+    let runtime = runtime_dir(&agent.state_dir);
+    std::fs::create_dir_all(&runtime).with_context(|| format!("making {}", runtime.display()))?;
+    let mut plan =
+        harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
+    plan.write.extend([agent.state_dir.clone(), runtime]);
+    plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
+    plan.low_port = [agent.http_port, agent.metrics_port].iter().any(|port| *port < 1024);
+    plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
+    Ok(plan)
 }
 
 /// The lock-out guard that the configuration asks for, with the sessions that are open now.

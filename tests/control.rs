@@ -18,6 +18,7 @@ use ebpfsentinel::inspection;
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::store::Store;
 use ebpfsentinel::supervise::Supervisor;
+use ebpfsentinel::system::harden::SandboxStatus;
 use ebpfsentinel::written::Document;
 use serde_json::{Value, json};
 
@@ -43,6 +44,14 @@ impl AgentControl for Agent {
             rules: FirewallRuleCounts { file: 2, api: 1, disabled: 0, ipv4: 3, ipv6: 1 },
             interfaces: Vec::new(),
             pending_confirm: None,
+            sandbox: SandboxStatus {
+                enabled: false,
+                capabilities: Vec::new(),
+                no_new_privs: false,
+                seccomp: "off".to_owned(),
+                landlock: "off".to_owned(),
+                failures: Vec::new(),
+            },
             degraded: Vec::new(),
         }
     }
@@ -646,7 +655,15 @@ fn the_document_of_all_engines_has_each_type_once() {
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();
-        assert!(document["paths"][spec.path][&method].is_object(), "{} {}", spec.method, spec.path);
+        let operation = &document["paths"][spec.path][&method];
+        assert!(operation.is_object(), "{} {}", spec.method, spec.path);
+        let reply = &operation["responses"][spec.success.to_string()]["content"]["application/json"];
+        let told = [&operation["requestBody"]["content"]["application/json"], reply];
+        for content in told.into_iter().filter(|content| content.is_object()) {
+            assert!(content["example"].is_object() || content["example"].is_array(), "{}: no example", spec.command);
+        }
+        let tag = document["tags"].as_array().unwrap().iter().find(|tag| tag["name"] == operation["tags"][0]);
+        assert!(tag.is_some_and(|tag| tag["description"] != ""), "{}: nothing is told of its group", spec.command);
     }
     let rule = &document["components"]["schemas"]["L7RuleText"]["properties"];
     assert!(rule["sni"].is_object() && rule["header"].is_object(), "{rule}");

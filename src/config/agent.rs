@@ -217,6 +217,10 @@ pub struct AgentConfig {
     pub socket: ControlSocket,
     /// Requests per second that one remote address may send in the long run; twice as many at once.
     pub requests_per_second: u32,
+    /// Whether the pages of Swagger UI are served under `/swagger-ui/`.
+    pub swagger_ui: bool,
+    /// Whether the agent gives up what it does not need once it runs.
+    pub sandbox: bool,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Among which CPUs flows are spread: `false`, `true` (all that are online) or a list such as `"0-3,6"`.
@@ -261,6 +265,8 @@ impl AgentConfig {
         let host_names = read_host_names(&r.key("host_names"));
         let socket = ControlSocket::read(&r.key("socket"));
         let requests_per_second = r.key("requests_per_second").integer(1..=100_000u32).unwrap_or(50);
+        let swagger_ui = r.key("swagger_ui").boolean().unwrap_or(false);
+        let sandbox = r.key("sandbox").boolean().unwrap_or(true);
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
         let cpu_steering = CpuSteering::read(&r.key("cpu_steering"));
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
@@ -278,6 +284,8 @@ impl AgentConfig {
             allow_unauthenticated_api,
             socket,
             requests_per_second,
+            swagger_ui,
+            sandbox,
             xdp_mode,
             cpu_steering,
             on_exit,

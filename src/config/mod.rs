@@ -25,7 +25,7 @@ use tls::TlsConfig;
 
 pub use agent::AgentConfig;
 pub use auth::AuthConfig;
-pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
+pub use load::{ConfigErrors, Flag, Loaded, Paths, known_keys, load, parse, variable_of};
 
 /// Everything that the user can set, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
@@ -130,6 +130,8 @@ impl Config {
             ("agent.host_names", agent.host_names != was.host_names),
             ("agent.socket", agent.socket != was.socket),
             ("agent.requests_per_second", agent.requests_per_second != was.requests_per_second),
+            ("agent.swagger_ui", agent.swagger_ui != was.swagger_ui),
+            ("agent.sandbox", agent.sandbox != was.sandbox),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
             ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Role, Spec};
 use crate::metrics::{self, Metrics};
+use crate::system::harden::SandboxStatus;
 
 /// What the agent answers about itself. Called on control workers, several at a time.
 pub trait AgentControl: Send + Sync {
@@ -69,6 +70,8 @@ pub struct AgentStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// A change that is taken back unless it is confirmed.
     pub pending_confirm: Option<PendingConfirm>,
+    /// What the agent may still do, once it runs.
+    pub sandbox: SandboxStatus,
     /// What does not work as configured; empty when all does.
     pub degraded: Vec<String>,
 }

@@ -1,13 +1,14 @@
 //! The control port: REST and metrics over HTTP.
 //!
 //! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it,
-//! `auth` says who may call them, `routes` finds them, `openapi` describes them, and
+//! `auth` says who may call them, `routes` finds them, `openapi` describes them, `pages` shows that in a browser, and
 //! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
 
 pub mod agent;
 pub mod auth;
 mod front;
 pub mod openapi;
+mod pages;
 mod routes;
 mod server;
 mod socket;
@@ -55,6 +56,8 @@ pub struct ControlConfig {
     pub limits: Limits,
     /// Asks callers who they are; `None` asks nobody.
     pub auth: Option<Arc<Auth>>,
+    /// Whether Swagger UI is served under `/swagger-ui/`.
+    pub swagger_ui: bool,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
     /// Told of every operation that changes something.
@@ -77,6 +80,7 @@ impl ControlConfig {
             host_names: Vec::new(),
             limits: Limits::default(),
             auth: None,
+            swagger_ui: false,
             on_failure: Arc::new(|_, _| {}),
             auditor: Arc::new(NoAuditor),
         }
@@ -112,6 +116,9 @@ impl Control {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Control> {
         operations.push(openapi::operation(operations.iter().map(|operation| operation.spec).collect()));
+        if config.swagger_ui {
+            operations.extend(pages::operations().context("reading Swagger UI")?);
+        }
         let routes = Routes::new(operations)?;
         let rest = bind(config.rest, "agent.http_port")?;
         let metrics_socket = config.metrics.map(|address| bind(address, "agent.metrics_port")).transpose()?;

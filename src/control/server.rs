@@ -14,8 +14,8 @@ use tiny_http::{Header, Response, StatusCode};
 
 use super::auth::{self, Auth, Credentials, Refusal};
 use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
-use super::panic_message;
 use super::routes::{Miss, Routes};
+use super::{pages, panic_message};
 use crate::api::{ApiError, Caller, Method, Reply, Request, Role, Spec};
 use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
@@ -25,6 +25,15 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The operation label of requests that found none.
 const NO_OPERATION: &str = "none";
+
+/// Header fields of every answer that tell a browser what it may not do with it.
+const PROTECTION: [(&str, &str); 5] = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", pages::CONTENT_POLICY),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+];
 
 /// What the worker threads share.
 pub struct Server {
@@ -123,7 +132,9 @@ impl Server {
         )
         // Never chunked: the client may speak HTTP/1.0, and the length is known.
         .with_chunked_threshold(usize::MAX);
-        response.add_header(header("X-Content-Type-Options", "nosniff"));
+        for (name, value) in PROTECTION {
+            response.add_header(header(name, value));
+        }
         if let Some(content_type) = answer.content_type {
             response.add_header(header("Content-Type", content_type));
         }

@@ -16,7 +16,7 @@ use crate::component::Component;
 use crate::engines::l7::Ruling;
 use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Scratch};
-use crate::enrichment::Processes;
+use crate::enrichment::{Processes, Scanner};
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
 use crate::packet::frame::protocol;
 use crate::packet::proto::Told;
@@ -45,9 +45,16 @@ pub struct Live {
 
 impl Live {
     /// Nothing is known yet. Without a ruling flows are only watched.
-    pub fn new(ruling: Option<Arc<ArcSwap<Ruling>>>, blocks: SharedBlocks, alerts: AlertSender, now: Instant) -> Live {
+    pub fn new(
+        ruling: Option<Arc<ArcSwap<Ruling>>>,
+        blocks: SharedBlocks,
+        scanner: Scanner,
+        alerts: AlertSender,
+        now: Instant,
+    ) -> Live {
         let resets = Resets::open(now).inspect_err(|error| log::warn!("refused flows are not reset: {error:#}")).ok();
-        let processes = Processes::open(now).inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+        let processes = Processes::open(scanner, now);
+        let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
         Live {
             ruling,
             scratch: Scratch::default(),

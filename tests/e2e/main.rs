@@ -13,6 +13,7 @@ mod modes;
 mod ratelimit;
 mod reload;
 mod routes;
+mod sandbox;
 mod steer;
 mod support;
 mod swap;
