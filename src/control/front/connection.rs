@@ -55,6 +55,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Bytes that the other connections hold.
     pub held_by_others: usize,
+    /// Whether there is a place for one more stream of this client's.
+    pub stream_fits: bool,
     /// Told of each refusal.
     pub refused: &'a dyn Fn(&Refusal, SocketAddr),
 }
@@ -79,8 +81,12 @@ pub struct Connection {
     forward: Pending,
     /// To the client.
     answer: Pending,
-    /// Whether `connection: close` stands in the answer's head, so that it may go out.
+    /// Whether the answer's head has come and was written anew, so that it may go out.
     answer_marked: bool,
+    /// Whether the answer is a stream: it may go on for hours, and has places of its own.
+    pub stream: bool,
+    /// When the client last took something of its answer, or had taken all.
+    taken: Instant,
 }
 
 impl Connection {
@@ -103,6 +109,8 @@ impl Connection {
             forward: Pending::default(),
             answer: Pending::default(),
             answer_marked: false,
+            stream: false,
+            taken: now,
         })
     }
 
@@ -123,18 +131,21 @@ impl Connection {
         matches!(self.stage, Stage::Head | Stage::Body | Stage::Drain).then_some(self.stage)
     }
 
-    /// When it has waited too long.
-    pub fn deadline(&self, limits: &Limits) -> Instant {
+    /// When it has waited too long; `None` for a stream that waits for something to tell.
+    pub fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let stall = self.progress + limits.stall_timeout;
-        match self.stage {
+        Some(match self.stage {
             Stage::Head => self.since + limits.head_timeout,
             Stage::Body => stall.min(self.since + limits.body_timeout),
             Stage::Queued => self.since + limits.answer_timeout,
+            Stage::Relay if self.stream && self.answer.left() == 0 => return None,
+            // More of it comes all the time, so only what the client takes counts.
+            Stage::Relay if self.stream => self.taken + limits.stall_timeout,
             Stage::Relay if self.answer.left() > 0 => stall,
             Stage::Relay => self.progress + limits.answer_timeout,
             Stage::Drain => stall.min(self.since + limits.drain_timeout),
             Stage::Linger => self.since + limits.linger_timeout,
-        }
+        })
     }
 
     /// The deadline has passed.
@@ -175,6 +186,7 @@ impl Connection {
         }
         self.upstream = None;
         self.request = None;
+        self.stream = false;
         self.input = Vec::new();
         self.forward = Pending::default();
         self.answer = Pending { bytes: text.into_bytes(), done: 0 };
@@ -298,8 +310,9 @@ impl Connection {
     }
 
     fn relay(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        // What a stream has beyond that waits at its source, which knows what to leave out.
         let room = self.answer.left() < context.limits.answer_bytes
-            || context.held_by_others + self.held() < context.limits.held_bytes;
+            || (!self.stream && context.held_by_others + self.held() < context.limits.held_bytes);
         let Some(upstream) = &mut self.upstream else { return Ok(0) };
         let mut moved = match self.forward.write_to(upstream) {
             Ok(n) => n,
@@ -321,31 +334,72 @@ impl Connection {
                 }
             }
         }
-        if !self.answer_marked {
-            self.mark_answer();
+        if !self.answer_marked && !self.mark_answer(context) {
+            return Ok(moved);
         }
         if self.answer_marked {
-            moved += self.answer.write_to(&mut self.client)?;
+            let nothing_waited = self.answer.left() == 0;
+            let written = self.answer.write_to(&mut self.client)?;
+            if written > 0 || nothing_waited || self.answer.left() == 0 {
+                self.taken = context.now;
+            }
+            moved += written;
+        }
+        if self.stream {
+            moved += self.listen()?;
         }
         if ended {
-            self.upstream = None;
-            self.request = None;
-            if self.answer_marked {
-                self.enter(Stage::Drain, context.now);
-            } else {
-                let refusal = Refusal::new(500, "INTERNAL_ERROR", "no_answer", "the operation gave no answer");
-                self.refuse(&refusal, context);
-            }
+            self.end_relay(context);
         }
         Ok(moved)
     }
 
-    /// tiny_http does not say that the connection ends; the client must know.
-    fn mark_answer(&mut self) {
-        if let Some(end) = self.answer.bytes.windows(2).position(|two| two == b"\r\n") {
-            self.answer.bytes.splice(end + 2..end + 2, *b"connection: close\r\n");
-            self.answer_marked = true;
+    /// The operation has said all.
+    fn end_relay(&mut self, context: &Context<'_>) {
+        self.upstream = None;
+        self.request = None;
+        if self.answer_marked {
+            self.enter(Stage::Drain, context.now);
+        } else {
+            let refusal = Refusal::new(500, "INTERNAL_ERROR", "no_answer", "the operation gave no answer");
+            self.refuse(&refusal, context);
         }
+    }
+
+    /// A stream's client says nothing more; that it leaves must be noticed, whether there is something to tell or not.
+    fn listen(&mut self) -> io::Result<usize> {
+        let mut block = [0; BLOCK];
+        match read_some(&mut self.client, &mut block)? {
+            None => Ok(0),
+            Some(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Some(n) => Ok(n),
+        }
+    }
+
+    /// Writes the head of the answer anew once it has come: the client must know that the connection ends, which
+    /// tiny_http does not say, and needs nothing of what is meant for the front. False when the request was refused.
+    fn mark_answer(&mut self, context: &Context<'_>) -> bool {
+        let Some(end) = self.answer.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return true };
+        let (head, stream) = head::rewrite_answer(&self.answer.bytes[..end]);
+        if stream {
+            if !context.stream_fits {
+                self.refuse(&TOO_MANY_STREAMS, context);
+                return false;
+            }
+            self.stream = true;
+        }
+        self.answer.bytes.splice(..end + 4, head);
+        self.answer_marked = true;
+        self.taken = context.now;
+        true
+    }
+
+    /// When stopping: what has come of the stream goes out, nothing more comes.
+    pub fn end_stream(&mut self, context: &Context<'_>) -> Step {
+        if self.stream && self.stage == Stage::Relay {
+            self.end_relay(context);
+        }
+        self.advance(context)
     }
 
     fn drain(&mut self, context: &Context<'_>) -> io::Result<usize> {
@@ -368,6 +422,9 @@ impl Connection {
         }
     }
 }
+
+const TOO_MANY_STREAMS: Refusal =
+    Refusal::new(503, "SERVICE_UNAVAILABLE", "streams", "too many streams are open; close one, or try again later");
 
 const HEAD_TOO_LARGE: Refusal =
     Refusal::new(431, "HEADERS_TOO_LARGE", "head_too_large", "the request's head is larger than the limit");

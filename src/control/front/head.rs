@@ -14,7 +14,10 @@ use super::{Kind, LISTENER_HEADER, PEER_HEADER};
 const HEADERS_MAX: usize = 64;
 
 /// The client's header fields that go on. One of each.
-const RELAYED: [&str; 4] = ["accept", "authorization", "content-type", "user-agent"];
+const RELAYED: [&str; 6] = ["accept", "authorization", "content-type", "last-event-id", "user-agent", "x-api-key"];
+
+/// What all header fields begin with that the front and what is behind it have among themselves.
+const OWN_PREFIX: &str = "x-agent-";
 
 /// Why a request is refused: what the client reads and what the metric counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +180,28 @@ impl Head {
     }
 }
 
+/// The head of an answer (without the empty line) as the client gets it, and whether the answer is a stream. The
+/// connection's end is announced, and what is meant for the front left out.
+pub fn rewrite_answer(head: &[u8]) -> (Vec<u8>, bool) {
+    let mut stream = false;
+    let mut out = Vec::with_capacity(head.len() + 24);
+    // Ours, so it is ASCII.
+    for (number, line) in String::from_utf8_lossy(head).split("\r\n").enumerate() {
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        stream |= name == super::STREAM_HEADER;
+        if number > 0 && (name.starts_with(OWN_PREFIX) || name == "connection") {
+            continue;
+        }
+        out.extend_from_slice(line.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if number == 0 {
+            out.extend_from_slice(b"connection: close\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    (out, stream)
+}
+
 /// The client's header fields.
 struct Fields<'a>(&'a [httparse::Header<'a>]);
 
@@ -249,6 +274,24 @@ mod tests {
         check("GET / HTTP/2.0", "Host: localhost", (505, "malformed"));
         check("GE\u{1}T / HTTP/1.1", "Host: localhost", (400, "malformed"));
         check("\u{16}\u{3}\u{1}", "", (400, "malformed"));
+    }
+
+    #[test]
+    fn an_answer_is_written_anew() {
+        let check = |head: &str, want: &str, stream: bool| {
+            let (written, is_stream) = rewrite_answer(head.as_bytes());
+            assert_eq!((String::from_utf8(written).unwrap().as_str(), is_stream), (want, stream));
+        };
+        check(
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 3",
+            "HTTP/1.1 200 OK\r\nconnection: close\r\nContent-Length: 3\r\n\r\n",
+            false,
+        );
+        check(
+            "HTTP/1.1 200 OK\r\nX-Agent-Stream: 1\r\na: b\r\nx-agent-other: 2",
+            "HTTP/1.1 200 OK\r\nconnection: close\r\na: b\r\n\r\n",
+            true,
+        );
     }
 
     #[test]

@@ -13,6 +13,10 @@ pub struct Limits {
     pub connections_loopback: usize,
     /// Connections beyond those that only wait until the client has read its answer or refusal.
     pub lingering: usize,
+    /// Streams, which are not among the connections above: they stay for hours.
+    pub streams: usize,
+    /// Of these, to one remote address.
+    pub streams_per_address: usize,
     /// Requests given to the workers at one time; others wait in the front, where they cost no thread.
     pub in_flight: usize,
     /// Threads that run operations.
@@ -29,9 +33,9 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// From the head's end to the body's end.
     pub body_timeout: Duration,
-    /// Without a byte from or to the client while one is due.
+    /// Without a byte from or to the client while one is due. For a stream: without the client taking any of what waits.
     pub stall_timeout: Duration,
-    /// Without a byte from the operation: a reload of everything must fit.
+    /// Without a byte from the operation: a reload of everything must fit. A stream may be silent for ever.
     pub answer_timeout: Duration,
     /// From the operation's end until the client has read the whole answer.
     pub drain_timeout: Duration,
@@ -48,6 +52,8 @@ impl Default for Limits {
             connections_per_address: 16,
             connections_loopback: 48,
             lingering: 16,
+            streams: 64,
+            streams_per_address: 16,
             in_flight: 8,
             workers: 3,
             head_bytes: 16 << 10,

@@ -2,7 +2,8 @@
 //!
 //! tiny_http has no time-outs, no limits and reads ambiguous requests its own way, so it listens only on a Unix socket in
 //! a directory of ours, and gets complete, rewritten requests from here: accept, read the head and the body within limits
-//! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request for a connection.
+//! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request for a connection. An
+//! answer with [`STREAM_HEADER`] may go on for hours; such have a cap of their own, and take no place of a request.
 //!
 //! What is bounded, and by what, stands in [`Limits`]. Too many connections: a new one takes the place of the oldest that
 //! has not said what it wants; a complete request is never thrown out. So 500 half-open clients cost a good one nothing.
@@ -35,6 +36,8 @@ use crate::metrics::Metrics;
 /// Header fields that the front adds, and only the front.
 pub const PEER_HEADER: &str = "x-agent-peer";
 pub const LISTENER_HEADER: &str = "x-agent-listener";
+/// A header field of an answer, for the front alone: the answer is a stream, without an end in sight.
+pub const STREAM_HEADER: &str = "x-agent-stream";
 
 /// Descriptors that tiny_http and the front need for a request: the two ends and tiny_http's copy of its one.
 const DESCRIPTORS_PER_REQUEST: usize = 3;
@@ -124,7 +127,7 @@ impl Front {
         metrics: Arc<Metrics>,
     ) -> io::Result<(Front, Stopper)> {
         let poll = Poll::new()?;
-        let slots = limits.connections + limits.lingering + 1;
+        let slots = limits.connections + limits.streams + limits.lingering + 1;
         let mut listeners = Vec::new();
         for (i, (socket, kind)) in sockets.into_iter().enumerate() {
             socket.set_nonblocking(true)?;
@@ -180,6 +183,7 @@ impl Front {
                 stop_at.get_or_insert_with(|| Instant::now() + self.limits.stop_timeout);
                 self.listeners.clear();
                 self.drop_idle();
+                (0..self.connections.len()).for_each(|slot| self.with(slot, Connection::end_stream));
             }
             self.accept();
             self.hand_on();
@@ -197,12 +201,23 @@ impl Front {
         if !self.again.is_empty() || (self.accept_after.is_none() && self.listeners.iter().any(|l| l.ready)) {
             return Some(Instant::now());
         }
-        let connections = self.connections.iter().flatten().map(|c| c.deadline(&self.limits));
+        let connections = self.connections.iter().flatten().filter_map(|c| c.deadline(&self.limits));
         connections.chain(stop_at).chain(self.accept_after).min()
     }
 
+    /// Requests that the workers have. A stream is a worker's until its head has come.
     fn in_flight(&self) -> usize {
-        self.connections.iter().flatten().filter(|c| c.upstream.is_some()).count().min(self.limits.in_flight)
+        let theirs = |c: &&Connection| c.upstream.is_some() && !c.stream;
+        self.connections.iter().flatten().filter(theirs).count().min(self.limits.in_flight)
+    }
+
+    /// Whether there is a place for one more stream of this client's.
+    fn stream_fits(&self, peer: IpAddr) -> bool {
+        let streams = || self.connections.iter().flatten().filter(|c| c.stream);
+        let per_address = if peer.is_loopback() { self.limits.streams } else { self.limits.streams_per_address };
+        let key = address_key(peer);
+        streams().count() < self.limits.streams
+            && streams().filter(|c| address_key(c.peer.ip()) == key).count() < per_address
     }
 
     fn reserve_wanted(&self) -> usize {
@@ -227,6 +242,7 @@ impl Front {
             limits: &self.limits,
             hosts: &self.hosts,
             now: Instant::now(),
+            stream_fits: connection.stage == Stage::Relay && self.stream_fits(connection.peer.ip()),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };
@@ -247,7 +263,7 @@ impl Front {
     fn expire(&mut self) {
         let now = Instant::now();
         for slot in 0..self.connections.len() {
-            if self.connections[slot].as_ref().is_some_and(|c| c.deadline(&self.limits) <= now) {
+            if self.connections[slot].as_ref().and_then(|c| c.deadline(&self.limits)).is_some_and(|at| at <= now) {
                 self.with(slot, Connection::expire);
             }
         }
@@ -362,7 +378,7 @@ impl Front {
     }
 
     fn served(&self, which: impl Fn(&Connection) -> bool) -> usize {
-        self.connections.iter().flatten().filter(|c| !c.refused && which(c)).count()
+        self.connections.iter().flatten().filter(|c| !c.refused && !c.stream && which(c)).count()
     }
 
     /// Closes the connection that gives way first among `which`. False when none does.
@@ -457,3 +473,6 @@ impl Reserve {
         self.short = false;
     }
 }
+
+#[cfg(test)]
+mod tests;
