@@ -15,6 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
+use crate::alert::hub::{self, Hub};
 use crate::alert::sinks::LogSink;
 use crate::alert::{self, Route, Router};
 use crate::api::ApiError;
@@ -33,7 +34,8 @@ use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
-use crate::control::{Control, ControlConfig};
+use crate::control::grpc::{Grpc, GrpcConfig};
+use crate::control::{Control, ControlConfig, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -109,6 +111,8 @@ struct Front {
     engines: Engines,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    /// Where gRPC listens.
+    grpc: Option<SocketAddr>,
     started: Instant,
 }
 
@@ -135,7 +139,9 @@ pub fn run(options: Options) -> Result<()> {
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
+    let hub = Hub::new(hub::RING);
+    let routes = vec![Route::all(LogSink), Route::all(hub.sink())];
+    let router = Router::new(alert::Limits::default(), routes, &metrics);
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);
@@ -219,10 +225,16 @@ pub fn run(options: Options) -> Result<()> {
         engines: engines.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
+        grpc: None,
         started: Instant::now(),
     };
-    let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
-        Ok(control) => control,
+    let started = start_grpc(&config.agent, &hub, &supervisor, &metrics).and_then(|grpc| {
+        let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
+        start_control(&config.agent, &supervisor, front, &engines, &confirmations, &hub, &metrics)
+            .map(|control| (grpc, control))
+    });
+    let (grpc, control) = match started {
+        Ok(started) => started,
         Err(error) => {
             match engines.firewall.call(Firewall::abandon) {
                 Ok(Ok(())) => {}
@@ -232,9 +244,10 @@ pub fn run(options: Options) -> Result<()> {
             return Err(error);
         }
     };
+    let rest = control.addresses().rest;
+    let also = grpc.as_ref().map_or_else(String::new, |grpc| format!(", gRPC on {}", grpc.address()));
     log::info!(
-        version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
-        "agent started; REST on {}", control.addresses().rest
+        version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str(); "agent started; REST on {rest}{also}"
     );
     notifier.ready("protecting");
 
@@ -243,6 +256,11 @@ pub fn run(options: Options) -> Result<()> {
     notifier.stopping();
     // From here on a second signal ends the process at once.
     let _ = main_loop.signals().release();
+    // Streams end with it, and then the ports that they are on.
+    hub.close();
+    if let Some(Err(gone)) = grpc.map(Grpc::stop) {
+        log::warn!("{gone}");
+    }
     control.stop();
     stop_poller.store(true, std::sync::atomic::Ordering::Release);
     let _ = poller_thread.join(STOP);
@@ -617,6 +635,7 @@ impl AgentControl for Front {
                 ipv4: number(|facts| facts.ipv4_rules),
                 ipv6: number(|facts| facts.ipv6_rules),
             },
+            grpc_address: self.grpc.map(|address| address.to_string()),
             interfaces: facts
                 .iter()
                 .flat_map(|facts| &facts.interfaces)
@@ -837,12 +856,27 @@ fn hand_over<E: 'static>(
     })
 }
 
+/// Starts the gRPC server, unless there is to be none.
+fn start_grpc(
+    agent: &AgentConfig,
+    hub: &Hub,
+    supervisor: &Supervisor,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Grpc>> {
+    if agent.grpc_port == 0 {
+        return Ok(None);
+    }
+    let config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
+}
+
 fn start_control(
     agent: &AgentConfig,
     supervisor: &Supervisor,
     front: Front,
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
+    hub: &Hub,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
@@ -860,6 +894,7 @@ fn start_control(
         None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
+    operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
     let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => agent.state_dir.join("run"),
@@ -879,6 +914,7 @@ fn guard_of(agent: &AgentConfig) -> Guard {
     }
     let mut ports = agent.anti_lockout.ssh_ports.clone();
     ports.extend([agent.http_port, agent.metrics_port]);
+    ports.extend((agent.grpc_port != 0).then_some(agent.grpc_port));
     match &agent.anti_lockout.from {
         GuardFrom::Sessions => Guard::of_sessions(ports),
         GuardFrom::Networks(networks) => Guard { ports, networks: networks.clone() },

@@ -111,6 +111,11 @@ metrics! {
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    STREAM_CLIENTS = Gauge "stream_clients" ["kind"] "Clients that listen to alerts: kind sse or grpc";
+    STREAM_ALERTS = Counter "stream_alerts" ["kind"] "Alerts and updates sent to such clients";
+    STREAM_GAPS = Counter "stream_gaps" ["kind", "reason"] "Times that such a client was told that alerts are missing; those \
+        that were counted are lost events of the place stream_sse or stream_grpc";
+    GRPC_REFUSED = Counter "grpc_refused" ["reason"] "Connections and calls that the gRPC port refused or cut";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -349,11 +354,67 @@ impl Metrics {
         self.state.http_refused.get_or_create(&HTTP_REFUSED.set([reason])).inc();
     }
 
+    /// One connection or call that the gRPC port refused or cut.
+    pub fn grpc_refused(&self, reason: &'static str) {
+        self.state.grpc_refused.get_or_create(&GRPC_REFUSED.set([reason])).inc();
+    }
+
+    /// What clients of one kind of stream, `sse` or `grpc`, are sent.
+    pub fn streams(self: &Arc<Metrics>, kind: &'static str) -> StreamMetrics {
+        let place = if kind == "sse" { "stream_sse" } else { "stream_grpc" };
+        StreamMetrics {
+            kind,
+            place,
+            clients: self.state.stream_clients.get_or_create_owned(&STREAM_CLIENTS.set([kind])),
+            alerts: self.state.stream_alerts.get_or_create_owned(&STREAM_ALERTS.set([kind])),
+            metrics: self.clone(),
+        }
+    }
+
     /// The OpenMetrics text of all.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         encode(&mut text, &self.registry).expect("a String takes all that is written");
         text
+    }
+}
+
+/// What clients of one kind of stream are sent. Clones are the same.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    kind: &'static str,
+    /// Of lost events.
+    place: &'static str,
+    clients: Gauge,
+    alerts: Counter,
+    metrics: Arc<Metrics>,
+}
+
+impl StreamMetrics {
+    /// One more client, until this is dropped.
+    pub fn client(&self) -> StreamClient {
+        self.clients.inc();
+        StreamClient(self.clients.clone())
+    }
+
+    /// One alert, or an update, was sent.
+    pub fn alert(&self) {
+        self.alerts.inc();
+    }
+
+    /// A client was told that alerts are missing, and how many where that is known.
+    pub fn gap(&self, reason: &'static str, missed: Option<u64>) {
+        self.metrics.state.stream_gaps.get_or_create(&STREAM_GAPS.set([self.kind, reason])).inc();
+        self.metrics.events_lost(self.place, reason).inc_by(missed.unwrap_or(0));
+    }
+}
+
+/// See [`StreamMetrics::client`].
+pub struct StreamClient(Gauge);
+
+impl Drop for StreamClient {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -375,6 +436,10 @@ struct State {
     config_reloads: Counters,
     http_requests: Counters,
     http_refused: Counters,
+    stream_clients: Gauges,
+    stream_alerts: Counters,
+    stream_gaps: Counters,
+    grpc_refused: Counters,
 }
 
 impl Default for State {
@@ -390,6 +455,10 @@ impl Default for State {
             config_reloads: Counters::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
+            stream_clients: Gauges::default(),
+            stream_alerts: Counters::default(),
+            stream_gaps: Counters::default(),
+            grpc_refused: Counters::default(),
         }
     }
 }
@@ -468,6 +537,10 @@ impl Collector for State {
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
+        out.family(&STREAM_CLIENTS, &self.stream_clients)?;
+        out.family(&STREAM_ALERTS, &self.stream_alerts)?;
+        out.family(&STREAM_GAPS, &self.stream_gaps)?;
+        out.family(&GRPC_REFUSED, &self.grpc_refused)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -715,6 +788,12 @@ mod tests {
         metrics.processing(Component::Firewall).observe(2e-6);
         metrics.http_request("firewall list", 200);
         metrics.http_refused("head_timeout");
+        let streams = metrics.streams("sse");
+        drop(streams.client());
+        std::mem::forget(streams.client());
+        streams.alert();
+        streams.gap("slow_client", Some(5));
+        metrics.grpc_refused("tls");
         metrics
     }
 
@@ -765,6 +844,11 @@ mod tests {
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
+            "ebpfsentinel_stream_clients{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_alerts_total{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_gaps_total{kind=\"sse\",reason=\"slow_client\"} 1",
+            "ebpfsentinel_events_lost_total{place=\"stream_sse\",reason=\"slow_client\"} 5",
+            "ebpfsentinel_grpc_refused_total{reason=\"tls\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

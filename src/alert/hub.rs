@@ -624,3 +624,6 @@ impl Drop for Subscription {
 fn gap(reason: GapReason) -> Event {
     Event::Gap(Gap { missed: None, reason })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Alerts: what an engine tells people. The router folds repeats, throttles sources, and hands what is left to the sinks.
 
 pub mod facts;
+pub mod hub;
 mod router;
 pub mod sinks;
 
@@ -36,6 +37,9 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// The names of all, from the mildest on.
+    pub const NAMES: &'static [&'static str] = &["low", "medium", "high", "critical"];
+
     /// The word in JSON, metrics and configuration.
     pub const fn name(self) -> &'static str {
         match self {
@@ -264,6 +268,17 @@ fn protocol_name(number: u8) -> Cow<'static, str> {
         17 => "udp".into(),
         58 => "icmpv6".into(),
         other => other.to_string().into(),
+    }
+}
+
+/// The number of a protocol, from what [`Alert::fields`] writes for it.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "icmp" => Some(1),
+        "tcp" => Some(6),
+        "udp" => Some(17),
+        "icmpv6" => Some(58),
+        number => number.parse().ok(),
     }
 }
 

@@ -1,13 +1,16 @@
 //! The control port: REST and metrics over HTTP.
 //!
 //! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
-//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
+//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s. `stream` tells
+//! alerts as they happen to who asks over HTTP, and `grpc`, a port of its own, to who asks by gRPC.
 
 pub mod agent;
 mod front;
+pub mod grpc;
 pub mod openapi;
 mod routes;
 mod server;
+pub mod stream;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -141,6 +144,8 @@ impl Control {
         }
         // An operation that hangs keeps its thread; the process ends all the same.
         self.workers.drain(..).for_each(|worker| join_until(Some(worker), deadline));
+        let streams = self.server.as_ref().map(|server| server.take_streams()).unwrap_or_default();
+        streams.into_iter().for_each(|stream| join_until(Some(stream), deadline));
         // Before its socket goes: tiny_http ends its accept thread by connecting to it.
         self.server = None;
         if let Err(e) = fs::remove_dir_all(&self.directory) {

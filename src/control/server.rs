@@ -2,20 +2,21 @@
 //!
 //! Requests arrive complete and within limits, from the front only, which also says who sent them.
 
-use std::io::{self, Cursor};
+use std::io::{self, Cursor, Write};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tiny_http::{Header, Response, StatusCode};
 
-use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
+use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Reply};
+use crate::api::{ApiError, Reply, Stream};
 use crate::metrics::Metrics;
 
 /// Between attempts to listen anew.
@@ -24,6 +25,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The operation label of requests that found none.
 const NO_OPERATION: &str = "none";
 
+/// Header fields of every answer.
+const COMMON_HEADERS: [(&str, &str); 3] =
+    [("Server", "ebpfsentinel"), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")];
+
 /// What the worker threads share.
 pub struct Server {
     backend: Mutex<Backend>,
@@ -31,6 +36,8 @@ pub struct Server {
     routes: Routes,
     metrics: Arc<Metrics>,
     stop: AtomicBool,
+    /// The threads that write streams.
+    streams: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// tiny_http, and which one it is: its accept thread ends for good on an error, then another takes its place.
@@ -43,7 +50,8 @@ impl Server {
     /// Listens in `directory`, which nobody else may enter.
     pub fn new(directory: PathBuf, routes: Routes, metrics: Arc<Metrics>) -> io::Result<Server> {
         let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
-        Ok(Server { backend: Mutex::new(backend), directory, routes, metrics, stop: AtomicBool::new(false) })
+        let (backend, stop, streams) = (Mutex::new(backend), AtomicBool::new(false), Mutex::default());
+        Ok(Server { backend, directory, routes, metrics, stop, streams })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -51,6 +59,15 @@ impl Server {
         self.stop.store(true, Ordering::Release);
         let http = Arc::clone(&self.backend().http);
         (0..workers).for_each(|_| http.unblock());
+    }
+
+    /// The threads that write streams. They end when their clients have gone: the front closes on them when it stops.
+    pub fn take_streams(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.streams())
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a worker thread does.
@@ -104,16 +121,20 @@ impl Server {
     fn serve(&self, mut request: tiny_http::Request) {
         let (operation, answer) = self.answer(&mut request);
         self.metrics.http_request(operation, answer.status);
+        if let Some(stream) = answer.stream
+            && *request.method() != tiny_http::Method::Head
+        {
+            return self.start_stream(operation, request, stream);
+        }
         let mut response = Response::new(
             StatusCode(answer.status),
-            vec![header("Server", "ebpfsentinel"), header("Cache-Control", "no-store")],
+            COMMON_HEADERS.iter().map(|(name, value)| header(name, value)).collect(),
             Cursor::new(answer.body.as_bytes()),
             Some(answer.body.len()),
             None,
         )
         // Never chunked: the client may speak HTTP/1.0, and the length is known.
         .with_chunked_threshold(usize::MAX);
-        response.add_header(header("X-Content-Type-Options", "nosniff"));
         if let Some(content_type) = answer.content_type {
             response.add_header(header("Content-Type", content_type));
         }
@@ -122,6 +143,30 @@ impl Server {
         }
         if let Err(e) = request.respond(response) {
             log::debug!("control: answering {operation}: {e}");
+        }
+    }
+
+    /// Lets a thread of its own write the answer.
+    fn start_stream(&self, operation: &'static str, request: tiny_http::Request, stream: Stream) {
+        let write = move || {
+            let mut out = request.into_writer();
+            let written = catch_unwind(AssertUnwindSafe(|| {
+                out.write_all(stream_head(stream.content_type).as_bytes())?;
+                out.flush()?;
+                stream.write_to(&mut out)
+            }));
+            match written {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => log::debug!("control: {operation}: the client has gone: {e}"),
+                Err(panic) => log::error!("control: {operation} panicked: {}", panic_message(&*panic)),
+            }
+        };
+        let mut streams = self.streams();
+        streams.retain(|thread| !thread.is_finished());
+        match std::thread::Builder::new().name("http-stream".to_owned()).spawn(write) {
+            Ok(thread) => streams.push(thread),
+            // The request is answered with 500 as it is dropped.
+            Err(e) => log::error!("control: starting a thread for {operation}: {e}"),
         }
     }
 
@@ -140,6 +185,7 @@ impl Server {
         };
         let command = operation.spec.command;
         call.peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        call.last_event_id = header_value(request, "last-event-id").filter(|id| !id.is_empty());
         if let Err(e) = request.as_reader().read_to_end(&mut call.body) {
             return (command, ApiError::validation(format!("the body could not be read: {e}")).into());
         }
@@ -178,11 +224,17 @@ struct Answer {
     content_type: Option<&'static str>,
     allow: Option<String>,
     body: String,
+    /// What follows instead of the body.
+    stream: Option<Stream>,
 }
 
 impl Answer {
+    fn new(status: u16, content_type: Option<&'static str>, body: String) -> Answer {
+        Answer { status, content_type, allow: None, body, stream: None }
+    }
+
     fn json(status: u16, body: &serde_json::Value) -> Answer {
-        Answer { status, content_type: Some("application/json"), allow: None, body: format!("{body}\n") }
+        Answer::new(status, Some("application/json"), format!("{body}\n"))
     }
 }
 
@@ -191,9 +243,10 @@ impl From<Reply> for Answer {
         let status = reply.status();
         match reply {
             Reply::Json(body) | Reply::Created(body) | Reply::Status { body, .. } => Answer::json(status, &body),
-            Reply::NoContent => Answer { status, content_type: None, allow: None, body: String::new() },
-            Reply::Text { content_type, body } => {
-                Answer { status, content_type: Some(content_type), allow: None, body }
+            Reply::NoContent => Answer::new(status, None, String::new()),
+            Reply::Text { content_type, body } => Answer::new(status, Some(content_type), body),
+            Reply::Stream(stream) => {
+                Answer { stream: Some(stream.clone()), ..Answer::new(status, Some(stream.content_type), String::new()) }
             }
         }
     }
@@ -218,6 +271,15 @@ fn listen(path: &Path) -> io::Result<Arc<tiny_http::Server>> {
 
 fn socket_path(directory: &Path, generation: u32) -> PathBuf {
     directory.join(format!("{generation}.sock"))
+}
+
+/// The head of a stream. Neither length nor chunks: it ends when the connection does.
+fn stream_head(content_type: &str) -> String {
+    let mut head = format!("HTTP/1.1 200 OK\r\n{STREAM_HEADER}: 1\r\nContent-Type: {content_type}\r\n");
+    for (name, value) in COMMON_HEADERS {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head + "\r\n"
 }
 
 fn header(name: &str, value: &str) -> Header {

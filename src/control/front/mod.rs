@@ -432,7 +432,7 @@ impl Front {
 }
 
 /// What counts as one client: an address, or an IPv6 network that one host can have to itself.
-fn address_key(address: IpAddr) -> u128 {
+pub fn address_key(address: IpAddr) -> u128 {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_bits().into(),
         IpAddr::V6(v6) if v6.is_loopback() => v6.to_bits(),
