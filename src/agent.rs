@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::abi::xdp_chain;
 use crate::alert::hub::{self, Hub};
 use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router};
+use crate::alert::{self, Route, Router, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -39,6 +39,7 @@ use crate::control::{Control, ControlConfig, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
+use crate::enrichment::Processes;
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -140,8 +141,11 @@ pub fn run(options: Options) -> Result<()> {
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
+    let processes = Processes::open(Instant::now());
+    let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
     let routes = vec![Route::all(LogSink), Route::all(hub.sink())];
-    let router = Router::new(alert::Limits::default(), routes, &metrics);
+    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
     let guard = guard_of(&config.agent);

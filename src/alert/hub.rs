@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::sinks::Sink;
-use super::{Alert, AlertId, Severity};
+use super::{Alert, AlertId, Filter, Severity};
 use crate::component::Component;
 use crate::metrics::StreamMetrics;
 
@@ -71,75 +71,29 @@ impl FromStr for EventId {
     }
 }
 
-/// What a listener wants to hear; `Default` is everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// From this severity on.
-    pub min_severity: Option<Severity>,
-    /// Of this component.
-    pub component: Option<Component>,
-    /// Of this rule; with a `*` at the end, of those that begin so.
-    pub rule_id: Option<String>,
-    /// With this MITRE technique, or a part of it.
-    pub technique: Option<String>,
-}
-
-impl Filter {
-    /// A filter of what a client wrote; the error says what is wrong with it.
-    pub fn parse(
-        min_severity: Option<&str>,
-        component: Option<&str>,
-        rule_id: Option<&str>,
-        technique: Option<&str>,
-    ) -> Result<Filter, String> {
-        let component_of = |name: &str| {
-            let found = Component::ALL.iter().find(|component| component.name() == name);
-            found.copied().ok_or_else(|| {
-                let known: Vec<_> = Component::ALL.iter().map(|component| component.name()).collect();
-                format!("\"{}\" is not a component; use one of {}", shortened(name), known.join(", "))
-            })
-        };
-        let technique_of = |id: &str| match is_technique(id) {
-            true => Ok(id.to_owned()),
-            false => Err(format!("\"{}\" is not the id of a MITRE technique, such as T1190", shortened(id))),
-        };
-        Ok(Filter {
-            min_severity: min_severity.map(str::parse).transpose()?,
-            component: component.map(component_of).transpose()?,
-            rule_id: rule_id.map(str::to_owned),
-            technique: technique.map(technique_of).transpose()?,
+/// A filter of what a client wrote; the error says what is wrong with it. What is absent fits all.
+pub fn filter_of(
+    min_severity: Option<&str>,
+    component: Option<&str>,
+    rule_id: Option<&str>,
+    technique: Option<&str>,
+) -> Result<Filter, String> {
+    let component_of = |name: &str| {
+        let found = Component::ALL.iter().find(|component| component.name() == name);
+        found.copied().ok_or_else(|| {
+            format!("\"{}\" is not a component; use one of {}", shortened(name), Component::NAMES.join(", "))
         })
-    }
-
-    fn wants(&self, alert: &Alert) -> bool {
-        self.min_severity.is_none_or(|least| alert.severity >= least)
-            && self.component.is_none_or(|component| alert.component == component)
-            && self.wants_rule(&alert.rule_id)
-            && self.wants_techniques(alert.mitre.iter().map(|technique| &**technique))
-    }
-
-    /// The same of an alert as the API shows it.
-    fn wants_document(&self, document: &Value) -> bool {
-        let text = |key: &str| document[key].as_str().unwrap_or_default();
-        let techniques = document["mitre"].as_array();
-        self.min_severity.is_none_or(|least| text("severity").parse().is_ok_and(|severity: Severity| severity >= least))
-            && self.component.is_none_or(|component| text("component") == component.name())
-            && self.wants_rule(text("rule_id"))
-            && self.wants_techniques(techniques.into_iter().flatten().filter_map(Value::as_str))
-    }
-
-    fn wants_rule(&self, id: &str) -> bool {
-        self.rule_id.as_deref().is_none_or(|wanted| match wanted.strip_suffix('*') {
-            Some(beginning) => id.starts_with(beginning),
-            None => id == wanted,
-        })
-    }
-
-    fn wants_techniques<'t>(&self, mut techniques: impl Iterator<Item = &'t str>) -> bool {
-        self.technique.as_deref().is_none_or(|wanted| {
-            techniques.any(|own| own.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
-        })
-    }
+    };
+    let technique_of = |id: &str| match is_technique(id) {
+        true => Ok(id.into()),
+        false => Err(format!("\"{}\" is not the id of a MITRE technique, such as T1190", shortened(id))),
+    };
+    Ok(Filter {
+        min_severity: min_severity.map(str::parse).transpose()?.unwrap_or(Severity::Low),
+        components: component.map(component_of).transpose()?.into_iter().collect(),
+        rule_ids: rule_id.map(str::parse).transpose()?.into_iter().collect(),
+        mitre: technique.map(technique_of).transpose()?.into_iter().collect(),
+    })
 }
 
 /// `T` and four digits, then perhaps a dot and three more.

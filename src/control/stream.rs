@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::alert::Severity;
-use crate::alert::hub::{Event, EventId, Filter, Hub, Step};
+use crate::alert::hub::{self, Event, EventId, Hub, Step};
+use crate::alert::{Filter, Severity};
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Role, Spec};
 use crate::component::Component;
 use crate::metrics::{Metrics, StreamMetrics};
@@ -75,7 +75,7 @@ pub fn operation(hub: Hub, streams_max: usize, metrics: &Arc<Metrics>) -> Operat
 fn filter_of(request: &api::Request) -> Result<Filter, ApiError> {
     let [severity, component, rule_id, technique] =
         ["min_severity", "component", "rule_id", "mitre"].map(|name| request.query(name));
-    Filter::parse(severity, component, rule_id, technique).map_err(ApiError::validation)
+    hub::filter_of(severity, component, rule_id, technique).map_err(ApiError::validation)
 }
 
 /// A browser that comes back sends the header field, and has the same query as at first.

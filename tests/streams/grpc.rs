@@ -5,7 +5,6 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebpfsentinel::control::grpc::{Credentials, Denied};
-use ebpfsentinel::outbound::install_crypto;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
@@ -215,7 +214,6 @@ fn when_the_agent_stops_streams_end_and_say_why() {
 
 #[test]
 fn over_tls_only_who_trusts_the_certificate_gets_in() {
-    install_crypto();
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     params.subject_alt_names.push(rcgen::SanType::IpAddress("127.0.0.1".parse().unwrap()));
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -226,7 +224,10 @@ fn over_tls_only_who_trusts_the_certificate_gets_in() {
     let issuer = rcgen::Issuer::from_params(&authority, &authority_key);
     let certificate = params.signed_by(&key, &issuer).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let mut tls = rustls::ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)
         .unwrap();

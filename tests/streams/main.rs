@@ -3,7 +3,6 @@
 
 mod grpc;
 mod sse;
-mod watch;
 
 use std::io::Write;
 use std::net::SocketAddr;

@@ -31,7 +31,8 @@ use self::calls::{Calls, Counted};
 use self::door::{Door, Seat};
 use self::pb::alert_stream_service_server::{AlertStreamService, AlertStreamServiceServer};
 use self::pb::{AlertEvent, StreamAlertsRequest};
-use crate::alert::hub::{Event, EventId, Filter, Hub, Step, Subscription};
+use crate::alert::Filter;
+use crate::alert::hub::{Event, EventId, Hub, Step, Subscription, filter_of};
 use crate::metrics::{Metrics, StreamMetrics};
 use crate::supervise::{Gone, Pulse, Supervisor, Thread};
 
@@ -361,7 +362,7 @@ fn read_request(request: &StreamAlertsRequest) -> Result<(Filter, Option<EventId
     if !request.mitre_tactic.is_empty() {
         return Err(Status::invalid_argument("mitre_tactic: alerts carry techniques; use mitre_technique_id"));
     }
-    let filter = Filter::parse(
+    let filter = filter_of(
         given(&request.min_severity),
         given(&request.component),
         given(&request.rule_id),
