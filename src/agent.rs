@@ -861,12 +861,7 @@ fn hand_over<E: 'static>(
 }
 
 /// Starts the gRPC server, unless there is to be none.
-fn start_grpc(
-    agent: &AgentConfig,
-    hub: &Hub,
-    supervisor: &Supervisor,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<Grpc>> {
+fn start_grpc(agent: &AgentConfig, hub: &Hub, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> Result<Option<Grpc>> {
     if agent.grpc_port == 0 {
         return Ok(None);
     }

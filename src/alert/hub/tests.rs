@@ -139,7 +139,8 @@ fn a_filter_lets_through_what_it_says() {
     for (component, want) in [("firewall", true), ("l7", false)] {
         check(filter_of(None, Some(component), None, None), &base, want);
     }
-    for (rule, want) in [("ssh-1", true), ("ssh", false), ("ssh*", true), ("*", true), ("ssh-1*", true), ("x*", false)] {
+    for (rule, want) in [("ssh-1", true), ("ssh", false), ("ssh*", true), ("*", true), ("ssh-1*", true), ("x*", false)]
+    {
         check(filter_of(None, None, Some(rule), None), &base, want);
     }
     for (technique, want) in [("T1110", true), ("T1110.001", true), ("T1110.002", false), ("T1190", false)] {
