@@ -2,9 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 use super::*;
@@ -44,16 +42,13 @@ fn is_data(line: &str) -> bool {
     line.starts_with("data:")
 }
 
-/// A client that reads when it is told to.
-fn raw(bench: &Bench, query: &str, receive_bytes: Option<usize>) -> TcpStream {
+/// A client that reads when it is told to. The stream has begun.
+fn raw(bench: &Bench) -> TcpStream {
     let stream = TcpStream::connect(bench.rest).unwrap();
-    if let Some(bytes) = receive_bytes {
-        setsockopt(&stream, sockopt::RcvBuf, &bytes).unwrap();
-    }
-    assert!(stream.as_raw_fd() >= 0);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head = format!("GET /api/v1/alerts/stream{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    (&stream).write_all(head.as_bytes()).unwrap();
+    (&stream).write_all(b"GET /api/v1/alerts/stream HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let head = read_until(&stream, "retry: 2000\n\n");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     stream
 }
 
@@ -164,9 +159,7 @@ fn an_id_that_is_gone_is_a_gap() {
 fn a_slow_client_is_told_what_it_missed_and_a_fast_one_misses_nothing() {
     const ALERTS: usize = 600;
     let bench = Bench::with(RING, |control, _| control.limits.stall_timeout = PATIENCE);
-    let slow = raw(&bench, "", Some(4096));
-    let head = read_until(&slow, "retry: 2000\n\n");
-    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let slow = raw(&bench);
     let fast = bench.curl("", &[]);
     bench.listeners("sse", 2);
     for number in 0..ALERTS {
@@ -209,12 +202,12 @@ fn a_slow_client_is_told_what_it_missed_and_a_fast_one_misses_nothing() {
 #[test]
 fn a_client_that_takes_nothing_is_cut_and_comes_back() {
     let bench = Bench::with(4096, |control, _| control.limits.stall_timeout = Duration::from_millis(300));
-    let stuck = raw(&bench, "", Some(4096));
-    read_until(&stuck, "retry: 2000\n\n");
+    let stuck = raw(&bench);
     bench.listeners("sse", 1);
     let ids: Vec<AlertId> = (0..600).map(|number| bench.tell(long_alert(&number.to_string()))).collect();
     bench.listeners("sse", 0);
     assert_eq!(bench.metric("ebpfsentinel_http_refused_total{reason=\"client_stalled\"}"), 1);
+    drop(stuck);
     let again = bench.curl(&format!("?last_event_id={}", ids[10]), &[]);
     again.wait_lines(589, is_data);
     assert_eq!(rules(&again), (11..600).map(|number| number.to_string()).collect::<Vec<_>>());
@@ -223,8 +216,7 @@ fn a_client_that_takes_nothing_is_cut_and_comes_back() {
 #[test]
 fn there_are_64_streams_and_no_more() {
     let bench = Bench::new();
-    let streams: Vec<TcpStream> = (0..64).map(|_| raw(&bench, "", None)).collect();
-    streams.iter().for_each(|stream| drop(read_until(stream, "retry: 2000\n\n")));
+    let mut streams: Vec<TcpStream> = (0..64).map(|_| raw(&bench)).collect();
     bench.listeners("sse", 64);
     let (_, said) = bench.curl("", &["-w", "\n%{http_code}"]).end();
     assert!(said.contains("64 streams are open, and that is the limit"), "{said}");
@@ -236,11 +228,9 @@ fn there_are_64_streams_and_no_more() {
     bench.tell(alert("for-all"));
     streams.iter().for_each(|stream| drop(read_until(stream, "for-all")));
     // A place is free when its client has gone.
-    let mut streams = streams;
     drop(streams.pop());
     bench.listeners("sse", 63);
-    let late = raw(&bench, "", None);
-    read_until(&late, "retry: 2000\n\n");
+    streams.push(raw(&bench));
 }
 
 #[test]

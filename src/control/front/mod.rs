@@ -242,7 +242,8 @@ impl Front {
             limits: &self.limits,
             hosts: &self.hosts,
             now: Instant::now(),
-            stream_fits: connection.stage == Stage::Relay && self.stream_fits(connection.peer.ip()),
+            // Whatever stage it is in: the whole answer may come in this turn.
+            stream_fits: !connection.stream && self.stream_fits(connection.peer.ip()),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };
