@@ -16,8 +16,7 @@ use serde_json::Value;
 
 use crate::abi::xdp_chain;
 use crate::alert::hub::{self, Hub};
-use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router, Suppressions};
+use crate::alert::{self, Alerting, Route, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -101,6 +100,7 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -143,10 +143,17 @@ pub fn run(options: Options) -> Result<()> {
     let hub = Hub::new(hub::RING);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
-    let suppressions = Arc::new(Suppressions::default());
-    let routes = vec![Route::all(LogSink), Route::all(hub.sink())];
-    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let start = alert::Start {
+        config: &config.alerting,
+        own: vec![Route::all(hub.sink())],
+        suppressions: Arc::new(Suppressions::default()),
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -255,7 +262,8 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), metrics, confirmations, shared };
+    let mut agent =
+        Agent { options, config, engines: engines.clone(), alerting: alerting.clone(), metrics, confirmations, shared };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -278,7 +286,7 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
@@ -381,11 +389,14 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
         let guard = guard_of(&loaded.config.agent);
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
@@ -405,8 +416,9 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -422,6 +434,10 @@ impl Agent {
         }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
+        }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.config = loaded.config.clone();

@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::alert::config::AlertingConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -34,6 +35,8 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[alerting]`.
+    pub alerting: AlertingConfig,
 }
 
 impl Config {
@@ -42,6 +45,7 @@ impl Config {
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let alerting_field = r.key("alerting");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
@@ -49,7 +53,15 @@ impl Config {
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config = Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
+        let alerting = alerting_field.table().map(AlertingConfig::read);
+        let config = Config {
+            agent: agent?,
+            firewall: firewall?,
+            ratelimit: ratelimit?,
+            ids: ids?,
+            l7: l7?,
+            alerting: alerting?,
+        };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
