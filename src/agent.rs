@@ -15,7 +15,8 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::{self, Alerting, Suppressions};
+use crate::alert::hub::{self, Hub};
+use crate::alert::{self, Alerting, Route, Suppressions};
 use crate::api::{ApiError, Note};
 use crate::audit::store::AuditStore;
 use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
@@ -35,8 +36,9 @@ use crate::control::agent::{
     PendingConfirm, Readiness, Reloaded,
 };
 use crate::control::auth::Auth;
+use crate::control::grpc::{Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
-use crate::control::{Control, ControlConfig};
+use crate::control::{Control, ControlConfig, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -124,6 +126,8 @@ struct Front {
     stores: Stores,
     tls: Option<Arc<TlsStore>>,
     sandbox: Arc<Sandbox>,
+    /// Where gRPC listens.
+    grpc: Option<SocketAddr>,
     started: Instant,
 }
 
@@ -181,11 +185,12 @@ pub fn run(options: Options) -> Result<()> {
     let (stores, store_threads) = Stores::start(&config, &metrics, &supervisor)?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
+    let hub = Hub::new(hub::RING);
     let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let start = alert::Start {
         config: &config.alerting,
-        own: Vec::new(),
+        own: vec![Route::all(hub.sink())],
         suppressions: Arc::new(Suppressions::default()),
         processes,
         alerts: alert_queue,
@@ -288,10 +293,16 @@ pub fn run(options: Options) -> Result<()> {
         stores: stores.clone(),
         tls: tls.clone(),
         sandbox: sandbox.clone(),
+        grpc: None,
         started: Instant::now(),
     };
-    let control = match start_control(&config, &supervisor, front, &engines, &confirmations, &metrics) {
-        Ok(control) => control,
+    let started = start_grpc(&config.agent, &hub, &supervisor, &metrics).and_then(|grpc| {
+        let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
+        start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
+            .map(|control| (grpc, control))
+    });
+    let (grpc, control) = match started {
+        Ok(started) => started,
         Err(error) => {
             match engines.firewall.call(Firewall::abandon) {
                 Ok(Ok(())) => {}
@@ -301,9 +312,11 @@ pub fn run(options: Options) -> Result<()> {
             return Err(error);
         }
     };
+    let rest = control.addresses().rest;
+    let also = grpc.as_ref().map_or_else(String::new, |grpc| format!(", gRPC on {}", grpc.address()));
     log::info!(
-        version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
-        "agent started; REST on {}{}{}", control.addresses().rest, if tls.is_some() { " by TLS" } else { "" },
+        version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str();
+        "agent started; REST on {rest}{}{}{also}", if tls.is_some() { " by TLS" } else { "" },
         control.socket().map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
     notifier.ready("protecting");
@@ -325,6 +338,11 @@ pub fn run(options: Options) -> Result<()> {
     notifier.stopping();
     // From here on a second signal ends the process at once.
     let _ = main_loop.signals().release();
+    // Streams end with it, and then the ports that they are on.
+    hub.close();
+    if let Some(Err(gone)) = grpc.map(Grpc::stop) {
+        log::warn!("{gone}");
+    }
     control.stop();
     stop_poller.store(true, std::sync::atomic::Ordering::Release);
     let _ = poller_thread.join(STOP);
@@ -836,6 +854,7 @@ impl AgentControl for Front {
                 ipv4: number(|facts| facts.ipv4_rules),
                 ipv6: number(|facts| facts.ipv6_rules),
             },
+            grpc_address: self.grpc.map(|address| address.to_string()),
             interfaces: facts
                 .iter()
                 .flat_map(|facts| &facts.interfaces)
@@ -1068,12 +1087,22 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
     Ok(Some(store))
 }
 
+/// Starts the gRPC server, unless there is to be none.
+fn start_grpc(agent: &AgentConfig, hub: &Hub, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> Result<Option<Grpc>> {
+    if agent.grpc_port == 0 {
+        return Ok(None);
+    }
+    let config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
+}
+
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
     front: Front,
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
+    hub: &Hub,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
     let stores = front.stores.clone();
@@ -1100,6 +1129,7 @@ fn start_control(
         None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
+    operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
     let rest = SocketAddr::new(agent.bind_address, agent.http_port);
     let runtime_dir = runtime_dir(&agent.state_dir);
     let socket = match &agent.socket {
@@ -1151,6 +1181,7 @@ fn guard_of(agent: &AgentConfig) -> Guard {
     }
     let mut ports = agent.anti_lockout.ssh_ports.clone();
     ports.extend([agent.http_port, agent.metrics_port]);
+    ports.extend((agent.grpc_port != 0).then_some(agent.grpc_port));
     match &agent.anti_lockout.from {
         GuardFrom::Sessions => Guard::of_sessions(ports),
         GuardFrom::Networks(networks) => Guard { ports, networks: networks.clone() },

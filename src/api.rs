@@ -28,8 +28,10 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -314,6 +316,8 @@ pub struct Request {
     pub namespaces: Namespaces,
     /// [`Caller::method`].
     pub method: &'static str,
+    /// The header field `Last-Event-ID`: the last event of a stream that the client has seen.
+    pub last_event_id: Option<String>,
     /// What the operation changed, for the audit log.
     notes: RefCell<Vec<Note>>,
 }
@@ -345,6 +349,7 @@ impl Request {
             namespaces: Namespaces::All,
             method: "none",
             notes: RefCell::default(),
+            last_event_id: None,
         }
     }
 
@@ -474,6 +479,8 @@ pub enum Reply {
     Text { content_type: &'static str, body: String },
     /// A JSON body with a status of its own, for what is neither success nor a plain error: readiness that is refused.
     Status { status: u16, body: Value },
+    /// 200, and then what comes, for as long as the client stays.
+    Stream(Stream),
 }
 
 impl Reply {
@@ -490,11 +497,48 @@ impl Reply {
     /// Its HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Reply::Json(_) | Reply::Text { .. } => 200,
+            Reply::Json(_) | Reply::Text { .. } | Reply::Stream(_) => 200,
             Reply::Created(_) => 201,
             Reply::NoContent => 204,
             Reply::Status { status, .. } => *status,
         }
+    }
+}
+
+/// An answer without an end in sight. It has a thread of its own; how many there may be is the operation's affair.
+#[derive(Clone)]
+pub struct Stream {
+    pub content_type: &'static str,
+    write: WriteStream,
+}
+
+type WriteStream = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync>;
+
+impl Stream {
+    /// An answer that `write` writes, and flushes whenever the client should see it. An error of the writer means that the
+    /// client has gone.
+    pub fn new(
+        content_type: &'static str,
+        write: impl Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Stream {
+        Stream { content_type, write: Arc::new(write) }
+    }
+
+    /// Writes all of it, until its end or the client's.
+    pub fn write_to(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        (self.write)(out)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({})", self.content_type)
+    }
+}
+
+impl PartialEq for Stream {
+    fn eq(&self, other: &Stream) -> bool {
+        Arc::ptr_eq(&self.write, &other.write)
     }
 }
 

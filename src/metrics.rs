@@ -126,6 +126,11 @@ metrics! {
     TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
     TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
         in seconds since 1970";
+    STREAM_CLIENTS = Gauge "stream_clients" ["kind"] "Clients that listen to alerts: kind sse or grpc";
+    STREAM_ALERTS = Counter "stream_alerts" ["kind"] "Alerts and updates sent to such clients";
+    STREAM_GAPS = Counter "stream_gaps" ["kind", "reason"] "Times that such a client was told that alerts are missing; those \
+        that were counted are lost events of the place stream_sse or stream_grpc";
+    GRPC_REFUSED = Counter "grpc_refused" ["reason"] "Connections and calls that the gRPC port refused or cut";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -407,11 +412,67 @@ impl Metrics {
         self.state.jwks_fetches.get_or_create(&JWKS_FETCHES.set([result])).inc();
     }
 
+    /// One connection or call that the gRPC port refused or cut.
+    pub fn grpc_refused(&self, reason: &'static str) {
+        self.state.grpc_refused.get_or_create(&GRPC_REFUSED.set([reason])).inc();
+    }
+
+    /// What clients of one kind of stream, `sse` or `grpc`, are sent.
+    pub fn streams(self: &Arc<Metrics>, kind: &'static str) -> StreamMetrics {
+        let place = if kind == "sse" { "stream_sse" } else { "stream_grpc" };
+        StreamMetrics {
+            kind,
+            place,
+            clients: self.state.stream_clients.get_or_create_owned(&STREAM_CLIENTS.set([kind])),
+            alerts: self.state.stream_alerts.get_or_create_owned(&STREAM_ALERTS.set([kind])),
+            metrics: self.clone(),
+        }
+    }
+
     /// The OpenMetrics text of all.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         encode(&mut text, &self.registry).expect("a String takes all that is written");
         text
+    }
+}
+
+/// What clients of one kind of stream are sent. Clones are the same.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    kind: &'static str,
+    /// Of lost events.
+    place: &'static str,
+    clients: Gauge,
+    alerts: Counter,
+    metrics: Arc<Metrics>,
+}
+
+impl StreamMetrics {
+    /// One more client, until this is dropped.
+    pub fn client(&self) -> StreamClient {
+        self.clients.inc();
+        StreamClient(self.clients.clone())
+    }
+
+    /// One alert, or an update, was sent.
+    pub fn alert(&self) {
+        self.alerts.inc();
+    }
+
+    /// A client was told that alerts are missing, and how many where that is known.
+    pub fn gap(&self, reason: &'static str, missed: Option<u64>) {
+        self.metrics.state.stream_gaps.get_or_create(&STREAM_GAPS.set([self.kind, reason])).inc();
+        self.metrics.events_lost(self.place, reason).inc_by(missed.unwrap_or(0));
+    }
+}
+
+/// See [`StreamMetrics::client`].
+pub struct StreamClient(Gauge);
+
+impl Drop for StreamClient {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -441,6 +502,10 @@ struct State {
     http_refused: Counters,
     auth_failures: Counters,
     jwks_fetches: Counters,
+    stream_clients: Gauges,
+    stream_alerts: Counters,
+    stream_gaps: Counters,
+    grpc_refused: Counters,
 }
 
 impl Default for State {
@@ -464,6 +529,10 @@ impl Default for State {
             http_refused: Counters::default(),
             auth_failures: Counters::default(),
             jwks_fetches: Counters::default(),
+            stream_clients: Gauges::default(),
+            stream_alerts: Counters::default(),
+            stream_gaps: Counters::default(),
+            grpc_refused: Counters::default(),
         }
     }
 }
@@ -552,6 +621,10 @@ impl Collector for State {
         out.family(&HTTP_REFUSED, &self.http_refused)?;
         out.family(&AUTH_FAILURES, &self.auth_failures)?;
         out.family(&JWKS_FETCHES, &self.jwks_fetches)?;
+        out.family(&STREAM_CLIENTS, &self.stream_clients)?;
+        out.family(&STREAM_ALERTS, &self.stream_alerts)?;
+        out.family(&STREAM_GAPS, &self.stream_gaps)?;
+        out.family(&GRPC_REFUSED, &self.grpc_refused)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -805,6 +878,12 @@ mod tests {
         metrics.http_refused("head_timeout");
         metrics.auth_failure("unknown_key");
         metrics.auth_keys_fetched(false);
+        let streams = metrics.streams("sse");
+        drop(streams.client());
+        std::mem::forget(streams.client());
+        streams.alert();
+        streams.gap("slow_client", Some(5));
+        metrics.grpc_refused("tls");
         metrics
     }
 
@@ -861,6 +940,11 @@ mod tests {
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
             "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",
             "ebpfsentinel_auth_jwks_fetches_total{result=\"failure\"} 1",
+            "ebpfsentinel_stream_clients{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_alerts_total{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_gaps_total{kind=\"sse\",reason=\"slow_client\"} 1",
+            "ebpfsentinel_events_lost_total{place=\"stream_sse\",reason=\"slow_client\"} 5",
+            "ebpfsentinel_grpc_refused_total{reason=\"tls\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

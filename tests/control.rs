@@ -42,6 +42,7 @@ impl AgentControl for Agent {
             firewall_mode: "block".to_owned(),
             firewall_default_policy: "pass".to_owned(),
             rules: FirewallRuleCounts { file: 2, api: 1, disabled: 0, ipv4: 3, ipv6: 1 },
+            grpc_address: None,
             interfaces: Vec::new(),
             pending_confirm: None,
             sandbox: SandboxStatus {

@@ -208,6 +208,8 @@ pub struct AgentConfig {
     pub http_port: u16,
     /// Port of the metrics.
     pub metrics_port: u16,
+    /// Port of gRPC; 0 where there is none.
+    pub grpc_port: u16,
     /// DNS names under which clients may call the control ports, besides this host's own; lower case.
     pub host_names: Vec<String>,
     /// Whether the API may listen beyond this host without asking who is there.
@@ -262,6 +264,13 @@ impl AgentConfig {
         if metrics_port == http_port {
             metrics_field.error(format!("{metrics_port} is http_port already; the two must differ"));
         }
+        let grpc_field = r.key("grpc_port");
+        let grpc_port = grpc_field.integer(0..=65535u16).unwrap_or(50051);
+        for (name, other) in [("http_port", http_port), ("metrics_port", metrics_port)] {
+            if grpc_port == other {
+                grpc_field.error(format!("{grpc_port} is {name} already; the two must differ (0 is no port at all)"));
+            }
+        }
         let host_names = read_host_names(&r.key("host_names"));
         let socket = ControlSocket::read(&r.key("socket"));
         let requests_per_second = r.key("requests_per_second").integer(1..=100_000u32).unwrap_or(50);
@@ -280,6 +289,7 @@ impl AgentConfig {
             bind_address,
             http_port,
             metrics_port,
+            grpc_port,
             host_names,
             allow_unauthenticated_api,
             socket,

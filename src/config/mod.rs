@@ -127,6 +127,7 @@ impl Config {
             ("agent.bind_address", agent.bind_address != was.bind_address),
             ("agent.http_port", agent.http_port != was.http_port),
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
+            ("agent.grpc_port", agent.grpc_port != was.grpc_port),
             ("agent.host_names", agent.host_names != was.host_names),
             ("agent.socket", agent.socket != was.socket),
             ("agent.requests_per_second", agent.requests_per_second != was.requests_per_second),

@@ -67,6 +67,8 @@ pub struct AgentStatus {
     /// `pass` or `drop`.
     pub firewall_default_policy: String,
     pub rules: FirewallRuleCounts,
+    /// Where gRPC listens; `null` where it does not.
+    pub grpc_address: Option<String>,
     pub interfaces: Vec<InterfaceStatus>,
     /// A change that is taken back unless it is confirmed.
     pub pending_confirm: Option<PendingConfirm>,

@@ -2,16 +2,19 @@
 //!
 //! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it,
 //! `auth` says who may call them, `routes` finds them, `openapi` describes them, `pages` shows that in a browser, and
-//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
+//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s. `stream` tells
+//! alerts as they happen to who asks over HTTP, and `grpc`, a port of its own, to who asks by gRPC.
 
 pub mod agent;
 pub mod auth;
 mod front;
+pub mod grpc;
 pub mod openapi;
 mod pages;
 mod routes;
 mod server;
 mod socket;
+pub mod stream;
 pub mod tls;
 
 use std::fs;
@@ -195,6 +198,8 @@ impl Control {
         }
         // An operation that hangs keeps its thread; the process ends all the same.
         self.workers.drain(..).for_each(|worker| join_until(Some(worker), deadline));
+        let streams = self.server.as_ref().map(|server| server.take_streams()).unwrap_or_default();
+        streams.into_iter().for_each(|stream| join_until(Some(stream), deadline));
         // Before its socket goes: tiny_http ends its accept thread by connecting to it.
         self.server = None;
         if let Err(e) = fs::remove_dir_all(&self.directory) {

@@ -2,21 +2,22 @@
 //!
 //! Requests arrive complete and within limits, from the front only, which also says who sent them.
 
-use std::io::{self, Cursor};
+use std::io::{self, Cursor, Write};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tiny_http::{Header, Response, StatusCode};
 
 use super::auth::{self, Auth, Credentials, Refusal};
-use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
+use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER};
 use super::routes::{Miss, Routes};
 use super::{pages, panic_message};
-use crate::api::{ApiError, Caller, Method, Reply, Request, Role, Spec};
+use crate::api::{ApiError, Caller, Method, Reply, Request, Role, Spec, Stream};
 use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
@@ -26,8 +27,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The operation label of requests that found none.
 const NO_OPERATION: &str = "none";
 
-/// Header fields of every answer that tell a browser what it may not do with it.
-const PROTECTION: [(&str, &str); 5] = [
+/// Header fields of every answer; most tell a browser what it may not do with it.
+const COMMON_HEADERS: [(&str, &str); 7] = [
+    ("Server", "ebpfsentinel"),
+    ("Cache-Control", "no-store"),
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", pages::CONTENT_POLICY),
     ("X-Frame-Options", "DENY"),
@@ -44,6 +47,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
+    /// The threads that write streams.
+    streams: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// tiny_http, and which one it is: its accept thread ends for good on an error, then another takes its place.
@@ -62,7 +67,8 @@ impl Server {
         auditor: Arc<dyn Auditor>,
     ) -> io::Result<Server> {
         let backend = Mutex::new(Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 });
-        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop: AtomicBool::new(false) })
+        let (stop, streams) = (AtomicBool::new(false), Mutex::default());
+        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop, streams })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -70,6 +76,15 @@ impl Server {
         self.stop.store(true, Ordering::Release);
         let http = Arc::clone(&self.backend().http);
         (0..workers).for_each(|_| http.unblock());
+    }
+
+    /// The threads that write streams. They end when their clients have gone: the front closes on them when it stops.
+    pub fn take_streams(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.streams())
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a worker thread does.
@@ -123,18 +138,20 @@ impl Server {
     fn serve(&self, mut request: tiny_http::Request) {
         let (operation, answer) = self.answer(&mut request);
         self.metrics.http_request(operation, answer.status);
+        if let Some(stream) = answer.stream
+            && *request.method() != tiny_http::Method::Head
+        {
+            return self.start_stream(operation, request, stream);
+        }
         let mut response = Response::new(
             StatusCode(answer.status),
-            vec![header("Server", "ebpfsentinel"), header("Cache-Control", "no-store")],
+            COMMON_HEADERS.iter().map(|(name, value)| header(name, value)).collect(),
             Cursor::new(answer.body.as_bytes()),
             Some(answer.body.len()),
             None,
         )
         // Never chunked: the client may speak HTTP/1.0, and the length is known.
         .with_chunked_threshold(usize::MAX);
-        for (name, value) in PROTECTION {
-            response.add_header(header(name, value));
-        }
         if let Some(content_type) = answer.content_type {
             response.add_header(header("Content-Type", content_type));
         }
@@ -143,6 +160,30 @@ impl Server {
         }
         if let Err(e) = request.respond(response) {
             log::debug!("control: answering {operation}: {e}");
+        }
+    }
+
+    /// Lets a thread of its own write the answer.
+    fn start_stream(&self, operation: &'static str, request: tiny_http::Request, stream: Stream) {
+        let write = move || {
+            let mut out = request.into_writer();
+            let written = catch_unwind(AssertUnwindSafe(|| {
+                out.write_all(stream_head(stream.content_type).as_bytes())?;
+                out.flush()?;
+                stream.write_to(&mut out)
+            }));
+            match written {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => log::debug!("control: {operation}: the client has gone: {e}"),
+                Err(panic) => log::error!("control: {operation} panicked: {}", panic_message(&*panic)),
+            }
+        };
+        let mut streams = self.streams();
+        streams.retain(|thread| !thread.is_finished());
+        match std::thread::Builder::new().name("http-stream".to_owned()).spawn(write) {
+            Ok(thread) => streams.push(thread),
+            // The request is answered with 500 as it is dropped.
+            Err(e) => log::error!("control: starting a thread for {operation}: {e}"),
         }
     }
 
@@ -173,6 +214,7 @@ impl Server {
             Err(error) => return (command, error.into()),
         };
         call.peer = peer;
+        call.last_event_id = header_value(request, "last-event-id").filter(|id| !id.is_empty());
         if let Err(e) = request.as_reader().read_to_end(&mut call.body) {
             return (command, ApiError::validation(format!("the body could not be read: {e}")).into());
         }
@@ -282,11 +324,17 @@ struct Answer {
     content_type: Option<&'static str>,
     headers: Vec<(&'static str, String)>,
     body: String,
+    /// What follows instead of the body.
+    stream: Option<Stream>,
 }
 
 impl Answer {
+    fn new(status: u16, content_type: Option<&'static str>, body: String) -> Answer {
+        Answer { status, content_type, headers: Vec::new(), body, stream: None }
+    }
+
     fn json(status: u16, body: &serde_json::Value) -> Answer {
-        Answer { status, content_type: Some("application/json"), headers: Vec::new(), body: format!("{body}\n") }
+        Answer::new(status, Some("application/json"), format!("{body}\n"))
     }
 }
 
@@ -295,9 +343,10 @@ impl From<Reply> for Answer {
         let status = reply.status();
         match reply {
             Reply::Json(body) | Reply::Created(body) | Reply::Status { body, .. } => Answer::json(status, &body),
-            Reply::NoContent => Answer { status, content_type: None, headers: Vec::new(), body: String::new() },
-            Reply::Text { content_type, body } => {
-                Answer { status, content_type: Some(content_type), headers: Vec::new(), body }
+            Reply::NoContent => Answer::new(status, None, String::new()),
+            Reply::Text { content_type, body } => Answer::new(status, Some(content_type), body),
+            Reply::Stream(stream) => {
+                Answer { stream: Some(stream.clone()), ..Answer::new(status, Some(stream.content_type), String::new()) }
             }
         }
     }
@@ -331,6 +380,15 @@ fn listen(path: &Path) -> io::Result<Arc<tiny_http::Server>> {
 
 fn socket_path(directory: &Path, generation: u32) -> PathBuf {
     directory.join(format!("{generation}.sock"))
+}
+
+/// The head of a stream. Neither length nor chunks: it ends when the connection does.
+fn stream_head(content_type: &str) -> String {
+    let mut head = format!("HTTP/1.1 200 OK\r\n{STREAM_HEADER}: 1\r\nContent-Type: {content_type}\r\n");
+    for (name, value) in COMMON_HEADERS {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head + "\r\n"
 }
 
 fn header(name: &str, value: &str) -> Header {

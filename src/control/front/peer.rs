@@ -51,12 +51,7 @@ impl Peer {
     pub fn key(self) -> u128 {
         match self {
             Peer::Local { uid, .. } => u128::from(uid) | 1 << 62,
-            Peer::Net(address) => match address.ip() {
-                IpAddr::V4(v4) => v4.to_bits().into(),
-                IpAddr::V6(v6) if v6.is_loopback() => v6.to_bits(),
-                // Marked so that no network looks like an IPv4 address or a user.
-                IpAddr::V6(v6) => v6.to_bits() & (u128::MAX << 64) | 1 << 63,
-            },
+            Peer::Net(address) => address_key(address.ip()),
         }
     }
 }
@@ -86,6 +81,16 @@ fn groups(socket: RawFd) -> std::io::Result<Vec<u32>> {
         // More groups than that: it goes by its first alone.
         Err(nix::errno::Errno::ERANGE) => Ok(Vec::new()),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// What counts as one client: an address, or an IPv6 network that one host can have to itself.
+pub fn address_key(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) if v6.is_loopback() => v6.to_bits(),
+        // Marked so that no network looks like an IPv4 address or a user.
+        IpAddr::V6(v6) => v6.to_bits() & (u128::MAX << 64) | 1 << 63,
     }
 }
 
