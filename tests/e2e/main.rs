@@ -10,6 +10,8 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+#[path = "../support/pki.rs"]
+pub mod pki;
 mod ratelimit;
 mod reload;
 mod routes;
@@ -18,3 +20,4 @@ mod steer;
 mod support;
 mod swap;
 mod syn_cookies;
+mod tls;
