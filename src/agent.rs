@@ -46,6 +46,8 @@ use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
+use crate::store::alerts::AlertStore;
+use crate::store;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
@@ -121,11 +123,13 @@ struct Front {
 #[derive(Clone)]
 struct Stores {
     audit: Option<AuditStore>,
+    alerts: Option<AlertStore>,
 }
 
 /// The threads of the stores.
 struct StoreThreads {
     audit: Option<Thread<audit::store::Writer>>,
+    alerts: Option<Thread<store::alerts::Writer>>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -150,12 +154,13 @@ pub fn run(options: Options) -> Result<()> {
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
-    let (stores, store_threads) = Stores::start(&config, &metrics, &supervisor)?;
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
-    let routes = vec![Route::all(LogSink)];
+    let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    let mut routes = vec![Route::all(LogSink)];
+    routes.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
     let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
 
@@ -295,13 +300,24 @@ pub fn run(options: Options) -> Result<()> {
 
 impl Stores {
     /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
-    fn start(config: &Config, metrics: &Metrics, supervisor: &Supervisor) -> Result<(Stores, StoreThreads)> {
+    fn start(
+        config: &Config,
+        suppressions: &Arc<Suppressions>,
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Result<(Stores, StoreThreads)> {
         let audit = config.audit.enabled.then(|| {
             let path = config.audit.trail_file(&config.agent.state_dir);
             AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
         });
         let (audit, audit_thread) = audit.transpose()?.unzip();
-        Ok((Stores { audit }, StoreThreads { audit: audit_thread }))
+        let alerts = config.audit.alerts.enabled.then(|| {
+            let path = config.audit.alerts_file(&config.agent.state_dir);
+            AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor)
+                .context("starting the store of alerts")
+        });
+        let (alerts, alerts_thread) = alerts.transpose()?.unzip();
+        Ok((Stores { audit, alerts }, StoreThreads { audit: audit_thread, alerts: alerts_thread }))
     }
 
     /// Whom operations are told to.
@@ -320,16 +336,25 @@ impl Stores {
                 log::error!("the audit trail keeps its old limits: {gone}");
             }
         }
+        if let Some(alerts) = &self.alerts {
+            let limits = config.audit.alerts.limits();
+            if let Err(gone) = alerts.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the store of alerts keeps its old limits: {gone}");
+            }
+        }
     }
 
     fn degraded(&self) -> Vec<String> {
-        self.audit.iter().flat_map(AuditStore::health).collect()
+        let audit = self.audit.iter().flat_map(AuditStore::health);
+        audit.chain(self.alerts.iter().flat_map(AlertStore::health)).collect()
     }
 
     fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
         let audit = self.audit.as_ref().zip(threads.audit);
         let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
-        [audit].into_iter().flatten().filter_map(Result::err).collect()
+        let alerts = self.alerts.as_ref().zip(threads.alerts);
+        let alerts = alerts.map(|(alerts, thread)| alerts.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        [alerts, audit].into_iter().flatten().filter_map(Result::err).collect()
     }
 }
 
@@ -942,6 +967,7 @@ fn start_control(
     let stores = front.stores.clone();
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(audit::api::operations(stores.audit.as_ref()));
+    operations.extend(store::api::operations(stores.alerts.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),

@@ -253,7 +253,7 @@ impl Db {
 
     /// Writes and commits, or changes nothing. The owner thread only. It is on the disk when this returns.
     pub fn write<R>(&self, write: impl FnOnce(&WriteTransaction) -> Result<R, DbError>) -> Result<R, DbError> {
-        self.check_room()?;
+        self.has_room()?;
         let result = guarded(|| {
             let database = self.lock_for_reading()?;
             let transaction = database.as_ref().ok_or(DbError::Closed)?.begin_write()?;
@@ -265,7 +265,7 @@ impl Db {
     }
 
     /// Whether the disk has room. Looked at before each commit, so that the common way of a full disk needs no mending.
-    fn check_room(&self) -> Result<(), DbError> {
+    pub fn has_room(&self) -> Result<(), DbError> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let stat = nix::sys::statvfs::statvfs(directory).map_err(io::Error::from)?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
@@ -300,7 +300,7 @@ impl Db {
         if size > COMPACT_MAX || size < 8 << 20 || used > size / 2 {
             return Ok(false);
         }
-        self.check_room()?;
+        self.has_room()?;
         let Ok(mut slot) = self.database.try_write() else { return Ok(false) };
         let Some(database) = slot.as_mut() else { return Ok(false) };
         guarded(|| match database.compact() {

@@ -1,6 +1,11 @@
 //! How a store is, for readiness and for its readers.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::db::DbError;
 
 /// What is wrong with a store; shared by its owner and whoever asks.
 #[derive(Debug, Default)]
@@ -50,5 +55,59 @@ impl Health {
     pub fn reasons(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.now.iter().chain(&state.told).cloned().collect()
+    }
+}
+
+/// Between attempts to write after one that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Attempts to write, and how they go.
+#[derive(Debug)]
+pub struct Attempts {
+    what: &'static str,
+    health: Arc<Health>,
+    failures: Counter,
+    retry_at: Option<Instant>,
+}
+
+impl Attempts {
+    /// None was made; `what` is written.
+    pub fn new(what: &'static str, health: &Arc<Health>, failures: Counter) -> Attempts {
+        Attempts { what, health: health.clone(), failures, retry_at: None }
+    }
+
+    /// Whether the last one went well, or is long enough ago.
+    pub fn may(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| now >= at)
+    }
+
+    /// Whether the last one failed.
+    pub fn failed(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// The last chance before the end.
+    pub fn hurry(&mut self) {
+        self.retry_at = None;
+    }
+
+    /// How one went, at `now`.
+    pub fn note(&mut self, result: &Result<(), DbError>, now: Instant) {
+        match result {
+            Ok(()) => {
+                self.retry_at = None;
+                if self.health.works() {
+                    log::info!("{}: written again", self.what);
+                }
+            }
+            Err(error) => {
+                self.failures.inc();
+                self.retry_at = Some(now + RETRY_PAUSE);
+                let why = format!("{} cannot be written: {error}", self.what);
+                if self.health.fails(why.clone()) {
+                    log::error!("{why}");
+                }
+            }
+        }
     }
 }
