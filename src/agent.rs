@@ -46,8 +46,8 @@ use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
-use crate::store::alerts::AlertStore;
 use crate::store;
+use crate::store::alerts::AlertStore;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 

@@ -1076,7 +1076,10 @@ mod tests {
             page("alerts list --ip 10.0.0.0/8 --from 2026-11-30T08:00:00Z --false-positive false"),
             "/api/v1/alerts?ip=10%2E0%2E0%2E0%2F8&from=2026-11-30T08%3A00%3A00Z&false_positive=false&limit=100"
         );
-        assert_eq!(page("audit logs --component firewall --limit 20"), "/api/v1/audit/logs?component=firewall&limit=20");
+        assert_eq!(
+            page("audit logs --component firewall --limit 20"),
+            "/api/v1/audit/logs?component=firewall&limit=20"
+        );
         assert_eq!(page("audit history fw-001"), "/api/v1/audit/rules/fw-001/history?limit=50");
         assert!(matches!(line("audit verify").unwrap().command, Command::Remote(Remote::AuditVerify)));
         assert_eq!(line("alerts mark-fp 019a --suppress 0").unwrap_err().code, USAGE);

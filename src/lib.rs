@@ -18,7 +18,8 @@
 //! reason:
 //!
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
-//! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
+//! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks, of
+//! which one is `alert-store` ([`store`]: kept, found again by the API).
 //!
 //! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
 //! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams
@@ -29,6 +30,7 @@
 //! # A request's way
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
 //! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
+//! What changed, and who was refused, goes to `audit-store` ([`audit`]: a chain of entries, and each rule's history).
 //!
 //! [`replay`] gives a capture file the same way: packets through tc_ids or a model of it, then flows, rules, EVE JSON.
 //!

@@ -39,7 +39,7 @@ static LOGS: Spec = Spec {
         LIMIT,
         api::OFFSET,
     ],
-    role: Role::Admin,
+    role: Role::Viewer,
     summary: "List the entries of the audit trail, the newest first",
     body: None,
     reply: api::schema::<LogPage>,
@@ -70,7 +70,7 @@ static VERIFY: Spec = Spec {
     method: Method::Get,
     path: "/api/v1/audit/verify",
     query: &[],
-    role: Role::Admin,
+    role: Role::Viewer,
     summary: "Check the chain of the audit trail from its first entry to its last",
     body: None,
     reply: api::schema::<Verification>,
@@ -113,9 +113,8 @@ fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
 
 fn history(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let limit = request.query_as("limit")?.unwrap_or(VERSIONS_DEFAULT);
-    let found = store
-        .history(request.path("id")?, request.query("component"), limit)
-        .map_err(|error| unreadable(&error))?;
+    let found =
+        store.history(request.path("id")?, request.query("component"), limit).map_err(|error| unreadable(&error))?;
     if found.total == 0 {
         return Err(ApiError::rule_not_found(request.path("id")?));
     }

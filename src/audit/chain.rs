@@ -98,9 +98,10 @@ impl Head {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let link = text.trim_end().split_once(' ').and_then(|(seq, hash)| {
-            Some(Link { seq: seq.parse().ok()?, hash: Hash::from_hex(hash)? })
-        });
+        let link = text
+            .trim_end()
+            .split_once(' ')
+            .and_then(|(seq, hash)| Some(Link { seq: seq.parse().ok()?, hash: Hash::from_hex(hash)? }));
         link.map(Some).ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "it is no number and hash"))
     }
 

@@ -234,12 +234,8 @@ pub fn config_changes(before: &Value, after: &Value) -> Vec<Note> {
         };
         let (olds, news) = (rules(before), rules(after));
         let of = |rules: &[Value], id: &str| rules.iter().find(|rule| rule["id"] == id).cloned();
-        let note = |id: &str, before, after| Note {
-            component: Some(*component),
-            rule: Some(id.to_owned()),
-            before,
-            after,
-        };
+        let note =
+            |id: &str, before, after| Note { component: Some(*component), rule: Some(id.to_owned()), before, after };
         for old in &olds {
             let Some(id) = old["id"].as_str() else { continue };
             let new = of(&news, id);
@@ -341,11 +337,9 @@ mod tests {
             let all = changes(before.as_ref(), after.as_ref());
             all.iter().map(|c| format!("{}: {} -> {}", c.key, c.before, c.after)).collect::<Vec<_>>()
         };
-        let (old, new) = (json!({"a": 1, "b": {"c": [1], "d": 2}}), json!({"b": {"c": [1, 2], "d": 2}, "e": null, "f": 3}));
-        assert_eq!(
-            told(Some(old.clone()), Some(new)),
-            ["a: 1 -> null", "b.c: [1] -> [1,2]", "f: null -> 3"]
-        );
+        let (old, new) =
+            (json!({"a": 1, "b": {"c": [1], "d": 2}}), json!({"b": {"c": [1, 2], "d": 2}, "e": null, "f": 3}));
+        assert_eq!(told(Some(old.clone()), Some(new)), ["a: 1 -> null", "b.c: [1] -> [1,2]", "f: null -> 3"]);
         assert_eq!(told(None, Some(json!({"id": "x"}))), ["id: null -> \"x\""]);
         assert_eq!(told(Some(json!({"id": "x"})), None), ["id: \"x\" -> null"]);
         assert_eq!(told(Some(old.clone()), Some(old)), Vec::<String>::new());
@@ -368,10 +362,7 @@ mod tests {
             before: Some(json!({"firewall.mode": "alert"})),
             after: Some(json!({"firewall.mode": "block"})),
         };
-        assert_eq!(
-            notes,
-            [note("a", Some(&a), None), note("b", Some(&b), Some(&b2)), note("c", None, Some(&c)), keys]
-        );
+        assert_eq!(notes, [note("a", Some(&a), None), note("b", Some(&b), Some(&b2)), note("c", None, Some(&c)), keys]);
         assert_eq!(config_changes(&config("alert", json!([a])), &config("alert", json!([a]))), []);
     }
 }

@@ -522,7 +522,8 @@ fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Resul
         }
     }
     if anchor != Link::START && removed != Some(removed_value(anchor)) {
-        let text = format!("entries up to {} are missing, and retention has not written that it removed them", anchor.seq);
+        let text =
+            format!("entries up to {} are missing, and retention has not written that it removed them", anchor.seq);
         note(&mut problems, text);
     }
     match head {
@@ -626,11 +627,16 @@ impl Writer {
         }
         let result = self.try_commit();
         self.attempts.note(&result, now);
-        if let Err(error) = result {
-            // What is not open is opened with the next attempt.
-            if !matches!(error, DbError::Disk(_)) || self.promised.is_some() {
-                self.link = None;
-            }
+        if result.is_err_and(|error| !matches!(error, DbError::NoRoom(_))) {
+            self.reopen();
+        }
+    }
+
+    /// After an error of the disk, at once, for the readers; else with the next attempt.
+    fn reopen(&mut self) {
+        self.link = None;
+        if let Err(error) = self.open() {
+            log::debug!("{:?}: opening anew: {error}", self.db);
         }
     }
 
@@ -697,7 +703,10 @@ impl Writer {
                 Ok(Some(head)) => match existing(read.open_table(ENTRIES))? {
                     Some(table) => match table.get(head.seq)? {
                         Some(value) if split(value.value())?.0 == head.hash => None,
-                        _ => Some(format!("the head file says entry {}, {}; the store does not have it", head.seq, head.hash)),
+                        _ => Some(format!(
+                            "the head file says entry {}, {}; the store does not have it",
+                            head.seq, head.hash
+                        )),
                     },
                     None => Some(format!("the head file says entry {}, {}; the store is empty", head.seq, head.hash)),
                 },
@@ -767,7 +776,9 @@ impl Writer {
             }
             Err(error) => {
                 log::warn!("{:?}: removing old entries: {error}", self.db);
-                self.link = None;
+                if !matches!(error, DbError::NoRoom(_)) {
+                    self.reopen();
+                }
                 false
             }
         }
@@ -812,7 +823,9 @@ fn remove(write: &WriteTransaction, cutoff: u64, count_max: u64) -> Result<(Opti
     // One more than is counted here: the entry that tells of it comes on top.
     let mut beyond = (table.len()? + 1).saturating_sub(count_max);
     while count < REMOVE_MAX {
-        let Some((seq, value)) = table.first()?.map(|(seq, value)| (seq.value(), value.value().to_vec())) else { break };
+        let Some((seq, value)) = table.first()?.map(|(seq, value)| (seq.value(), value.value().to_vec())) else {
+            break;
+        };
         let record = decoded(&value)?;
         if beyond == 0 && record.timestamp_ns >= cutoff {
             break;

@@ -8,7 +8,7 @@ use crate::api::Note;
 use crate::audit::Actor;
 use crate::component::Component;
 
-const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 100 };
+const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 10_000 };
 
 struct Bench {
     store: AuditStore,
@@ -174,10 +174,7 @@ fn retention_removes_and_the_rest_still_verifies() {
     let bench = Bench::new(directory.path(), LIMITS);
     let found = bench.verify();
     assert_eq!(found.status, Soundness::Broken);
-    assert_eq!(
-        found.problems,
-        ["entries up to 92 are missing, and retention has not written that it removed them"]
-    );
+    assert_eq!(found.problems, ["entries up to 92 are missing, and retention has not written that it removed them"]);
     bench.stop();
 }
 
@@ -199,7 +196,8 @@ fn tampering_shows() {
     let take_out: Change = |entries| drop(entries.remove(5).unwrap());
     let cut_end: Change = |entries| drop(entries.remove(10).unwrap());
     let swap: Change = |entries| {
-        let (a, b) = (entries.get(5).unwrap().unwrap().value().to_vec(), entries.get(6).unwrap().unwrap().value().to_vec());
+        let (a, b) =
+            (entries.get(5).unwrap().unwrap().value().to_vec(), entries.get(6).unwrap().unwrap().value().to_vec());
         entries.insert(5, b.as_slice()).unwrap();
         entries.insert(6, a.as_slice()).unwrap();
     };
@@ -228,7 +226,10 @@ fn tampering_shows() {
         db.mend(false).unwrap();
         let head = Head::beside(db.path()).read();
         let found = db.read(|read| verify(read, &head)).unwrap();
-        assert_eq!((found.status, found.problems.as_slice()), (Soundness::Broken, &problems.iter().map(|p| p.to_string()).collect::<Vec<_>>()[..]));
+        assert_eq!(
+            (found.status, found.problems.as_slice()),
+            (Soundness::Broken, &problems.iter().map(|p| p.to_string()).collect::<Vec<_>>()[..])
+        );
     }
 }
 
@@ -268,7 +269,9 @@ fn a_damaged_file_is_moved_aside() {
     let good = fs::read(&path).unwrap();
     let mut halves = good.clone();
     halves.truncate(good.len() / 2);
-    for (n, bad) in [b"this is no database".to_vec(), halves, vec![0; 100_000], vec![0xff; 8192]].into_iter().enumerate() {
+    for (n, bad) in
+        [b"this is no database".to_vec(), halves, vec![0; 100_000], vec![0xff; 8192]].into_iter().enumerate()
+    {
         fs::write(&path, &bad).unwrap();
         let bench = Bench::new(directory.path(), LIMITS);
         let health = bench.store.health();
@@ -294,7 +297,7 @@ fn a_damaged_file_is_moved_aside() {
 #[test]
 fn bytes_that_flip_while_it_is_in_use_are_found() {
     let directory = tempfile::tempdir().unwrap();
-    let bench = Bench::new(directory.path(), Limits { buffer: 10_000, ..LIMITS });
+    let bench = Bench::new(directory.path(), LIMITS);
     bench.record((0..900).map(|_| Entry { detail: "x".repeat(500), ..entry("explain", 200) }).collect());
     drop(bench.stop());
     let path = directory.path().join("audit.redb");

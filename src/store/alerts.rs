@@ -453,10 +453,13 @@ impl Writer {
         self.db.write(write)
     }
 
-    /// After an error the file is opened anew with the next attempt, unless there was just no room.
+    /// After an error the file is opened anew at once, for its readers, unless there was just no room.
     fn noted<R>(&mut self, result: Result<R, DbError>) -> Result<R, DbError> {
-        if result.is_err() && self.db.has_room().is_ok() {
+        if result.as_ref().is_err_and(|error| !matches!(error, DbError::NoRoom(_))) {
             self.count = None;
+            if let Err(error) = self.open() {
+                log::debug!("{:?}: opening anew: {error}", self.db);
+            }
         }
         result
     }

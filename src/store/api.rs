@@ -148,9 +148,21 @@ static LIST: Spec = Spec {
         Param::optional("rule_id", "Only alerts of this rule", ParamKind::Text),
         Param::optional("ip", "Only alerts with this address, or one of this network, on either side", ParamKind::Text),
         Param::optional("text", "Only alerts with this text in a field; looks at 10000 at a time", ParamKind::Text),
-        Param::optional("false_positive", "Only alerts that are marked, or only those that are not", ParamKind::Boolean),
-        Param::optional("before", "Only alerts older than the one of this id: `next` of the page before", ParamKind::Text),
-        Param::optional("limit", "Most alerts in the answer; 100 when absent", ParamKind::Integer { min: 1, max: PAGE_MAX }),
+        Param::optional(
+            "false_positive",
+            "Only alerts that are marked, or only those that are not",
+            ParamKind::Boolean,
+        ),
+        Param::optional(
+            "before",
+            "Only alerts older than the one of this id: `next` of the page before",
+            ParamKind::Text,
+        ),
+        Param::optional(
+            "limit",
+            "Most alerts in the answer; 100 when absent",
+            ParamKind::Integer { min: 1, max: PAGE_MAX },
+        ),
         api::OFFSET,
     ],
     role: Role::Viewer,
@@ -363,7 +375,11 @@ fn unsuppress(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> 
     let wanted = id.clone();
     let ended = asked(store, move |writer| Ok(writer.end_suppression(&wanted)?))?;
     let Some(ended) = ended else {
-        return Err(ApiError::new(404, "SUPPRESSION_NOT_FOUND", format!("there is no suppression {}", id.escape_debug())));
+        return Err(ApiError::new(
+            404,
+            "SUPPRESSION_NOT_FOUND",
+            format!("there is no suppression {}", id.escape_debug()),
+        ));
     };
     let before = serde_json::to_value(ended).ok();
     request.note(Note { component: None, rule: None, before, after: None });

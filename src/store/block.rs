@@ -34,9 +34,9 @@ const fn code(component: Component) -> u8 {
 
 fn hash(bytes: &[u8]) -> u64 {
     // FNV-1a, and a finish that spreads it over all bits. Files hold it, so it never changes.
-    let mut hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let mut hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)
@@ -346,7 +346,9 @@ impl Wanted {
     pub fn may_be_in(&self, summary: &Summary) -> bool {
         self.from_ns.is_none_or(|from| summary.max_last_ns >= from)
             && self.to_ns.is_none_or(|to| summary.min_first_ns < to)
-            && self.marked.is_none_or(|marked| if marked { summary.marked > 0 } else { u64::from(summary.marked) < summary.count() })
+            && self.marked.is_none_or(|marked| {
+                if marked { summary.marked > 0 } else { u64::from(summary.marked) < summary.count() }
+            })
             && self.rule.is_none_or(|rule| summary.may_have(rule))
             && self.address.is_none_or(|of| of.prefix < 128 || summary.may_have(hash(&of.net.to_be_bytes())))
             && self.count_by_kind(summary) > 0
@@ -387,7 +389,8 @@ mod tests {
     use super::*;
 
     fn row(id: u128) -> Row {
-        let mut alert = Alert::new(Component::L7, Severity::High, format!("r{}", id % 7), "deny", 1000 + id as u64, "m");
+        let mut alert =
+            Alert::new(Component::L7, Severity::High, format!("r{}", id % 7), "deny", 1000 + id as u64, "m");
         alert.src_ip = Some(format!("198.51.100.{}", id % 200).parse().unwrap());
         alert.dst_ip = Some("2001:db8::1".parse().unwrap());
         Row { id, ..Row::new(&alert) }

@@ -34,6 +34,9 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 /// Why a store could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
+    /// There is so little room on the disk that nothing was tried.
+    #[error("{0}")]
+    NoRoom(String),
     /// The disk has no room, or refuses.
     #[error("{0}")]
     Disk(String),
@@ -265,12 +268,12 @@ impl Db {
     }
 
     /// Whether the disk has room. Looked at before each commit, so that the common way of a full disk needs no mending.
-    pub fn has_room(&self) -> Result<(), DbError> {
+    fn has_room(&self) -> Result<(), DbError> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let stat = nix::sys::statvfs::statvfs(directory).map_err(io::Error::from)?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         if free < FREE_MIN {
-            return Err(DbError::Disk(format!(
+            return Err(DbError::NoRoom(format!(
                 "no space is left on the disk: {} MiB are free, and below {} MiB nothing is written",
                 free >> 20,
                 FREE_MIN >> 20

@@ -58,8 +58,9 @@ impl Health {
     }
 }
 
-/// Between attempts to write after one that failed.
+/// Between attempts to write after the first that failed. It doubles with each that needs the file to be opened anew.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// Attempts to write, and how they go.
 #[derive(Debug)]
@@ -68,12 +69,13 @@ pub struct Attempts {
     health: Arc<Health>,
     failures: Counter,
     retry_at: Option<Instant>,
+    pause: Duration,
 }
 
 impl Attempts {
     /// None was made; `what` is written.
     pub fn new(what: &'static str, health: &Arc<Health>, failures: Counter) -> Attempts {
-        Attempts { what, health: health.clone(), failures, retry_at: None }
+        Attempts { what, health: health.clone(), failures, retry_at: None, pause: RETRY_PAUSE }
     }
 
     /// Whether the last one went well, or is long enough ago.
@@ -95,14 +97,18 @@ impl Attempts {
     pub fn note(&mut self, result: &Result<(), DbError>, now: Instant) {
         match result {
             Ok(()) => {
-                self.retry_at = None;
+                (self.retry_at, self.pause) = (None, RETRY_PAUSE);
                 if self.health.works() {
                     log::info!("{}: written again", self.what);
                 }
             }
             Err(error) => {
                 self.failures.inc();
-                self.retry_at = Some(now + RETRY_PAUSE);
+                self.retry_at = Some(now + self.pause);
+                self.pause = match error {
+                    DbError::NoRoom(_) => RETRY_PAUSE,
+                    _ => RETRY_PAUSE_MAX.min(self.pause * 2),
+                };
                 let why = format!("{} cannot be written: {error}", self.what);
                 if self.health.fails(why.clone()) {
                     log::error!("{why}");
