@@ -49,6 +49,8 @@ use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
+use crate::store;
+use crate::store::alerts::AlertStore;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::harden::{self, Sandbox};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
@@ -135,11 +137,13 @@ struct Front {
 #[derive(Clone)]
 struct Stores {
     audit: Option<AuditStore>,
+    alerts: Option<AlertStore>,
 }
 
 /// The threads of the stores.
 struct StoreThreads {
     audit: Option<Thread<audit::store::Writer>>,
+    alerts: Option<Thread<store::alerts::Writer>>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -182,16 +186,19 @@ pub fn run(options: Options) -> Result<()> {
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
     let config = loaded.config;
     let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
-    let (stores, store_threads) = Stores::start(&config, &metrics, &supervisor)?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
     let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
+    let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    let mut own = vec![Route::all(hub.sink())];
+    own.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let start = alert::Start {
         config: &config.alerting,
-        own: vec![Route::all(hub.sink())],
-        suppressions: Arc::new(Suppressions::default()),
+        own,
+        suppressions,
         processes,
         alerts: alert_queue,
         state_dir: config.agent.state_dir.clone(),
@@ -372,13 +379,24 @@ pub fn run(options: Options) -> Result<()> {
 
 impl Stores {
     /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
-    fn start(config: &Config, metrics: &Metrics, supervisor: &Supervisor) -> Result<(Stores, StoreThreads)> {
+    fn start(
+        config: &Config,
+        suppressions: &Arc<Suppressions>,
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Result<(Stores, StoreThreads)> {
         let audit = config.audit.enabled.then(|| {
             let path = config.audit.trail_file(&config.agent.state_dir);
             AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
         });
         let (audit, audit_thread) = audit.transpose()?.unzip();
-        Ok((Stores { audit }, StoreThreads { audit: audit_thread }))
+        let alerts = config.audit.alerts.enabled.then(|| {
+            let path = config.audit.alerts_file(&config.agent.state_dir);
+            AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor)
+                .context("starting the store of alerts")
+        });
+        let (alerts, alerts_thread) = alerts.transpose()?.unzip();
+        Ok((Stores { audit, alerts }, StoreThreads { audit: audit_thread, alerts: alerts_thread }))
     }
 
     /// Whom operations are told to.
@@ -397,16 +415,25 @@ impl Stores {
                 log::error!("the audit trail keeps its old limits: {gone}");
             }
         }
+        if let Some(alerts) = &self.alerts {
+            let limits = config.audit.alerts.limits();
+            if let Err(gone) = alerts.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the store of alerts keeps its old limits: {gone}");
+            }
+        }
     }
 
     fn degraded(&self) -> Vec<String> {
-        self.audit.iter().flat_map(AuditStore::health).collect()
+        let audit = self.audit.iter().flat_map(AuditStore::health);
+        audit.chain(self.alerts.iter().flat_map(AlertStore::health)).collect()
     }
 
     fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
         let audit = self.audit.as_ref().zip(threads.audit);
         let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
-        [audit].into_iter().flatten().filter_map(Result::err).collect()
+        let alerts = self.alerts.as_ref().zip(threads.alerts);
+        let alerts = alerts.map(|(alerts, thread)| alerts.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        [alerts, audit].into_iter().flatten().filter_map(Result::err).collect()
     }
 }
 
@@ -1115,6 +1142,7 @@ fn start_control(
     }
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(audit::api::operations(stores.audit.as_ref()));
+    operations.extend(store::api::operations(stores.alerts.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),

@@ -19,7 +19,8 @@
 //!
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
 //! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks ([`alert::sinks`]:
-//! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent).
+//! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent),
+//! of which one is `alert-store` ([`store`]: kept, found again by the API).
 //!
 //! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
 //! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams
@@ -29,7 +30,9 @@
 //!
 //! # A request's way
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
-//! a worker ([`control::auth`]: who calls, and may they) -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
+//! a worker ([`control::auth`]: who calls, and may they) -> [`supervise::Handle::call`], a closure run by the thread that
+//! owns the state -> answer. What changed, and who was refused, goes to `audit-store` ([`audit`]: a chain of entries, and
+//! each rule's history).
 //!
 //! [`replay`] gives a capture file the same way: packets through xdp_firewall, tc_egress, the blocks and tc_ids, or through
 //! models of them ([`engines::firewall::model`], [`flow::budget`]), then flows, rules, EVE JSON.

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::store::Limits;
+use crate::store::alerts;
 use crate::written::Reader;
 
 /// Records that may wait for the disk, at most.
@@ -116,6 +117,11 @@ fn days(days: u32) -> Duration {
 const ALERTS_FILE: &str = "alerts.redb";
 
 impl AlertsConfig {
+    /// What the store of alerts is to keep.
+    pub fn limits(&self) -> alerts::Limits {
+        alerts::Limits { age: days(self.retention_days), count: self.max_alerts, buffer: self.buffer_size as usize }
+    }
+
     fn read(mut r: Reader<'_>) -> AlertsConfig {
         let default = AlertsConfig::default();
         let enabled = r.key("enabled").boolean().unwrap_or(default.enabled);

@@ -11,7 +11,6 @@ pub mod config;
 pub mod store;
 
 use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::api::Note;
 use crate::component::Component;
+use crate::store::now_ns;
 
 /// Longest text of an entry's detail, in bytes.
 pub const DETAIL_MAX: usize = 512;
@@ -163,11 +163,6 @@ pub struct NoAuditor;
 
 impl Auditor for NoAuditor {
     fn record(&self, _: Entry) {}
-}
-
-/// Nanoseconds since 1970.
-pub fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
 }
 
 /// At most `max` bytes of a text, cut between characters; a cut text ends in `…`, which is among them.

@@ -17,12 +17,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::chain::{Head, Link};
-use super::{Action, Auditor, Change, DETAIL_MAX, Entry, NAME_MAX, any_value, changes, cut, cut_value, now_ns};
+use super::{Action, Auditor, Change, DETAIL_MAX, Entry, NAME_MAX, any_value, changes, cut, cut_value};
 use crate::logging::rfc3339;
 use crate::metrics::Metrics;
-use crate::store::COMMIT_INTERVAL;
 use crate::store::db::{Db, DbError};
-use crate::store::health::Health;
+use crate::store::health::{Attempts, Health};
+use crate::store::{COMMIT_INTERVAL, existing, now_ns};
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
 
 /// Number -> hash and bytes of the entry.
@@ -41,8 +41,6 @@ const REMOVE_MAX: usize = 5000;
 const SCAN_MAX: usize = 50_000;
 /// Between looks for what is too old.
 const RETENTION_PAUSE: Duration = Duration::from_secs(30);
-/// Between attempts to write after one that failed.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Between lines of the log that name the chain's end.
 const HEAD_PAUSE: Duration = Duration::from_secs(3600);
 /// How long whoever makes an entry waits for room in the queue. Losing one is worse.
@@ -305,8 +303,7 @@ impl AuditStore {
             lost_now: 0,
             lost: metrics.events_lost("audit", "disk"),
             written: metrics.store_records("audit"),
-            failed: metrics.store_failures("audit"),
-            retry_at: None,
+            attempts: Attempts::new("the audit trail", &health, metrics.store_failures("audit")),
             retention_at: Instant::now(),
             head_told_at: Instant::now(),
         };
@@ -427,15 +424,6 @@ impl Auditor for AuditStore {
         if !sent {
             self.lost.inc();
         }
-    }
-}
-
-/// A table that nothing has been written to yet is not there.
-fn existing<T>(table: Result<T, redb::TableError>) -> Result<Option<T>, DbError> {
-    match table {
-        Ok(table) => Ok(Some(table)),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -577,8 +565,7 @@ pub struct Writer {
     lost_now: u64,
     lost: Counter,
     written: Counter,
-    failed: Counter,
-    retry_at: Option<Instant>,
+    attempts: Attempts,
     retention_at: Instant,
     head_told_at: Instant,
 }
@@ -602,7 +589,7 @@ impl Owned for Writer {
 
     fn tick(&mut self, now: Instant) {
         self.commit(now);
-        if now >= self.retention_at && self.retry_at.is_none() {
+        if now >= self.retention_at && !self.attempts.failed() {
             let more = self.apply_retention();
             self.retention_at = now + if more { COMMIT_INTERVAL } else { RETENTION_PAUSE };
         }
@@ -613,7 +600,7 @@ impl Owned for Writer {
     }
 
     fn finish(&mut self, now: Instant) {
-        self.retry_at = None;
+        self.attempts.hurry();
         self.commit(now);
         self.lost.inc_by(self.pending.len() as u64);
         self.tell_head();
@@ -635,28 +622,21 @@ impl Writer {
 
     /// Writes what waits, unless it failed a moment ago.
     fn commit(&mut self, now: Instant) {
-        if self.retry_at.is_some_and(|at| now < at) {
+        if !self.attempts.may(now) {
             return;
         }
-        match self.try_commit() {
-            Ok(()) => {
-                self.retry_at = None;
-                if self.health.works() {
-                    log::info!("{:?}: writing again", self.db);
-                }
-            }
-            Err(error) => {
-                self.failed.inc();
-                self.retry_at = Some(now + RETRY_PAUSE);
-                let why = format!("the audit trail cannot be written: {error}");
-                if self.health.fails(why.clone()) {
-                    log::error!("{:?}: {why}", self.db);
-                }
-                // What is not open is opened with the next attempt.
-                if !matches!(error, DbError::Disk(_)) || self.promised.is_some() {
-                    self.link = None;
-                }
-            }
+        let result = self.try_commit();
+        self.attempts.note(&result, now);
+        if result.is_err_and(|error| !matches!(error, DbError::NoRoom(_))) {
+            self.reopen();
+        }
+    }
+
+    /// After an error of the disk, at once, for the readers; else with the next attempt.
+    fn reopen(&mut self) {
+        self.link = None;
+        if let Err(error) = self.open() {
+            log::debug!("{:?}: opening anew: {error}", self.db);
         }
     }
 
@@ -795,9 +775,10 @@ impl Writer {
                 count == REMOVE_MAX
             }
             Err(error) => {
-                self.failed.inc();
                 log::warn!("{:?}: removing old entries: {error}", self.db);
-                self.link = None;
+                if !matches!(error, DbError::NoRoom(_)) {
+                    self.reopen();
+                }
                 false
             }
         }

@@ -8,7 +8,7 @@ use crate::api::Note;
 use crate::audit::Actor;
 use crate::component::Component;
 
-const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 100 };
+const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 10_000 };
 
 struct Bench {
     store: AuditStore,
@@ -297,7 +297,7 @@ fn a_damaged_file_is_moved_aside() {
 #[test]
 fn bytes_that_flip_while_it_is_in_use_are_found() {
     let directory = tempfile::tempdir().unwrap();
-    let bench = Bench::new(directory.path(), Limits { buffer: 10_000, ..LIMITS });
+    let bench = Bench::new(directory.path(), LIMITS);
     bench.record((0..900).map(|_| Entry { detail: "x".repeat(500), ..entry("explain", 200) }).collect());
     drop(bench.stop());
     let path = directory.path().join("audit.redb");

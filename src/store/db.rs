@@ -34,6 +34,9 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 /// Why a store could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
+    /// There is so little room on the disk that nothing was tried.
+    #[error("{0}")]
+    NoRoom(String),
     /// The disk has no room, or refuses.
     #[error("{0}")]
     Disk(String),
@@ -253,7 +256,7 @@ impl Db {
 
     /// Writes and commits, or changes nothing. The owner thread only. It is on the disk when this returns.
     pub fn write<R>(&self, write: impl FnOnce(&WriteTransaction) -> Result<R, DbError>) -> Result<R, DbError> {
-        self.check_room()?;
+        self.has_room()?;
         let result = guarded(|| {
             let database = self.lock_for_reading()?;
             let transaction = database.as_ref().ok_or(DbError::Closed)?.begin_write()?;
@@ -265,12 +268,12 @@ impl Db {
     }
 
     /// Whether the disk has room. Looked at before each commit, so that the common way of a full disk needs no mending.
-    fn check_room(&self) -> Result<(), DbError> {
+    fn has_room(&self) -> Result<(), DbError> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let stat = nix::sys::statvfs::statvfs(directory).map_err(io::Error::from)?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         if free < FREE_MIN {
-            return Err(DbError::Disk(format!(
+            return Err(DbError::NoRoom(format!(
                 "no space is left on the disk: {} MiB are free, and below {} MiB nothing is written",
                 free >> 20,
                 FREE_MIN >> 20
@@ -300,7 +303,7 @@ impl Db {
         if size > COMPACT_MAX || size < 8 << 20 || used > size / 2 {
             return Ok(false);
         }
-        self.check_room()?;
+        self.has_room()?;
         let Ok(mut slot) = self.database.try_write() else { return Ok(false) };
         let Some(database) = slot.as_mut() else { return Ok(false) };
         guarded(|| match database.compact() {

@@ -1,6 +1,11 @@
 //! How a store is, for readiness and for its readers.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::db::DbError;
 
 /// What is wrong with a store; shared by its owner and whoever asks.
 #[derive(Debug, Default)]
@@ -50,5 +55,65 @@ impl Health {
     pub fn reasons(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.now.iter().chain(&state.told).cloned().collect()
+    }
+}
+
+/// Between attempts to write after the first that failed. It doubles with each that needs the file to be opened anew.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// Attempts to write, and how they go.
+#[derive(Debug)]
+pub struct Attempts {
+    what: &'static str,
+    health: Arc<Health>,
+    failures: Counter,
+    retry_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Attempts {
+    /// None was made; `what` is written.
+    pub fn new(what: &'static str, health: &Arc<Health>, failures: Counter) -> Attempts {
+        Attempts { what, health: health.clone(), failures, retry_at: None, pause: RETRY_PAUSE }
+    }
+
+    /// Whether the last one went well, or is long enough ago.
+    pub fn may(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| now >= at)
+    }
+
+    /// Whether the last one failed.
+    pub fn failed(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// The last chance before the end.
+    pub fn hurry(&mut self) {
+        self.retry_at = None;
+    }
+
+    /// How one went, at `now`.
+    pub fn note(&mut self, result: &Result<(), DbError>, now: Instant) {
+        match result {
+            Ok(()) => {
+                (self.retry_at, self.pause) = (None, RETRY_PAUSE);
+                if self.health.works() {
+                    log::info!("{}: written again", self.what);
+                }
+            }
+            Err(error) => {
+                self.failures.inc();
+                self.retry_at = Some(now + self.pause);
+                self.pause = match error {
+                    DbError::NoRoom(_) => RETRY_PAUSE,
+                    _ => RETRY_PAUSE_MAX.min(self.pause * 2),
+                };
+                let why = format!("{} cannot be written: {error}", self.what);
+                if self.health.fails(why.clone()) {
+                    log::error!("{why}");
+                }
+            }
+        }
     }
 }

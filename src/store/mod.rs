@@ -7,11 +7,14 @@
 //! `kill -9` loses; a file is never half written; a disk that is full or fails costs records, which are counted, and
 //! readiness, and is left by itself; a damaged file is moved aside, and a new one begun.
 
+pub mod alerts;
+pub mod api;
+pub mod block;
 pub mod db;
 pub mod health;
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::api::ApiError;
 
@@ -31,6 +34,20 @@ impl FromStr for Moment {
         }
         let time: jiff::Timestamp = text.parse().map_err(|_| "not a time such as 2026-11-30T08:00:00Z".to_owned())?;
         u64::try_from(time.as_nanosecond()).map(Moment).map_err(|_| "not between 1970 and 2554".to_owned())
+    }
+}
+
+/// Nanoseconds since 1970.
+pub fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+/// A table that nothing has been written to yet is not there.
+pub fn existing<T>(table: Result<T, redb::TableError>) -> Result<Option<T>, db::DbError> {
+    match table {
+        Ok(table) => Ok(Some(table)),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
