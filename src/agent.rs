@@ -15,8 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router};
+use crate::alert::{self, Alerting, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -38,6 +37,7 @@ use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
+use crate::enrichment::Processes;
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -100,6 +100,7 @@ struct Agent {
     config: Config,
     engines: Engines,
     auth: Arc<Auth>,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -139,8 +140,19 @@ pub fn run(options: Options) -> Result<()> {
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let processes = Processes::open(Instant::now());
+    let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let start = alert::Start {
+        config: &config.alerting,
+        own: Vec::new(),
+        suppressions: Arc::new(Suppressions::default()),
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -243,7 +255,16 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), auth, metrics, confirmations, shared };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        auth,
+        alerting: alerting.clone(),
+        metrics,
+        confirmations,
+        shared,
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -261,7 +282,7 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
@@ -364,6 +385,8 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
         let guard = guard_of(&loaded.config.agent);
         let auth = self.auth.prepare(&loaded.config.auth, Vec::new());
         let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
@@ -371,6 +394,7 @@ impl Agent {
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
@@ -393,8 +417,9 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -410,6 +435,10 @@ impl Agent {
         }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
+        }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.auth.replace(auth);

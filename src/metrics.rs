@@ -107,6 +107,10 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
+        into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
+        suppression, wanted by no route, or alerting.enabled is false (disabled)";
+    ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
@@ -313,13 +317,24 @@ impl Metrics {
     }
 
     /// The counter of events lost at `place` for `reason`. Keep it: incrementing it is one atomic instruction.
-    pub fn events_lost(&self, place: &'static str, reason: &'static str) -> Counter {
-        lock(&self.state.events_lost).entry((place, reason)).or_default().clone()
+    pub fn events_lost(&self, place: impl Into<Cow<'static, str>>, reason: &'static str) -> Counter {
+        lock(&self.state.events_lost).entry((place.into(), reason)).or_default().clone()
     }
 
     /// One alert.
     pub fn alert(&self, component: Component, severity: &str) {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
+    }
+
+    /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
+    /// [`Metrics::events_lost`].
+    pub fn alerts_dropped(&self, reason: &str) -> Counter {
+        self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
+    }
+
+    /// The counter of what a route told. Keep it, too.
+    pub fn alerts_told(&self, route: &str) -> Counter {
+        self.state.alerts_told.get_or_create_owned(&ALERTS_TOLD.set([route]))
     }
 
     /// One reload of the configuration.
@@ -382,10 +397,12 @@ struct State {
     kernel: Mutex<Option<Arc<dyn Fn() -> KernelCounters + Send + Sync>>>,
     process: Mutex<ProcessCpu>,
     /// Not a `Family`: the kernel's losses are samples of the same metric.
-    events_lost: Mutex<BTreeMap<(&'static str, &'static str), Counter>>,
+    events_lost: Mutex<BTreeMap<(Cow<'static, str>, &'static str), Counter>>,
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    alerts_dropped: Counters,
+    alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
     http_requests: Counters,
@@ -403,6 +420,8 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            alerts_dropped: Counters::default(),
+            alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
             http_requests: Counters::default(),
@@ -466,8 +485,8 @@ impl Collector for State {
         out.counters(&L7_MATCHES, l7.clone().map(|one| ([one.rule.as_str(), one.action], one.matches)))?;
         out.counters(&L7_BLOCKED, l7.map(|one| ([one.rule.as_str()], one.blocked_flows)))?;
 
-        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
-        let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
+        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (key.clone(), n.get())).collect();
+        let own = own.iter().map(|((place, reason), n)| ([place.as_ref(), *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
@@ -483,6 +502,8 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
+        out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
@@ -729,6 +750,8 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        metrics.alerts_dropped("dedup").inc_by(30);
+        metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.set_rules_loaded(Component::Firewall, 12);
@@ -783,6 +806,8 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
+            "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",

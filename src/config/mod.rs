@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::alert::config::AlertingConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -38,6 +39,8 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[alerting]`.
+    pub alerting: AlertingConfig,
 }
 
 impl Config {
@@ -47,6 +50,7 @@ impl Config {
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let alerting_field = r.key("alerting");
         r.finish();
         let auth = auth_field.table().map(AuthConfig::read);
         let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
@@ -56,8 +60,16 @@ impl Config {
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config =
-            Config { agent: agent?, auth: auth?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
+        let alerting = alerting_field.table().map(AlertingConfig::read);
+        let config = Config {
+            agent: agent?,
+            auth: auth?,
+            firewall: firewall?,
+            ratelimit: ratelimit?,
+            ids: ids?,
+            l7: l7?,
+            alerting: alerting?,
+        };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
