@@ -115,6 +115,9 @@ metrics! {
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
     AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
         (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
         caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
@@ -343,6 +346,17 @@ impl Metrics {
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
     }
 
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
+    }
+
     /// The rules that a component has in force.
     pub fn set_rules_loaded(&self, component: Component, rules: usize) {
         self.state.rules_loaded.get_or_create(&RULES_LOADED.set([component.name()])).set(rules as i64);
@@ -405,6 +419,8 @@ struct State {
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
     auth_failures: Counters,
@@ -424,6 +440,8 @@ impl Default for State {
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
             auth_failures: Counters::default(),
@@ -506,6 +524,10 @@ impl Collector for State {
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
         out.family(&AUTH_FAILURES, &self.auth_failures)?;
@@ -754,6 +776,8 @@ mod tests {
         metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
@@ -811,6 +835,8 @@ mod tests {
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
             "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",

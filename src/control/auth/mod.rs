@@ -33,6 +33,7 @@ use self::oidc::KeySource;
 pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
+use crate::config::tls::{CertName, TlsClient};
 use crate::metrics::Metrics;
 
 /// Whose members are admins through the Unix socket.
@@ -61,19 +62,6 @@ pub fn bearer(authorization: &str) -> &str {
         Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => credential.trim(),
         _ => "",
     }
-}
-
-/// A client certificate that stands for a caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateRule {
-    /// SHA-256 of the certificate, hexadecimal in lower case, if that is what counts.
-    pub fingerprint: Option<String>,
-    /// Its subject's common name, if that is what counts.
-    pub subject: Option<String>,
-    /// What its holder may do.
-    pub role: Role,
-    /// Whose rules an operator may change.
-    pub namespaces: Namespaces,
 }
 
 /// Why a credential is not good. For the log, not for the client.
@@ -123,7 +111,7 @@ pub struct State {
     metrics_auth_required: bool,
     keys: Vec<ApiKey>,
     tokens: Option<Tokens>,
-    certificates: Vec<CertificateRule>,
+    certificates: Vec<TlsClient>,
     members: Members,
 }
 
@@ -184,11 +172,7 @@ impl Auth {
     }
 
     /// Asks as the configuration says.
-    pub fn new(
-        config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
-        metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Arc<Auth>> {
+    pub fn new(config: &AuthConfig, certificates: &[TlsClient], metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Auth>> {
         Ok(Auth::with(State::new(config, certificates, None, metrics)?, metrics))
     }
 
@@ -198,7 +182,7 @@ impl Auth {
     }
 
     /// What [`Auth::replace`] puts in force. An issuer that stays is not asked anew. Changes nothing.
-    pub fn prepare(&self, config: &AuthConfig, certificates: Vec<CertificateRule>) -> anyhow::Result<Arc<State>> {
+    pub fn prepare(&self, config: &AuthConfig, certificates: &[TlsClient]) -> anyhow::Result<Arc<State>> {
         State::new(config, certificates, Some(&self.state.load_full()), &self.metrics).map(Arc::new)
     }
 
@@ -371,7 +355,7 @@ fn plain(error: ApiError, reason: &'static str, detail: String) -> Refusal {
 impl State {
     fn new(
         config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
+        certificates: &[TlsClient],
         before: Option<&State>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<State> {
@@ -400,7 +384,7 @@ impl State {
             metrics_auth_required: config.enabled && config.metrics_auth_required,
             keys: config.api_keys.clone(),
             tokens,
-            certificates,
+            certificates: certificates.to_vec(),
             members: Members::look_up(),
         })
     }
@@ -446,17 +430,23 @@ impl State {
     }
 
     fn by_certificate(&self, fingerprint: &str, subject: &str) -> Result<Caller, Fault> {
-        let fits = |rule: &&CertificateRule| {
-            rule.fingerprint.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(fingerprint))
-                && rule.subject.as_ref().is_none_or(|own| own == subject)
-                && (rule.fingerprint.is_some() || rule.subject.is_some())
+        let fits = |client: &&TlsClient| match &client.name {
+            CertName::Fingerprint(own) => own.eq_ignore_ascii_case(fingerprint),
+            CertName::Subject(own) => own == subject,
         };
-        let rule = self.certificates.iter().find(fits).ok_or_else(|| {
+        // What is said of this very certificate counts more than what is said of its name.
+        let (exact, named): (Vec<_>, Vec<_>) =
+            self.certificates.iter().filter(fits).partition(|client| matches!(client.name, CertName::Fingerprint(_)));
+        let client = exact.into_iter().chain(named).next().ok_or_else(|| {
             Fault::new("certificate", format!("the certificate {} stands for nobody", token::shown(fingerprint)))
         })?;
+        let namespaces = match client.role {
+            Role::Admin => Namespaces::All,
+            _ => Namespaces::Only(client.namespaces.iter().cloned().collect()),
+        };
         let name = if subject.is_empty() { fingerprint } else { subject };
         let name = name.chars().filter(|c| !c.is_control()).take(256).collect();
-        Ok(Caller { name, role: rule.role, namespaces: rule.namespaces.clone(), method: "certificate" })
+        Ok(Caller { name, role: client.role, namespaces, method: "certificate" })
     }
 }
 
