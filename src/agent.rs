@@ -136,8 +136,8 @@ pub fn run(options: Options) -> Result<()> {
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
-    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics).context("setting up [auth]")?;
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
+    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;

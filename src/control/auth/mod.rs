@@ -35,6 +35,7 @@ use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
 use crate::config::tls::{CertName, TlsClient};
 use crate::metrics::Metrics;
+use crate::supervise::Supervisor;
 
 /// Whose members are admins through the Unix socket.
 pub const GROUP: &str = "ebpfsentinel";
@@ -155,6 +156,8 @@ pub struct Auth {
     state: ArcSwap<State>,
     flood: Flood,
     metrics: Arc<Metrics>,
+    /// Of the thread that asks an issuer; `None` where nobody is asked.
+    supervisor: Option<Supervisor>,
 }
 
 impl Auth {
@@ -168,7 +171,7 @@ impl Auth {
             certificates: Vec::new(),
             members: Members::default(),
         };
-        Auth::with(state, metrics)
+        Auth::with(state, metrics, None)
     }
 
     /// Asks as the configuration says.
@@ -178,12 +181,13 @@ impl Auth {
 
     fn with(state: State, metrics: &Arc<Metrics>) -> Arc<Auth> {
         let flood = Flood::new(Limits::DEFAULT, Instant::now());
-        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone() })
+        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone(), supervisor })
     }
 
     /// What [`Auth::replace`] puts in force. An issuer that stays is not asked anew. Changes nothing.
     pub fn prepare(&self, config: &AuthConfig, certificates: &[TlsClient]) -> anyhow::Result<Arc<State>> {
-        State::new(config, certificates, Some(&self.state.load_full()), &self.metrics).map(Arc::new)
+        let before = self.state.load_full();
+        State::new(config, certificates, Some(&before), &self.metrics, self.supervisor.as_ref()).map(Arc::new)
     }
 
     /// What is in force, to go back to.
@@ -358,6 +362,7 @@ impl State {
         certificates: &[TlsClient],
         before: Option<&State>,
         metrics: &Arc<Metrics>,
+        supervisor: Option<&Supervisor>,
     ) -> anyhow::Result<State> {
         let tokens = match (TokenRules::of(config), &config.jwt, &config.oidc) {
             // Nobody is asked, so the issuer is not either.
@@ -373,7 +378,11 @@ impl State {
                 };
                 let keys = match same {
                     Some(keys) => keys,
-                    None => Arc::new(KeySource::start(oidc, metrics)?),
+                    None => {
+                        let supervisor =
+                            supervisor.context("auth.oidc needs a thread, and nobody supervises threads here")?;
+                        Arc::new(KeySource::start(oidc, metrics, supervisor)?)
+                    }
                 };
                 Some(Tokens::Published(rules, oidc.clone(), keys))
             }

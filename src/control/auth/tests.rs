@@ -21,8 +21,13 @@ fn config(more: &str) -> AuthConfig {
     config::parse("c.toml", keys.as_bytes(), [], &[]).map_err(|errors| errors.to_string()).unwrap().0.auth
 }
 
+fn made(config: &AuthConfig, clients: &[TlsClient]) -> Arc<Auth> {
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    Auth::new(config, clients, &Metrics::new(), &supervisor).unwrap()
+}
+
 fn auth(more: &str) -> Arc<Auth> {
-    Auth::new(&config(more), &[], &Metrics::new()).unwrap()
+    made(&config(more), &[])
 }
 
 fn peer() -> Option<IpAddr> {
@@ -151,7 +156,7 @@ fn users_of_the_socket_and_certificates() {
         client(CertName::Subject("deploy".to_owned()), Role::Operator),
         client(CertName::Fingerprint("aa11".to_owned()), Role::Admin),
     ];
-    let auth = Auth::new(&config(""), &clients, &Metrics::new()).unwrap();
+    let auth = made(&config(""), &clients);
     let role = |credentials: Credentials<'_>| {
         auth.identify(&credentials, None).map(|caller| caller.role).map_err(|refusal| refusal.reason)
     };
@@ -227,7 +232,7 @@ fn a_reload_keeps_the_issuer_that_stays() {
     let oidc = |more: &str| {
         config(&format!("oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"))
     };
-    let auth = Auth::new(&oidc(""), &[], &Metrics::new()).unwrap();
+    let auth = made(&oidc(""), &[]);
     let source = |state: &State| match &state.tokens {
         Some(Tokens::Published(_, _, keys)) => keys.clone(),
         _ => panic!("there is no issuer"),
