@@ -15,8 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router};
+use crate::alert::{self, Alerting, Suppressions};
 use crate::api::ApiError;
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
@@ -26,7 +25,7 @@ use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
-use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
 use crate::control::agent::{
@@ -34,10 +33,12 @@ use crate::control::agent::{
     PendingConfirm, Readiness, Reloaded,
 };
 use crate::control::auth::Auth;
+use crate::control::tls::{TlsState, TlsStore};
 use crate::control::{Control, ControlConfig};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
+use crate::enrichment::Processes;
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
@@ -100,9 +101,12 @@ struct Agent {
     config: Config,
     engines: Engines,
     auth: Arc<Auth>,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    /// With `tls.enabled`.
+    tls: Option<Arc<TlsStore>>,
 }
 
 /// What the control port sees of the agent.
@@ -112,6 +116,7 @@ struct Front {
     auth: Arc<Auth>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    tls: Option<Arc<TlsStore>>,
     started: Instant,
 }
 
@@ -127,20 +132,33 @@ pub fn run(options: Options) -> Result<()> {
         log::warn!("{warning}");
     }
 
+    let tls = load_tls(&config)?;
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
-    let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
+    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
+    main_loop.watch_files(&config.tls.files()).context("watching the files of [tls]")?;
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let router = Router::new(alert::Limits::default(), vec![Route::all(LogSink)], &metrics);
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let processes = Processes::open(Instant::now());
+    let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let start = alert::Start {
+        config: &config.alerting,
+        own: Vec::new(),
+        suppressions: Arc::new(Suppressions::default()),
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -224,9 +242,10 @@ pub fn run(options: Options) -> Result<()> {
         auth: auth.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
+        tls: tls.clone(),
         started: Instant::now(),
     };
-    let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
+    let control = match start_control(&config, &supervisor, front, &engines, &confirmations, &metrics) {
         Ok(control) => control,
         Err(error) => {
             match engines.firewall.call(Firewall::abandon) {
@@ -239,11 +258,22 @@ pub fn run(options: Options) -> Result<()> {
     };
     log::info!(
         version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
-        "agent started; REST on {}", control.addresses().rest
+        "agent started; REST on {}{}{}", control.addresses().rest, if tls.is_some() { " by TLS" } else { "" },
+        control.socket().map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
     notifier.ready("protecting");
 
-    let mut agent = Agent { options, config, engines: engines.clone(), auth, metrics, confirmations, shared };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        auth,
+        alerting: alerting.clone(),
+        metrics,
+        confirmations,
+        shared,
+        tls,
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -261,7 +291,7 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
@@ -285,10 +315,13 @@ impl Agent {
             main_loop.set_timer(Timer::Watchdog, Instant::now() + interval);
         }
         loop {
-            match main_loop.wait().context("waiting for events")? {
+            let event = main_loop.wait().context("waiting for events")?;
+            let files = self.config.tls.files();
+            match event {
                 MainEvent::Signal(Signal::Terminate | Signal::Interrupt) => return Ok(()),
                 MainEvent::Signal(Signal::Hangup) => self.reload_and_tell(notifier, "SIGHUP"),
                 MainEvent::ConfigChanged => self.reload_and_tell(notifier, "the configuration file changed"),
+                MainEvent::FilesChanged => self.reload_tls(),
                 MainEvent::Link(event) => {
                     log::debug!("link {} ({}): {:?}", event.name, event.ifindex, event.change);
                     // Changes come in bunches; they are looked at once, and soon.
@@ -331,7 +364,37 @@ impl Agent {
                 }
                 MainEvent::Fatal(fatal) => bail!("{fatal}"),
             }
+            // A reload may have come by any of these ways, also by a call, or was taken back.
+            if self.config.tls.files() != files
+                && let Err(error) = main_loop.watch_files(&self.config.tls.files())
+            {
+                log::error!("watching the files of [tls], which are read at SIGHUP from here on: {error}");
+            }
         }
+    }
+
+    /// The certificate or its key is another one now.
+    fn reload_tls(&self) {
+        let Some(tls) = &self.tls else { return };
+        let read = tls.reload();
+        self.metrics.tls_reload(read.is_ok());
+        match read {
+            Ok(()) => {
+                tls.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+                log::info!("tls: the files changed: new connections get the new certificate");
+            }
+            Err(error) => log::error!("tls: the files changed, and the certificate of before stays in use: {error:#}"),
+        }
+    }
+
+    /// The files of [tls] as `config` names them, read and checked but not yet in use.
+    fn prepare_tls(&self, config: &Config) -> Result<Option<(Arc<TlsStore>, Arc<TlsState>)>, ApiError> {
+        let Some(store) = &self.tls else { return Ok(None) };
+        let read = TlsState::load(&config.tls);
+        self.metrics.tls_reload(read.is_ok());
+        let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
+        state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+        Ok(Some((store.clone(), Arc::new(state))))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -364,13 +427,18 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
+        let tls = self.prepare_tls(&loaded.config)?;
+        let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
-        let auth = self.auth.prepare(&loaded.config.auth, Vec::new());
+        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients);
         let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
@@ -393,8 +461,12 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            if let Some((store, state)) = tls_before {
+                                store.replace(state);
+                            }
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -411,8 +483,15 @@ impl Agent {
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
+        }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.auth.replace(auth);
+        if let Some((store, state)) = tls {
+            store.replace(state);
+        }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
@@ -614,6 +693,7 @@ impl AgentControl for Front {
 
     fn status(&self) -> AgentStatus {
         let mut degraded = self.degraded();
+        degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -854,8 +934,18 @@ fn hand_over<E: 'static>(
     })
 }
 
+/// Reads the files of `[tls]`, if it is on.
+fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
+    if !config.tls.enabled {
+        return Ok(None);
+    }
+    let store = TlsStore::load(&config.tls).context("reading the files of [tls]")?;
+    store.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+    Ok(Some(store))
+}
+
 fn start_control(
-    agent: &AgentConfig,
+    whole: &Config,
     supervisor: &Supervisor,
     front: Front,
     engines: &Engines,
@@ -863,6 +953,12 @@ fn start_control(
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
     let auth = front.auth.clone();
+    let agent = &whole.agent;
+    let tls = front.tls.clone();
+    if let Some(tls) = &tls {
+        let tls = tls.clone();
+        metrics.set_tls_expiry(Box::new(move || tls.not_after()));
+    }
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
@@ -882,7 +978,16 @@ fn start_control(
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => agent.state_dir.join("run"),
     };
+    let socket = match &agent.socket {
+        ControlSocket::Off => None,
+        ControlSocket::Usual => Some(runtime_dir.join("control.sock")),
+        ControlSocket::At(path) => Some(path.clone()),
+    };
     let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    config.socket = socket;
+    config.tls = tls;
+    config.metrics_tls = whole.tls.metrics;
+    config.limits.requests_per_s = agent.requests_per_second;
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
     config.auth = Some(auth);

@@ -1,9 +1,10 @@
 //! The nine components, once: name as it stands in config sections, routes, metrics labels and alerts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One protective unit of the agent. ("Domain" always means a DNS domain here.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Component {
     /// Packet filter in XDP.

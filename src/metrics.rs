@@ -107,10 +107,17 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
+        into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
+        suppression, wanted by no route, or alerting.enabled is false (disabled)";
+    ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
     AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
         (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
         caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
@@ -313,8 +320,8 @@ impl Metrics {
     }
 
     /// The counter of events lost at `place` for `reason`. Keep it: incrementing it is one atomic instruction.
-    pub fn events_lost(&self, place: &'static str, reason: &'static str) -> Counter {
-        lock(&self.state.events_lost).entry((place, reason)).or_default().clone()
+    pub fn events_lost(&self, place: impl Into<Cow<'static, str>>, reason: &'static str) -> Counter {
+        lock(&self.state.events_lost).entry((place.into(), reason)).or_default().clone()
     }
 
     /// One alert.
@@ -322,10 +329,32 @@ impl Metrics {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
     }
 
+    /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
+    /// [`Metrics::events_lost`].
+    pub fn alerts_dropped(&self, reason: &str) -> Counter {
+        self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
+    }
+
+    /// The counter of what a route told. Keep it, too.
+    pub fn alerts_told(&self, route: &str) -> Counter {
+        self.state.alerts_told.get_or_create_owned(&ALERTS_TOLD.set([route]))
+    }
+
     /// One reload of the configuration.
     pub fn config_reload(&self, succeeded: bool) {
         let status = if succeeded { "success" } else { "failure" };
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
+    }
+
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
     }
 
     /// The rules that a component has in force.
@@ -382,12 +411,16 @@ struct State {
     kernel: Mutex<Option<Arc<dyn Fn() -> KernelCounters + Send + Sync>>>,
     process: Mutex<ProcessCpu>,
     /// Not a `Family`: the kernel's losses are samples of the same metric.
-    events_lost: Mutex<BTreeMap<(&'static str, &'static str), Counter>>,
+    events_lost: Mutex<BTreeMap<(Cow<'static, str>, &'static str), Counter>>,
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    alerts_dropped: Counters,
+    alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
     auth_failures: Counters,
@@ -403,8 +436,12 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            alerts_dropped: Counters::default(),
+            alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
             auth_failures: Counters::default(),
@@ -466,8 +503,8 @@ impl Collector for State {
         out.counters(&L7_MATCHES, l7.clone().map(|one| ([one.rule.as_str(), one.action], one.matches)))?;
         out.counters(&L7_BLOCKED, l7.map(|one| ([one.rule.as_str()], one.blocked_flows)))?;
 
-        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
-        let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
+        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (key.clone(), n.get())).collect();
+        let own = own.iter().map(|((place, reason), n)| ([place.as_ref(), *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
@@ -483,8 +520,14 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
+        out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
         out.family(&AUTH_FAILURES, &self.auth_failures)?;
@@ -729,8 +772,12 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        metrics.alerts_dropped("dedup").inc_by(30);
+        metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
@@ -783,9 +830,13 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
+            "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
             "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",

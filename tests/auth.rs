@@ -75,7 +75,8 @@ fn start(text: &str, operations: impl FnOnce(&Path) -> Vec<Operation>) -> Port {
     let parsed = config::parse("c.toml", text.as_bytes(), [], &[]);
     let section = parsed.map_err(|errors| errors.to_string()).unwrap().0.auth;
     let metrics = Metrics::new();
-    let auth = Auth::new(&section, Vec::new(), &metrics).unwrap();
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    let auth = Auth::new(&section, &[], &metrics, &supervisor).unwrap();
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
     config.metrics = Some("127.0.0.1:0".parse().unwrap());
     config.auth = Some(auth.clone());

@@ -4,8 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ebpfsentinel::alert::config::AlertingConfig;
+use ebpfsentinel::alert::sinks::config::Destination;
+use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
+use ebpfsentinel::api::Role;
 use ebpfsentinel::classify::rules::Mode;
+use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
+use ebpfsentinel::config::tls::ClientAuth;
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
 use ebpfsentinel::engines::l7;
@@ -155,7 +161,7 @@ fn the_installed_config_is_the_defaults() {
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| {
         section.starts_with('[') || installed.contains(&format!("# [{}\n", section.lines().next().unwrap_or_default()))
     });
-    assert_eq!(rules.len(), 6, "the rules are switched on");
+    assert_eq!(rules.len(), 8, "the rules, the route and the clients are switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());
@@ -177,7 +183,14 @@ fn the_installed_config_is_the_defaults() {
     }
     assert_eq!(of_auth.len(), 6, "{errors}");
     let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
-    assert_eq!(lines.len(), 3 + others.len(), "{errors}");
+    let lines = &lines[..];
+    assert_eq!(lines.len(), 5 + others.len(), "{errors}");
+    assert!(
+        lines[0].contains("tls.clients[0]: a client is known by its certificate's subject or by its finger"),
+        "{errors}"
+    );
+    assert!(lines[1].contains("tls.clients: are not used"), "{errors}");
+    let lines = &lines[2..];
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");
@@ -248,6 +261,54 @@ fn the_example_of_rate_limits_is_good() {
 }
 
 #[test]
+fn the_example_of_alerting_is_good() {
+    let (config, warnings) =
+        config::parse("alerting.toml", text_of("conf/examples/alerting.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let routes = &config.alerting.routes;
+    let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
+    has("severity", routes.iter().any(|route| route.filter.min_severity > Severity::Low));
+    has("component", routes.iter().any(|route| !route.filter.components.is_empty()));
+    has("technique", routes.iter().any(|route| !route.filter.mitre.is_empty()));
+    let patterns = || routes.iter().flat_map(|route| &route.filter.rule_ids);
+    has("name of a rule", patterns().any(|pattern| matches!(pattern, RulePattern::Exact(_))));
+    has("beginning of a name", patterns().any(|pattern| matches!(pattern, RulePattern::Prefix(_))));
+    has("rule with a technique", config.firewall.rules.iter().any(|rule| !rule.mitre.is_empty()));
+}
+
+#[test]
+fn routes_of_alerts() {
+    let alerting = |text: &str| parse(&format!("{MINIMAL}{text}")).map(|config| config.alerting);
+    let names = |config: &AlertingConfig| config.routes.iter().map(|route| route.name.clone()).collect::<Vec<_>>();
+    let default = alerting("").unwrap();
+    assert_eq!(names(&default), ["default-log"]);
+    assert_eq!(
+        (default.routes[0].filter.clone(), &default.routes[0].destination),
+        (Filter::default(), &Destination::Log)
+    );
+    assert_eq!(default.limits(), Limits::default());
+    let none = alerting("[alerting]\nroutes = []\n").unwrap();
+    assert!(none.routes.is_empty());
+    let off = alerting("[alerting]\nenabled = false\n").unwrap();
+    assert!(names(&off) == ["default-log"] && off.routes_in_force().is_empty());
+    let route = "[[alerting.routes]]\nname = 'a'\ndestination = 'log'\n";
+    let two = alerting(&format!("{route}event_types = ['l7', 'ids']\n{}", route.replace("'a'", "'b'"))).unwrap();
+    assert_eq!(names(&two), ["a", "b"]);
+    assert_eq!(two.routes[0].filter.components, [Component::L7, Component::Ids]);
+    let many = |count: usize| (0..count).map(|n| route.replace("'a'", &format!("'r{n}'"))).collect::<String>();
+    assert_eq!(alerting(&many(100)).unwrap().routes.len(), 100);
+    assert!(alerting(&many(101)).unwrap_err().contains("alerting.routes: 101 routes, and 100 is the limit"));
+    // What is shown is what was written.
+    let shown = parse(&format!("{MINIMAL}{route}rule_ids = ['ssh-*']\nmitre = ['T1110']\n")).unwrap().masked();
+    let shown = &shown["alerting"]["routes"][0];
+    assert_eq!(
+        (&shown["name"], &shown["destination"], &shown["min_severity"]),
+        (&"a".into(), &"log".into(), &"low".into())
+    );
+    assert_eq!((&shown["rule_ids"][0], &shown["mitre"][0]), (&"ssh-*".into(), &"T1110".into()));
+}
+
+#[test]
 fn the_example_of_l7_rules_is_good() {
     let (config, warnings) = config::parse("l7.toml", text_of("conf/examples/l7.toml").as_bytes(), [], &[]).unwrap();
     assert_eq!(warnings, []);
@@ -273,6 +334,20 @@ fn the_example_of_l7_rules_is_good() {
     has("disabled rule", rules.iter().any(|rule| !rule.enabled));
     // It can be put in force.
     assert_eq!(l7::Ruling::of(&config.l7).unwrap().judge.rule_count(), rules.len() - 1);
+}
+
+#[test]
+fn the_example_of_tls_is_good() {
+    let (config, warnings) = config::parse("tls.toml", text_of("conf/examples/tls.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let tls = &config.tls;
+    assert!(tls.enabled && tls.client_auth == ClientAuth::Required && tls.files().len() == 3);
+    let role = |fingerprint: &str, subject| tls.client(fingerprint, subject).map(|client| client.role);
+    let admin = "3f5b8e9a1027c4556e0d71b293acf84419d62b708ce1a53d974f06bb52c8ee61";
+    assert_eq!(role(admin, Some("prometheus")), Some(Role::Admin), "the fingerprint stands in front");
+    assert_eq!(role("00", Some("prometheus")), Some(Role::Viewer));
+    assert_eq!((role("00", Some("nobody")), role("00", None)), (None, None));
+    assert_eq!(tls.client("00", Some("deploy")).unwrap().namespaces, ["web"]);
 }
 
 #[test]
@@ -323,6 +398,9 @@ fn the_environment_sets_every_key() {
             ("EBPFSENTINEL_AGENT_ANTI_LOCKOUT_SSH_PORTS", "22,2222"),
             ("EBPFSENTINEL_TOKEN", "secret"),
             ("EBPFSENTINEL_CONFIG", "/etc/x"),
+            ("EBPFSENTINEL_SOCKET", "/run/x"),
+            ("EBPFSENTINEL_CACERT", "/etc/x.pem"),
+            ("EBPFSENTINEL_TLS_ALLOW_TLS12", "true"),
             ("PATH", "/bin"),
         ],
         &[],
@@ -439,6 +517,12 @@ fn a_reload_names_what_needs_a_restart() {
     );
     assert_eq!(changed(&format!("{MINIMAL}[l7]\nenabled=false\nmode='block'\ndefault_action.tls='deny'")), [""; 0]);
     assert_eq!(changed(&format!("{MINIMAL}[l7]\ndefault_action.tls='deny'")), ["l7.enabled"]);
+    assert_eq!(
+        changed(&format!("{MINIMAL}socket='off'\nrequests_per_second=9\n[tls]\nenabled=true\nmetrics=false")),
+        ["agent.socket", "agent.requests_per_second", "tls.enabled", "tls.metrics"]
+    );
+    let renewed = "cert_path='/a'\nkey_path='/b'\nclient_auth='optional'\nclient_ca_path='/c'\nallow_tls12=true";
+    assert_eq!(changed(&format!("{MINIMAL}[tls]\n{renewed}")), [""; 0]);
 }
 
 #[test]
@@ -454,19 +538,22 @@ fn the_shown_config_is_the_used_one() {
     assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
     // Each key that can be written is shown, and the other way round.
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
-    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules"));
+    let lists = [".rules", ".routes", ".clients"];
+    known.retain(|key| key.kind != Kind::Table || lists.iter().any(|list| key.path.ends_with(list)));
     // Its parts exclude each other; see the_shown_auth_is_the_used_one.
     known.retain(|key| !key.path.starts_with("auth."));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
+        + count(&shown["tls"])
         + count(&shown["ratelimit"])
         + count(&shown["l7"])
         - 1
         + count(&shown["l7"]["default_action"])
         + count(&shown["ids"])
         - 1
-        + count(&shown["ids"]["sampling"]);
+        + count(&shown["ids"]["sampling"])
+        + count(&shown["alerting"]);
     assert_eq!(known.len(), leaves);
     assert!(shown["ids"]["enabled"].is_null(), "it is what the other sections need");
     for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
@@ -674,7 +761,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7"] {
+    for example in ["firewall", "ratelimit", "l7", "tls"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

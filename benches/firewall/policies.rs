@@ -87,6 +87,7 @@ fn rule(place: usize, src: IpNet, dst: IpNet, src_port: PortRange, dst_port: Por
             ..Match::default()
         },
         mirror_to: None,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

@@ -14,7 +14,8 @@ use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 /// All variables of ours begin so.
 const PREFIX: &str = "EBPFSENTINEL_";
 /// Variables that the command line reads for itself.
-const CLIENT_VARIABLES: &[&str] = &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG"];
+const CLIENT_VARIABLES: &[&str] =
+    &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG", "EBPFSENTINEL_SOCKET", "EBPFSENTINEL_CACERT"];
 /// Short names, from before there was a variable for every key.
 const SHORT_VARIABLES: &[(&str, &str)] =
     &[("EBPFSENTINEL_HOST", "agent.bind_address"), ("EBPFSENTINEL_PORT", "agent.http_port")];
@@ -159,7 +160,8 @@ pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
         ));
     }
     if metadata.len() > max as u64 {
-        return Err(format!("{} bytes are more than the {} KiB that are read", metadata.len(), max >> 10));
+        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
     }
     let mut text = Vec::with_capacity(metadata.len() as usize);
     file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;

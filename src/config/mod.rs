@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::alert::config::AlertingConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -16,8 +17,10 @@ use crate::written::Field;
 pub mod agent;
 pub mod auth;
 mod load;
+pub mod tls;
 
 use agent::CpuSteering;
+use tls::TlsConfig;
 
 pub use agent::AgentConfig;
 pub use auth::AuthConfig;
@@ -30,6 +33,8 @@ pub struct Config {
     pub agent: AgentConfig,
     /// Section `[auth]`.
     pub auth: AuthConfig,
+    /// Section `[tls]`.
+    pub tls: TlsConfig,
     /// Section `[firewall]`.
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
@@ -38,26 +43,40 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[alerting]`.
+    pub alerting: AlertingConfig,
 }
 
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
-        let auth_field = r.key("auth");
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let tls_field = r.key("tls");
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let auth_field = r.key("auth");
+        let alerting_field = r.key("alerting");
         r.finish();
         let auth = auth_field.table().map(AuthConfig::read);
         let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
         let agent = agent_field.table().and_then(|r| AgentConfig::read(r, asks));
+        let tls = tls_field.table().map(TlsConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
-        let config =
-            Config { agent: agent?, auth: auth?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7? };
+        let alerting = alerting_field.table().map(AlertingConfig::read);
+        let config = Config {
+            agent: agent?,
+            auth: auth?,
+            tls: tls?,
+            firewall: firewall?,
+            ratelimit: ratelimit?,
+            ids: ids?,
+            l7: l7?,
+            alerting: alerting?,
+        };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",
@@ -103,11 +122,15 @@ impl Config {
             ("agent.http_port", agent.http_port != was.http_port),
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
             ("agent.host_names", agent.host_names != was.host_names),
+            ("agent.socket", agent.socket != was.socket),
+            ("agent.requests_per_second", agent.requests_per_second != was.requests_per_second),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
             ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),
             ("agent.state_dir", agent.state_dir != was.state_dir),
         ];
+        let (tls, was) = (&self.tls, &old.tls);
+        let tls_keys = [("tls.enabled", tls.enabled != was.enabled), ("tls.metrics", tls.metrics != was.metrics)];
         // Of the engines: whether programs are attached, and what the verifier saw of them.
         let (firewall, was) = (&self.firewall, &old.firewall);
         let firewall_keys = [
@@ -133,7 +156,13 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
+        let keys = agent_keys
+            .into_iter()
+            .chain(tls_keys)
+            .chain(firewall_keys)
+            .chain(ratelimit_keys)
+            .chain(ids_keys)
+            .chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::{Header, Response, StatusCode};
 
 use super::auth::{self, Auth, Credentials, Refusal};
-use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER};
+use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, UID_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
 use crate::api::{ApiError, Caller, Reply, Spec};
@@ -182,8 +182,7 @@ impl Server {
         peer: Option<SocketAddr>,
     ) -> Result<Caller, Box<Refusal>> {
         let [authorization, api_key, certificate, uid, gid] =
-            ["authorization", "x-api-key", "x-agent-cert", "x-agent-uid", "x-agent-gid"]
-                .map(|name| header_value(request, name));
+            ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER].map(|name| header_value(request, name));
         let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
         let credentials = Credentials {
             api_key: api_key.as_deref(),

@@ -138,10 +138,7 @@ impl Watcher for Live {
     }
 
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {
-        let message = match anomaly.count {
-            1 => format!("{} anomaly: {}", anomaly.layer, anomaly.name),
-            more => format!("{} anomaly: {}, {more} times", anomaly.layer, anomaly.name),
-        };
+        let message = format!("{} anomaly: {}", anomaly.layer, anomaly.name);
         let (severity, rule) = (severity_of(anomaly), anomaly.name);
         let mut alert = Alert::new(Component::Ids, severity, rule, "log", anomaly.time_ns, message);
         alert.count = anomaly.count;

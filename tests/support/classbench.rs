@@ -511,6 +511,7 @@ impl Filter {
                 ..Match::default()
             },
             mirror_to: None,
+            mitre: Vec::new(),
             description: String::new(),
         }
     }

@@ -1,5 +1,7 @@
 //! Alerts as records of the log: a JSON line, or an entry of the journal with a field for each part.
 
+use std::sync::Arc;
+
 use log::kv::Value;
 use log::{Level, Record};
 
@@ -12,11 +14,11 @@ use crate::logging::ALERT_TARGET;
 pub struct LogSink;
 
 impl Sink for LogSink {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "log"
     }
 
-    fn write(&mut self, alert: &Alert) -> Result<(), &'static str> {
+    fn write(&mut self, alert: &Arc<Alert>) -> Result<(), &'static str> {
         with_record(alert, |record| log::logger().log(record));
         Ok(())
     }
@@ -30,9 +32,18 @@ fn with_record(alert: &Alert, write: impl FnOnce(&Record<'_>)) {
         Severity::High | Severity::Critical => Level::Error,
     };
     let fields = alert.fields();
+    // A field of the journal is one text.
+    let joined: Vec<Option<String>> = fields
+        .iter()
+        .map(|(_, field)| match field {
+            Field::List(texts) => Some(texts.join(",")),
+            Field::Text(_) | Field::Number(_) => None,
+        })
+        .collect();
     let pairs: Vec<(&str, Value<'_>)> = fields
         .iter()
-        .filter_map(|(key, field)| {
+        .zip(&joined)
+        .filter_map(|((key, field), joined)| {
             let key = match *key {
                 "id" => "alert_id",
                 "message" => return None,
@@ -42,6 +53,7 @@ fn with_record(alert: &Alert, write: impl FnOnce(&Record<'_>)) {
             let value = match field {
                 Field::Text(text) => Value::from(text.as_ref()),
                 Field::Number(number) => Value::from(*number),
+                Field::List(_) => Value::from(joined.as_deref().unwrap_or_default()),
             };
             Some((key, value))
         })
@@ -60,6 +72,7 @@ mod tests {
         let mut alert = Alert::new(Component::Firewall, Severity::Medium, "web", "deny", 7, "web from afar");
         alert.dst_ip = Some("192.0.2.1".parse().unwrap());
         alert.dst_port = Some(80);
+        alert.mitre = vec!["T1190".into(), "T1110".into()];
         with_record(&alert, |record| {
             assert_eq!((record.level(), record.target()), (Level::Warn, "alert"));
             assert_eq!(record.args().to_string(), "web from afar");
@@ -71,6 +84,8 @@ mod tests {
             assert_eq!(get("rule_id").as_deref(), Some("web"));
             assert_eq!(get("dst_ip").as_deref(), Some("192.0.2.1"));
             assert_eq!(get("dst_port").as_deref(), Some("80"));
+            assert_eq!(get("mitre").as_deref(), Some("T1190,T1110"));
+            assert_eq!(get("count").as_deref(), Some("1"));
             assert_eq!(get("src_ip"), None);
             assert_eq!(get("message"), None);
         });

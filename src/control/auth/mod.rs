@@ -33,7 +33,9 @@ use self::oidc::KeySource;
 pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
+use crate::config::tls::{CertName, TlsClient};
 use crate::metrics::Metrics;
+use crate::supervise::Supervisor;
 
 /// Whose members are admins through the Unix socket.
 pub const GROUP: &str = "ebpfsentinel";
@@ -61,19 +63,6 @@ pub fn bearer(authorization: &str) -> &str {
         Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => credential.trim(),
         _ => "",
     }
-}
-
-/// A client certificate that stands for a caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateRule {
-    /// SHA-256 of the certificate, hexadecimal in lower case, if that is what counts.
-    pub fingerprint: Option<String>,
-    /// Its subject's common name, if that is what counts.
-    pub subject: Option<String>,
-    /// What its holder may do.
-    pub role: Role,
-    /// Whose rules an operator may change.
-    pub namespaces: Namespaces,
 }
 
 /// Why a credential is not good. For the log, not for the client.
@@ -123,7 +112,7 @@ pub struct State {
     metrics_auth_required: bool,
     keys: Vec<ApiKey>,
     tokens: Option<Tokens>,
-    certificates: Vec<CertificateRule>,
+    certificates: Vec<TlsClient>,
     members: Members,
 }
 
@@ -167,6 +156,8 @@ pub struct Auth {
     state: ArcSwap<State>,
     flood: Flood,
     metrics: Arc<Metrics>,
+    /// Of the thread that asks an issuer; `None` where nobody is asked.
+    supervisor: Option<Supervisor>,
 }
 
 impl Auth {
@@ -180,26 +171,23 @@ impl Auth {
             certificates: Vec::new(),
             members: Members::default(),
         };
-        Auth::with(state, metrics)
+        Auth::with(state, metrics, None)
     }
 
     /// Asks as the configuration says.
-    pub fn new(
-        config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
-        metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Arc<Auth>> {
+    pub fn new(config: &AuthConfig, certificates: &[TlsClient], metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Auth>> {
         Ok(Auth::with(State::new(config, certificates, None, metrics)?, metrics))
     }
 
     fn with(state: State, metrics: &Arc<Metrics>) -> Arc<Auth> {
         let flood = Flood::new(Limits::DEFAULT, Instant::now());
-        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone() })
+        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone(), supervisor })
     }
 
     /// What [`Auth::replace`] puts in force. An issuer that stays is not asked anew. Changes nothing.
-    pub fn prepare(&self, config: &AuthConfig, certificates: Vec<CertificateRule>) -> anyhow::Result<Arc<State>> {
-        State::new(config, certificates, Some(&self.state.load_full()), &self.metrics).map(Arc::new)
+    pub fn prepare(&self, config: &AuthConfig, certificates: &[TlsClient]) -> anyhow::Result<Arc<State>> {
+        let before = self.state.load_full();
+        State::new(config, certificates, Some(&before), &self.metrics, self.supervisor.as_ref()).map(Arc::new)
     }
 
     /// What is in force, to go back to.
@@ -371,9 +359,10 @@ fn plain(error: ApiError, reason: &'static str, detail: String) -> Refusal {
 impl State {
     fn new(
         config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
+        certificates: &[TlsClient],
         before: Option<&State>,
         metrics: &Arc<Metrics>,
+        supervisor: Option<&Supervisor>,
     ) -> anyhow::Result<State> {
         let tokens = match (TokenRules::of(config), &config.jwt, &config.oidc) {
             // Nobody is asked, so the issuer is not either.
@@ -389,7 +378,11 @@ impl State {
                 };
                 let keys = match same {
                     Some(keys) => keys,
-                    None => Arc::new(KeySource::start(oidc, metrics)?),
+                    None => {
+                        let supervisor =
+                            supervisor.context("auth.oidc needs a thread, and nobody supervises threads here")?;
+                        Arc::new(KeySource::start(oidc, metrics, supervisor)?)
+                    }
                 };
                 Some(Tokens::Published(rules, oidc.clone(), keys))
             }
@@ -400,7 +393,7 @@ impl State {
             metrics_auth_required: config.enabled && config.metrics_auth_required,
             keys: config.api_keys.clone(),
             tokens,
-            certificates,
+            certificates: certificates.to_vec(),
             members: Members::look_up(),
         })
     }
@@ -446,17 +439,23 @@ impl State {
     }
 
     fn by_certificate(&self, fingerprint: &str, subject: &str) -> Result<Caller, Fault> {
-        let fits = |rule: &&CertificateRule| {
-            rule.fingerprint.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(fingerprint))
-                && rule.subject.as_ref().is_none_or(|own| own == subject)
-                && (rule.fingerprint.is_some() || rule.subject.is_some())
+        let fits = |client: &&TlsClient| match &client.name {
+            CertName::Fingerprint(own) => own.eq_ignore_ascii_case(fingerprint),
+            CertName::Subject(own) => own == subject,
         };
-        let rule = self.certificates.iter().find(fits).ok_or_else(|| {
+        // What is said of this very certificate counts more than what is said of its name.
+        let (exact, named): (Vec<_>, Vec<_>) =
+            self.certificates.iter().filter(fits).partition(|client| matches!(client.name, CertName::Fingerprint(_)));
+        let client = exact.into_iter().chain(named).next().ok_or_else(|| {
             Fault::new("certificate", format!("the certificate {} stands for nobody", token::shown(fingerprint)))
         })?;
+        let namespaces = match client.role {
+            Role::Admin => Namespaces::All,
+            _ => Namespaces::Only(client.namespaces.iter().cloned().collect()),
+        };
         let name = if subject.is_empty() { fingerprint } else { subject };
         let name = name.chars().filter(|c| !c.is_control()).take(256).collect();
-        Ok(Caller { name, role: rule.role, namespaces: rule.namespaces.clone(), method: "certificate" })
+        Ok(Caller { name, role: client.role, namespaces, method: "certificate" })
     }
 }
 
