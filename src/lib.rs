@@ -18,7 +18,8 @@
 //! reason:
 //!
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
-//! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks.
+//! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks ([`alert::sinks`]:
+//! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent).
 //!
 //! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
 //! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams
@@ -42,7 +43,8 @@
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
 //! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > ruled > alert, bpf,
-//!   classify, confirm, matching > flow, event, written, api > abi, component, packet, metrics, logging, supervise. Engines
+//!   classify, confirm, matching > flow, eve, event, outbound, secret, written, api > abi, component, packet, metrics,
+//!   logging, supervise. Engines
 //!   never import each other; what several of them need to tell packets apart is [`classify`], to match bytes
 //!   [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
@@ -60,6 +62,7 @@ pub mod confirm;
 pub mod control;
 pub mod engines;
 pub mod enrichment;
+pub mod eve;
 pub mod event;
 pub mod explain;
 pub mod flow;

@@ -107,6 +107,12 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    SENDER_CIRCUIT = Gauge "alert_sender_circuit_state" ["destination"] "Whether alerts are sent to a destination: 0 closed \
+        (they are), 1 half-open (one is, to see), 2 open (none is, after failures)";
+    SENDER_ALERTS = Counter "alert_sender_alerts" ["destination", "result"] "Alerts of a destination: delivered, retried (each \
+        time that one is to be sent again), failed (refused for good, or given up)";
+    SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
+    SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
     ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route, or alerting.enabled is false (disabled)";
@@ -297,6 +303,23 @@ pub struct LimitRuleCounters {
     pub counts: Vec<(&'static str, u64, u64)>,
 }
 
+/// What is counted of one destination of alerts.
+#[derive(Clone, Debug)]
+pub struct SenderMetrics {
+    /// 0 closed, 1 half-open, 2 open.
+    pub circuit: Gauge,
+    /// Alerts in memory.
+    pub queue: Gauge,
+    /// Bytes on disk.
+    pub spool_bytes: Gauge,
+    /// Alerts that arrived.
+    pub delivered: Counter,
+    /// Alerts that are to be sent again.
+    pub retried: Counter,
+    /// Alerts that will not be sent again.
+    pub failed: Counter,
+}
+
 type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
 
 /// The agent's metrics. One for a process, shared by `Arc`.
@@ -327,6 +350,28 @@ impl Metrics {
     /// One alert.
     pub fn alert(&self, component: Component, severity: &str) {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
+    }
+
+    /// What is counted of a destination of alerts; keep it.
+    pub fn sender(&self, destination: &str) -> SenderMetrics {
+        let state = &self.state;
+        let gauge = |family: &Gauges, declared: &Declared| family.get_or_create_owned(&declared.set([destination]));
+        let alerts = |result| state.sender_alerts.get_or_create_owned(&SENDER_ALERTS.set([destination, result]));
+        SenderMetrics {
+            circuit: gauge(&state.sender_circuit, &SENDER_CIRCUIT),
+            queue: gauge(&state.sender_queue, &SENDER_QUEUE),
+            spool_bytes: gauge(&state.sender_spool, &SENDER_SPOOL),
+            delivered: alerts("delivered"),
+            retried: alerts("retried"),
+            failed: alerts("failed"),
+        }
+    }
+
+    /// A destination that is no more: its states go, its counts stay.
+    pub fn forget_sender(&self, destination: &str) {
+        self.state.sender_circuit.remove(&SENDER_CIRCUIT.set([destination]));
+        self.state.sender_queue.remove(&SENDER_QUEUE.set([destination]));
+        self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
     /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
@@ -415,6 +460,10 @@ struct State {
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    sender_circuit: Gauges,
+    sender_alerts: Counters,
+    sender_queue: Gauges,
+    sender_spool: Gauges,
     alerts_dropped: Counters,
     alerts_told: Counters,
     processing: Histograms,
@@ -436,6 +485,10 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            sender_circuit: Gauges::default(),
+            sender_alerts: Counters::default(),
+            sender_queue: Gauges::default(),
+            sender_spool: Gauges::default(),
             alerts_dropped: Counters::default(),
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
@@ -520,6 +573,10 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&SENDER_CIRCUIT, &self.sender_circuit)?;
+        out.family(&SENDER_ALERTS, &self.sender_alerts)?;
+        out.family(&SENDER_QUEUE, &self.sender_queue)?;
+        out.family(&SENDER_SPOOL, &self.sender_spool)?;
         out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
@@ -772,6 +829,11 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        let sender = metrics.sender("hook");
+        sender.circuit.set(2);
+        sender.queue.set(30);
+        sender.spool_bytes.set(31);
+        sender.delivered.inc_by(32);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
@@ -830,6 +892,10 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alert_sender_circuit_state{destination=\"hook\"} 2",
+            "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
+            "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
+            "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
             "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
             "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
