@@ -119,6 +119,11 @@ metrics! {
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    FALSE_POSITIVES = Counter "false_positives" ["component", "rule_id"] "Alerts that were marked as false positives";
+    STORE_RECORDS = Counter "store_records" ["store"] "Records that were committed: alerts (an alert that goes on counts \
+        each time it is told), entries of the audit trail";
+    STORE_FAILURES = Counter "store_commit_failures" ["store"] "Commits that failed and are tried again: the disk is full or \
+        refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
     TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
@@ -417,6 +422,21 @@ impl Metrics {
         self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
     }
 
+    /// One alert that was marked as a false positive.
+    pub fn false_positive(&self, component: &str, rule_id: &str) {
+        self.state.false_positives.get_or_create(&FALSE_POSITIVES.set([component, rule_id])).inc();
+    }
+
+    /// The counter of records that a store has committed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_records(&self, store: &str) -> Counter {
+        self.state.store_records.get_or_create_owned(&STORE_RECORDS.set([store]))
+    }
+
+    /// The counter of a store's commits that failed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_failures(&self, store: &str) -> Counter {
+        self.state.store_failures.get_or_create_owned(&STORE_FAILURES.set([store]))
+    }
+
     /// One answered request; `operation` is the command of its spec.
     pub fn http_request(&self, operation: &str, status: u16) {
         self.state.http_requests.get_or_create(&HTTP_REQUESTS.set([operation, &status.to_string()])).inc();
@@ -468,6 +488,9 @@ struct State {
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    false_positives: Counters,
+    store_records: Counters,
+    store_failures: Counters,
     tls_reloads: Counters,
     tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
@@ -493,6 +516,9 @@ impl Default for State {
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            false_positives: Counters::default(),
+            store_records: Counters::default(),
+            store_failures: Counters::default(),
             tls_reloads: Counters::default(),
             tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
@@ -581,6 +607,9 @@ impl Collector for State {
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&FALSE_POSITIVES, &self.false_positives)?;
+        out.family(&STORE_RECORDS, &self.store_records)?;
+        out.family(&STORE_FAILURES, &self.store_failures)?;
         out.family(&TLS_RELOADS, &self.tls_reloads)?;
         if let Some(expiry) = &*lock(&self.tls_expiry) {
             out.gauge(&TLS_EXPIRY, expiry() as f64)?;

@@ -24,7 +24,7 @@ use ebpfsentinel::outbound::install_crypto;
 use ebpfsentinel::ruled::store::Store;
 use ebpfsentinel::supervise::Supervisor;
 use ebpfsentinel::written::Document;
-use ebpfsentinel::{explain, inspection};
+use ebpfsentinel::{audit, explain, inspection, store};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ impl Port {
 /// What the agent offers: every operation, but for the document about them that the port adds itself.
 fn all_specs() -> Vec<&'static Spec> {
     let engines = [firewall::api::SPECS, ratelimit::api::SPECS, l7::api::SPECS, inspection::api::SPECS];
-    [control_agent::SPECS, &engines.concat(), explain::SPECS].concat()
+    [control_agent::SPECS, &engines.concat(), explain::SPECS, audit::api::SPECS, store::api::SPECS].concat()
 }
 
 /// Operations that succeed: what is asked here is who gets so far.

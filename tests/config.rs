@@ -8,6 +8,7 @@ use ebpfsentinel::alert::config::AlertingConfig;
 use ebpfsentinel::alert::sinks::config::Destination;
 use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
 use ebpfsentinel::api::Role;
+use ebpfsentinel::audit::config::AuditConfig;
 use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
@@ -535,6 +536,40 @@ fn a_reload_names_what_needs_a_restart() {
     );
     let renewed = "cert_path='/a'\nkey_path='/b'\nclient_auth='optional'\nclient_ca_path='/c'\nallow_tls12=true";
     assert_eq!(changed(&format!("{MINIMAL}[tls]\n{renewed}")), [""; 0]);
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nretention_days=1\nmax_entries=1000\nalerts={{retention_days=1,max_alerts=1000}}"
+        )),
+        [""; 0]
+    );
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nenabled=false\nbuffer_size=100\nstorage_path='/a'\nalerts={{enabled=false,buffer_size=100}}"
+        )),
+        [
+            "audit.enabled",
+            "audit.buffer_size",
+            "audit.storage_path",
+            "audit.alerts.enabled",
+            "audit.alerts.buffer_size"
+        ]
+    );
+}
+
+#[test]
+fn the_example_of_the_audit_trail_is_good() {
+    let (config, warnings) =
+        config::parse("audit.toml", text_of("conf/examples/audit.toml").as_bytes(), [], &[]).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let (audit, state) = (&config.audit, Path::new("/var/lib/x"));
+    assert_eq!(audit.limits().age.as_secs(), 366 * 86_400);
+    assert_eq!(audit.alerts.limits().count, 200_000);
+    let file = |audit: &AuditConfig| [audit.trail_file(state), audit.alerts_file(state)];
+    assert_eq!(file(audit), [Path::new("/srv/audit/trail.redb"), Path::new("/srv/audit/alerts.redb")]);
+    assert_eq!(
+        file(&AuditConfig::default()),
+        [Path::new("/var/lib/x/audit.redb"), Path::new("/var/lib/x/alerts.redb")]
+    );
 }
 
 #[test]
@@ -568,7 +603,10 @@ fn the_shown_config_is_the_used_one() {
         - 1
         + count(&shown["ids"]["sampling"])
         + count(&shown["alerting"])
-        - 1;
+        - 1
+        + count(&shown["audit"])
+        - 1
+        + count(&shown["audit"]["alerts"]);
     assert_eq!(known.len(), leaves);
     assert!(shown["ids"]["enabled"].is_null(), "it is what the other sections need");
     for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
@@ -776,7 +814,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7", "tls"] {
+    for example in ["firewall", "ratelimit", "l7", "tls", "audit", "auth"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

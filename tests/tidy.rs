@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "audit", "system"],
     &["engines"],
     &["ruled"],
-    &["alert", "bpf", "classify", "confirm", "matching"],
+    &["alert", "bpf", "classify", "confirm", "matching", "store"],
     &["flow", "feeds", "eve", "event", "enrichment", "outbound", "secret", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];

@@ -31,6 +31,7 @@ use self::server::Server;
 use self::socket::SocketFile;
 use self::tls::TlsStore;
 use crate::api::Operation;
+use crate::audit::{Auditor, NoAuditor};
 use crate::metrics::Metrics;
 
 /// What control listens on.
@@ -55,6 +56,8 @@ pub struct ControlConfig {
     pub auth: Option<Arc<Auth>>,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
+    /// Told of every operation that changes something.
+    pub auditor: Arc<dyn Auditor>,
 }
 
 /// See [`ControlConfig::on_failure`].
@@ -74,6 +77,7 @@ impl ControlConfig {
             limits: Limits::default(),
             auth: None,
             on_failure: Arc::new(|_, _| {}),
+            auditor: Arc::new(NoAuditor),
         }
     }
 }
@@ -130,7 +134,7 @@ impl Control {
             None => None,
         };
         let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
-        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics))
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), Arc::clone(&config.auditor))
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();

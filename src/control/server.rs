@@ -3,7 +3,7 @@
 //! Requests arrive complete and within limits, from the front only, which also says who sent them.
 
 use std::io::{self, Cursor};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,8 @@ use super::auth::{self, Auth, Credentials, Refusal};
 use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, UID_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Caller, Reply, Spec};
+use crate::api::{ApiError, Caller, Method, Note, Reply, Role, Spec};
+use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
 /// Between attempts to listen anew.
@@ -32,6 +33,7 @@ pub struct Server {
     routes: Routes,
     auth: Arc<Auth>,
     metrics: Arc<Metrics>,
+    auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
 }
 
@@ -43,9 +45,15 @@ struct Backend {
 
 impl Server {
     /// Listens in `directory`, which nobody else may enter.
-    pub fn new(directory: PathBuf, routes: Routes, auth: Arc<Auth>, metrics: Arc<Metrics>) -> io::Result<Server> {
-        let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
-        Ok(Server { backend: Mutex::new(backend), directory, routes, auth, metrics, stop: AtomicBool::new(false) })
+    pub fn new(
+        directory: PathBuf,
+        routes: Routes,
+        auth: Arc<Auth>,
+        metrics: Arc<Metrics>,
+        auditor: Arc<dyn Auditor>,
+    ) -> io::Result<Server> {
+        let backend = Mutex::new(Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 });
+        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop: AtomicBool::new(false) })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -142,9 +150,13 @@ impl Server {
         };
         let command = operation.spec.command;
         let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
-        let caller = match self.admit(operation.spec, request, peer) {
+        let address = peer.map(|peer| peer.ip());
+        let caller = match self.admit(operation.spec, request, address) {
             Ok(caller) => caller,
-            Err(refusal) => return (command, (*refusal).into()),
+            Err(refusal) => {
+                self.audit_refusal(operation.spec, path, &refusal, Vec::new(), address);
+                return (command, (*refusal).into());
+            }
         };
         let mut call = match call {
             Ok(call) => call.called_by(caller.clone()),
@@ -158,29 +170,79 @@ impl Server {
             return (command, ApiError::validation("this operation takes no body").into());
         }
         // An operation that panics is a mistake of ours, and its request's end, not the agent's.
-        match catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))) {
-            Ok(Ok(reply)) => (command, reply.into()),
-            Ok(Err(error)) if error.status == 403 => {
-                let refusal = self.auth.refused_by_operation(error, caller, peer.map(|peer| peer.ip()));
+        let result = catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))).unwrap_or_else(|panic| {
+            log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
+            Err(ApiError::internal("the operation failed; the agent's log says why"))
+        });
+        let notes = call.take_notes();
+        match result {
+            // The operation knew more of what is asked than its role.
+            Err(error) if error.status == 403 => {
+                let refusal = self.auth.refused_by_operation(error, caller, address);
+                self.audit_refusal(operation.spec, path, &refusal, notes, address);
                 (command, (*refusal).into())
             }
-            Ok(Err(error)) => (command, error.into()),
-            Err(panic) => {
-                log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
-                (command, ApiError::internal("the operation failed; the agent's log says why").into())
+            result => {
+                self.audit(operation.spec, path, &caller, address, &result, notes);
+                (command, result.map_or_else(Answer::from, Answer::from))
             }
         }
+    }
+
+    /// Tells the audit log of what changes something, also of what did not go well.
+    fn audit(
+        &self,
+        spec: &Spec,
+        path: &str,
+        caller: &Caller,
+        address: Option<IpAddr>,
+        result: &Result<Reply, ApiError>,
+        notes: Vec<Note>,
+    ) {
+        if spec.method == Method::Get {
+            return;
+        }
+        let (status, error) = match result {
+            Ok(reply) => (reply.status(), String::new()),
+            Err(error) => (error.status, format!(": {}", error.message)),
+        };
+        let entry = Entry::new(actor(caller, address), spec.command, status, format!("{} {path}{error}", spec.method));
+        self.record(entry, notes);
+    }
+
+    /// Tells the audit log of who was not let, unless there are too many of them from one address: then it is told how many
+    /// were left out by the next one that is not.
+    fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, notes: Vec<Note>, address: Option<IpAddr>) {
+        let Some(untold) = refusal.told else { return };
+        let nobody = Caller::anonymous(Role::Public);
+        let caller = refusal.caller.as_ref().unwrap_or(&nobody);
+        let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
+        let detail = format!("{} {path}: {}: {}{more}", spec.method, refusal.reason, refusal.detail);
+        self.record(Entry::new(actor(caller, address), spec.command, refusal.error.status, detail), notes);
+    }
+
+    fn record(&self, entry: Entry, notes: Vec<Note>) {
+        if notes.is_empty() {
+            self.auditor.record(entry);
+        } else {
+            notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
+        }
+    }
+}
+
+/// The caller, as the audit log has them.
+fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
+    Actor {
+        name: caller.name.clone(),
+        role: caller.role.name().to_owned(),
+        address: address.map(|address| address.to_canonical()),
+        method: caller.method.to_owned(),
     }
 }
 
 impl Server {
     /// Who calls, if they may: by what the client says of itself, and what the front knows of it.
-    fn admit(
-        &self,
-        spec: &Spec,
-        request: &tiny_http::Request,
-        peer: Option<SocketAddr>,
-    ) -> Result<Caller, Box<Refusal>> {
+    fn admit(&self, spec: &Spec, request: &tiny_http::Request, peer: Option<IpAddr>) -> Result<Caller, Box<Refusal>> {
         let [authorization, api_key, certificate, uid, gid] =
             ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER].map(|name| header_value(request, name));
         let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
@@ -190,7 +252,7 @@ impl Server {
             certificate: certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
             unix: number(uid).zip(number(gid)),
         };
-        self.auth.admit(spec, &credentials, peer.map(|peer| peer.ip()))
+        self.auth.admit(spec, &credentials, peer)
     }
 }
 

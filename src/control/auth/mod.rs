@@ -175,11 +175,17 @@ impl Auth {
     }
 
     /// Asks as the configuration says.
-    pub fn new(config: &AuthConfig, certificates: &[TlsClient], metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Auth>> {
-        Ok(Auth::with(State::new(config, certificates, None, metrics)?, metrics))
+    pub fn new(
+        config: &AuthConfig,
+        certificates: &[TlsClient],
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<Arc<Auth>> {
+        let state = State::new(config, certificates, None, metrics, Some(supervisor))?;
+        Ok(Auth::with(state, metrics, Some(supervisor.clone())))
     }
 
-    fn with(state: State, metrics: &Arc<Metrics>) -> Arc<Auth> {
+    fn with(state: State, metrics: &Arc<Metrics>, supervisor: Option<Supervisor>) -> Arc<Auth> {
         let flood = Flood::new(Limits::DEFAULT, Instant::now());
         Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone(), supervisor })
     }
