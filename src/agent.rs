@@ -185,7 +185,7 @@ pub fn run(options: Options) -> Result<()> {
     }
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
     let config = loaded.config;
-    let auth = Auth::new(&config.auth, Vec::new(), &metrics).context("setting up [auth]")?;
+    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
@@ -591,7 +591,7 @@ impl Agent {
         let tls = self.prepare_tls(&loaded.config)?;
         let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
-        let auth = self.auth.prepare(&loaded.config.auth, Vec::new());
+        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients);
         let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();

@@ -813,7 +813,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7", "tls", "audit"] {
+    for example in ["firewall", "ratelimit", "l7", "tls", "audit", "auth"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

@@ -213,7 +213,8 @@ pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
         ));
     }
     if metadata.len() > max as u64 {
-        return Err(format!("{} bytes are more than the {} KiB that are read", metadata.len(), max >> 10));
+        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
     }
     let mut text = Vec::with_capacity(metadata.len() as usize);
     file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;

@@ -53,11 +53,11 @@ pub struct Config {
 impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
-        let auth_field = r.key("auth");
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let tls_field = r.key("tls");
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let auth_field = r.key("auth");
         let audit_field = r.key("audit");
         let alerting_field = r.key("alerting");
         r.finish();

@@ -3,7 +3,7 @@
 //! Requests arrive complete and within limits, from the front only, which also says who sent them.
 
 use std::io::{self, Cursor, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,10 @@ use std::time::Duration;
 use tiny_http::{Header, Response, StatusCode};
 
 use super::auth::{self, Auth, Credentials, Refusal};
-use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER};
+use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
 use super::routes::{Miss, Routes};
 use super::{pages, panic_message};
-use crate::api::{ApiError, Caller, Method, Reply, Request, Role, Spec, Stream};
+use crate::api::{ApiError, Caller, Method, Note, Reply, Role, Spec, Stream};
 use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
@@ -202,10 +202,11 @@ impl Server {
         };
         let command = operation.spec.command;
         let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
-        let caller = match self.admit(operation.spec, request, peer) {
+        let address = peer.map(|peer| peer.ip());
+        let caller = match self.admit(operation.spec, request, address) {
             Ok(caller) => caller,
             Err(refusal) => {
-                self.audit_refusal(operation.spec, path, &refusal, peer);
+                self.audit_refusal(operation.spec, path, &refusal, Vec::new(), address);
                 return (command, (*refusal).into());
             }
         };
@@ -226,64 +227,77 @@ impl Server {
             log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
             Err(ApiError::internal("the operation failed; the agent's log says why"))
         });
-        self.audit(&call, path, &result);
-        let answer = match result {
-            Ok(reply) => reply.into(),
+        let notes = call.take_notes();
+        match result {
+            // The operation knew more of what is asked than its role.
             Err(error) if error.status == 403 => {
-                (*self.auth.refused_by_operation(error, caller, peer.map(|peer| peer.ip()))).into()
+                let refusal = self.auth.refused_by_operation(error, caller, address);
+                self.audit_refusal(operation.spec, path, &refusal, notes, address);
+                (command, (*refusal).into())
             }
-            Err(error) => error.into(),
-        };
-        (command, answer)
-    }
-
-    /// Tells the audit log of a request that was refused for who sent it; of a flood of them, now and then.
-    fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, peer: Option<SocketAddr>) {
-        let Some(untold) = refusal.told else { return };
-        let caller = refusal.caller.clone().unwrap_or_else(|| Caller::anonymous(Role::Public));
-        let mut detail = format!("{} {path}: {}", spec.method, refusal.detail);
-        if untold > 0 {
-            detail += &format!(" ({untold} more refusals since the last that was told)");
+            result => {
+                self.audit(operation.spec, path, &caller, address, &result, notes);
+                (command, result.map_or_else(Answer::from, Answer::from))
+            }
         }
-        self.auditor.record(Entry::new(actor_of(caller, peer), spec.command, refusal.error.status, detail));
     }
 
-    /// Tells the audit log of what changes something, and of everybody who was not let.
-    fn audit(&self, call: &Request, path: &str, result: &Result<Reply, ApiError>) {
-        let (status, error) = match result {
-            Ok(reply) => (reply.status(), None),
-            Err(error) => (error.status, Some(&error.message)),
-        };
-        if call.spec.method == Method::Get && !matches!(status, 401 | 403 | 429) {
+    /// Tells the audit log of what changes something, also of what did not go well.
+    fn audit(
+        &self,
+        spec: &Spec,
+        path: &str,
+        caller: &Caller,
+        address: Option<IpAddr>,
+        result: &Result<Reply, ApiError>,
+        notes: Vec<Note>,
+    ) {
+        if spec.method == Method::Get {
             return;
         }
-        let actor = Actor {
-            name: call.actor.clone(),
-            role: call.role.name().to_owned(),
-            address: call.peer.map(|peer| peer.ip().to_canonical()),
-            method: call.method.to_owned(),
+        let (status, error) = match result {
+            Ok(reply) => (reply.status(), String::new()),
+            Err(error) => (error.status, format!(": {}", error.message)),
         };
-        let error = error.map(|message| format!(": {message}")).unwrap_or_default();
-        let entry = Entry::new(actor, call.spec.command, status, format!("{} {path}{error}", call.spec.method));
-        let notes = call.take_notes();
+        let entry = Entry::new(actor(caller, address), spec.command, status, format!("{} {path}{error}", spec.method));
+        self.record(entry, notes);
+    }
+
+    /// Tells the audit log of who was not let, unless there are too many of them from one address: then it is told how many
+    /// were left out by the next one that is not.
+    fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, notes: Vec<Note>, address: Option<IpAddr>) {
+        let Some(untold) = refusal.told else { return };
+        let nobody = Caller::anonymous(Role::Public);
+        let caller = refusal.caller.as_ref().unwrap_or(&nobody);
+        let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
+        let detail = format!("{} {path}: {}: {}{more}", spec.method, refusal.reason, refusal.detail);
+        self.record(Entry::new(actor(caller, address), spec.command, refusal.error.status, detail), notes);
+    }
+
+    fn record(&self, entry: Entry, notes: Vec<Note>) {
         if notes.is_empty() {
-            self.auditor.record(entry.clone());
+            self.auditor.record(entry);
+        } else {
+            notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
         }
-        notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
+    }
+}
+
+/// The caller, as the audit log has them.
+fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
+    Actor {
+        name: caller.name.clone(),
+        role: caller.role.name().to_owned(),
+        address: address.map(|address| address.to_canonical()),
+        method: caller.method.to_owned(),
     }
 }
 
 impl Server {
     /// Who calls, if they may: by what the client says of itself, and what the front knows of it.
-    fn admit(
-        &self,
-        spec: &Spec,
-        request: &tiny_http::Request,
-        peer: Option<SocketAddr>,
-    ) -> Result<Caller, Box<Refusal>> {
+    fn admit(&self, spec: &Spec, request: &tiny_http::Request, peer: Option<IpAddr>) -> Result<Caller, Box<Refusal>> {
         let [authorization, api_key, certificate, uid, gid] =
-            ["authorization", "x-api-key", "x-agent-cert", "x-agent-uid", "x-agent-gid"]
-                .map(|name| header_value(request, name));
+            ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER].map(|name| header_value(request, name));
         let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
         let credentials = Credentials {
             api_key: api_key.as_deref(),
@@ -291,7 +305,7 @@ impl Server {
             certificate: certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
             unix: number(uid).zip(number(gid)),
         };
-        self.auth.admit(spec, &credentials, peer.map(|peer| peer.ip()))
+        self.auth.admit(spec, &credentials, peer)
     }
 }
 
@@ -306,15 +320,6 @@ impl front::Backend for Server {
         if socket == socket_path(&self.directory, generation) {
             self.try_replace(generation, "it refuses connections");
         }
-    }
-}
-
-fn actor_of(caller: Caller, peer: Option<SocketAddr>) -> Actor {
-    Actor {
-        name: caller.name,
-        role: caller.role.name().to_owned(),
-        address: peer.map(|peer| peer.ip().to_canonical()),
-        method: caller.method.to_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::alerts::{AlertStore, Mark, MarkError, Question, Suppress, Writer};
 use super::block::Wanted;
 use super::{Moment, now_ns, refused as unreadable};
 use crate::alert::{AlertId, Severity, Suppression};
-use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Request, Role, Spec};
+use crate::api::{self, ApiError, Method, Namespaces, Note, Operation, Param, ParamKind, Reply, Request, Role, Spec};
 use crate::component::Component;
 use crate::logging::rfc3339;
 use crate::supervise::Gone;
@@ -321,6 +321,16 @@ fn asked<R: Send + 'static>(
     })
 }
 
+/// What hides alerts hides those of all namespaces, as an alert is in none: an operator marks, an admin hides.
+fn may_hide(request: &Request) -> Result<(), ApiError> {
+    match request.namespaces {
+        Namespaces::All => Ok(()),
+        Namespaces::Only(_) => {
+            Err(ApiError::namespace_forbidden("what hides alerts is not bound to a namespace; ask an admin"))
+        }
+    }
+}
+
 /// Notes for the audit log what became of an alert's mark.
 fn note(request: &Request, id: AlertId, before: Option<&Mark>, after: Option<Value>) {
     let before = before.map(|mark| json!({"alert_id": id.to_string(), "mark": mark}));
@@ -338,6 +348,9 @@ fn mark(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
     }
     if body.comment.chars().any(|c| c.is_control() && c != '\n') {
         return Err(ApiError::validation("\"comment\" holds a control character"));
+    }
+    if body.suppress.is_some() {
+        may_hide(request)?;
     }
     let now = now_ns();
     let by = request.actor.clone();
@@ -371,6 +384,7 @@ fn suppressions(store: &AlertStore, request: &Request) -> Result<Reply, ApiError
 }
 
 fn unsuppress(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+    may_hide(request)?;
     let id = request.path("id")?.to_owned();
     let wanted = id.clone();
     let ended = asked(store, move |writer| Ok(writer.end_suppression(&wanted)?))?;

@@ -9,14 +9,13 @@
 //! 401, then 403 INSUFFICIENT_ROLE, and only then is the request itself looked at: 400, and what [`crate::ruled::api`] says
 //! of rules. Why a credential is not good stands in the log and in `auth_failures_total`, never in the answer.
 //!
-//! Through the Unix socket root, the agent's own user and members of the group `ebpfsentinel` are admins without any
-//! credential; who is a member is looked up at the start and at a reload.
+//! Through the Unix socket root, the agent's own user and processes of the group `ebpfsentinel` are admins without any
+//! credential. The kernel says who they are; the group is looked up at the start and at a reload.
 
 mod flood;
 mod oidc;
 mod token;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
-use nix::unistd::{Gid, Group, Uid, User, geteuid};
+use nix::unistd::{Group, geteuid};
 use subtle::ConditionallySelectable;
 
 use self::flood::{Flood, Limits};
@@ -33,7 +32,9 @@ use self::oidc::KeySource;
 pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
+use crate::config::tls::{CertName, TlsClient};
 use crate::metrics::Metrics;
+use crate::supervise::Supervisor;
 
 /// Whose members are admins through the Unix socket.
 pub const GROUP: &str = "ebpfsentinel";
@@ -61,19 +62,6 @@ pub fn bearer(authorization: &str) -> &str {
         Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => credential.trim(),
         _ => "",
     }
-}
-
-/// A client certificate that stands for a caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateRule {
-    /// SHA-256 of the certificate, hexadecimal in lower case, if that is what counts.
-    pub fingerprint: Option<String>,
-    /// Its subject's common name, if that is what counts.
-    pub subject: Option<String>,
-    /// What its holder may do.
-    pub role: Role,
-    /// Whose rules an operator may change.
-    pub namespaces: Namespaces,
 }
 
 /// Why a credential is not good. For the log, not for the client.
@@ -123,7 +111,7 @@ pub struct State {
     metrics_auth_required: bool,
     keys: Vec<ApiKey>,
     tokens: Option<Tokens>,
-    certificates: Vec<CertificateRule>,
+    certificates: Vec<TlsClient>,
     members: Members,
 }
 
@@ -135,30 +123,23 @@ enum Tokens {
     Published(TokenRules, OidcConfig, Arc<KeySource>),
 }
 
-/// Who is an admin through the Unix socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Who is an admin through the Unix socket, besides root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Members {
-    users: HashSet<u32>,
+    /// The agent's own user, who could do all that it can.
+    user: u32,
     group: Option<u32>,
 }
 
 impl Members {
     fn look_up() -> Members {
-        let mut members = Members { users: HashSet::from([0, geteuid().as_raw()]), group: None };
-        match Group::from_name(GROUP) {
-            Ok(Some(group)) => {
-                members.group = Some(group.gid.as_raw());
-                let named = group.mem.iter().filter_map(|name| User::from_name(name).ok().flatten());
-                members.users.extend(named.map(|user| user.uid.as_raw()));
-            }
-            Ok(None) => {}
-            Err(error) => log::warn!("looking up the group {GROUP}: {error}; its members are not known"),
-        }
-        members
+        let group = Group::from_name(GROUP);
+        let group = group.inspect_err(|error| log::warn!("looking up the group {GROUP}: {error}; it lets nobody in"));
+        Members { user: geteuid().as_raw(), group: group.ok().flatten().map(|group| group.gid.as_raw()) }
     }
 
-    fn have(&self, user: Uid, group: Gid) -> bool {
-        self.users.contains(&user.as_raw()) || self.group == Some(group.as_raw())
+    fn have(self, user: u32, group: u32) -> bool {
+        user == 0 || user == self.user || self.group == Some(group)
     }
 }
 
@@ -167,6 +148,8 @@ pub struct Auth {
     state: ArcSwap<State>,
     flood: Flood,
     metrics: Arc<Metrics>,
+    /// Of the thread that asks an issuer; `None` where nobody is asked.
+    supervisor: Option<Supervisor>,
 }
 
 impl Auth {
@@ -180,26 +163,29 @@ impl Auth {
             certificates: Vec::new(),
             members: Members::default(),
         };
-        Auth::with(state, metrics)
+        Auth::with(state, metrics, None)
     }
 
     /// Asks as the configuration says.
     pub fn new(
         config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
+        certificates: &[TlsClient],
         metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
     ) -> anyhow::Result<Arc<Auth>> {
-        Ok(Auth::with(State::new(config, certificates, None, metrics)?, metrics))
+        let state = State::new(config, certificates, None, metrics, Some(supervisor))?;
+        Ok(Auth::with(state, metrics, Some(supervisor.clone())))
     }
 
-    fn with(state: State, metrics: &Arc<Metrics>) -> Arc<Auth> {
+    fn with(state: State, metrics: &Arc<Metrics>, supervisor: Option<Supervisor>) -> Arc<Auth> {
         let flood = Flood::new(Limits::DEFAULT, Instant::now());
-        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone() })
+        Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone(), supervisor })
     }
 
     /// What [`Auth::replace`] puts in force. An issuer that stays is not asked anew. Changes nothing.
-    pub fn prepare(&self, config: &AuthConfig, certificates: Vec<CertificateRule>) -> anyhow::Result<Arc<State>> {
-        State::new(config, certificates, Some(&self.state.load_full()), &self.metrics).map(Arc::new)
+    pub fn prepare(&self, config: &AuthConfig, certificates: &[TlsClient]) -> anyhow::Result<Arc<State>> {
+        let before = self.state.load_full();
+        State::new(config, certificates, Some(&before), &self.metrics, self.supervisor.as_ref()).map(Arc::new)
     }
 
     /// What is in force, to go back to.
@@ -278,7 +264,7 @@ impl Auth {
             return caller.map_err(|fault| self.bad(fault, peer));
         }
         if let Some((user, group)) = credentials.unix {
-            if state.members.have(Uid::from_raw(user), Gid::from_raw(group)) {
+            if state.members.have(user, group) {
                 let name = format!("uid:{user}");
                 return Ok(Caller { name, role: Role::Admin, namespaces: Namespaces::All, method: "unix" });
             }
@@ -371,9 +357,10 @@ fn plain(error: ApiError, reason: &'static str, detail: String) -> Refusal {
 impl State {
     fn new(
         config: &AuthConfig,
-        certificates: Vec<CertificateRule>,
+        certificates: &[TlsClient],
         before: Option<&State>,
         metrics: &Arc<Metrics>,
+        supervisor: Option<&Supervisor>,
     ) -> anyhow::Result<State> {
         let tokens = match (TokenRules::of(config), &config.jwt, &config.oidc) {
             // Nobody is asked, so the issuer is not either.
@@ -389,7 +376,11 @@ impl State {
                 };
                 let keys = match same {
                     Some(keys) => keys,
-                    None => Arc::new(KeySource::start(oidc, metrics)?),
+                    None => {
+                        let supervisor =
+                            supervisor.context("auth.oidc needs a thread, and nobody supervises threads here")?;
+                        Arc::new(KeySource::start(oidc, metrics, supervisor)?)
+                    }
                 };
                 Some(Tokens::Published(rules, oidc.clone(), keys))
             }
@@ -400,7 +391,7 @@ impl State {
             metrics_auth_required: config.enabled && config.metrics_auth_required,
             keys: config.api_keys.clone(),
             tokens,
-            certificates,
+            certificates: certificates.to_vec(),
             members: Members::look_up(),
         })
     }
@@ -446,17 +437,23 @@ impl State {
     }
 
     fn by_certificate(&self, fingerprint: &str, subject: &str) -> Result<Caller, Fault> {
-        let fits = |rule: &&CertificateRule| {
-            rule.fingerprint.as_ref().is_none_or(|own| own.eq_ignore_ascii_case(fingerprint))
-                && rule.subject.as_ref().is_none_or(|own| own == subject)
-                && (rule.fingerprint.is_some() || rule.subject.is_some())
+        let fits = |client: &&TlsClient| match &client.name {
+            CertName::Fingerprint(own) => own.eq_ignore_ascii_case(fingerprint),
+            CertName::Subject(own) => own == subject,
         };
-        let rule = self.certificates.iter().find(fits).ok_or_else(|| {
+        // What is said of this very certificate counts more than what is said of its name.
+        let (exact, named): (Vec<_>, Vec<_>) =
+            self.certificates.iter().filter(fits).partition(|client| matches!(client.name, CertName::Fingerprint(_)));
+        let client = exact.into_iter().chain(named).next().ok_or_else(|| {
             Fault::new("certificate", format!("the certificate {} stands for nobody", token::shown(fingerprint)))
         })?;
+        let namespaces = match client.role {
+            Role::Admin => Namespaces::All,
+            _ => Namespaces::Only(client.namespaces.iter().cloned().collect()),
+        };
         let name = if subject.is_empty() { fingerprint } else { subject };
         let name = name.chars().filter(|c| !c.is_control()).take(256).collect();
-        Ok(Caller { name, role: rule.role, namespaces: rule.namespaces.clone(), method: "certificate" })
+        Ok(Caller { name, role: client.role, namespaces, method: "certificate" })
     }
 }
 

@@ -22,6 +22,7 @@ use super::token::{KID_MAX, Signed, shown};
 use crate::config::auth::{OidcConfig, TokenAlgorithm, check_verification_key, parse_url};
 use crate::metrics::Metrics;
 use crate::outbound::{Client, ClientConfig, Fetched, Validators};
+use crate::supervise::{Pulse, Supervisor};
 
 /// Longest answer of an issuer, in bytes.
 const ANSWER_MAX: u64 = 256 << 10;
@@ -198,7 +199,7 @@ pub struct KeySource {
 
 impl KeySource {
     /// Starts asking. A failure of the issuer is none of the start's.
-    pub fn start(config: &OidcConfig, metrics: &Arc<Metrics>) -> anyhow::Result<KeySource> {
+    pub fn start(config: &OidcConfig, metrics: &Arc<Metrics>, supervisor: &Supervisor) -> anyhow::Result<KeySource> {
         let client = Client::new(ClientConfig {
             allow_private: config.allow_private,
             // Of which parse_url decides; see there.
@@ -210,7 +211,8 @@ impl KeySource {
         })
         .map_err(anyhow::Error::msg)
         .context("auth.oidc")?;
-        KeySource::with(config, Timing::of(config), Outbound { client, allow_private: config.allow_private }, metrics)
+        let ask = Outbound { client, allow_private: config.allow_private };
+        KeySource::with(config, Timing::of(config), ask, metrics, supervisor)
     }
 
     /// The same with another way to ask, and other times.
@@ -219,6 +221,7 @@ impl KeySource {
         timing: Timing,
         ask: impl Ask,
         metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
     ) -> anyhow::Result<KeySource> {
         let (wake, woken) = crossbeam_channel::bounded(1);
         let state = State { is_asking: true, ..State::default() };
@@ -228,15 +231,17 @@ impl KeySource {
             None => Place::Discover(config.issuer.clone()),
         };
         let (seen, metrics, allowed) = (shared.clone(), metrics.clone(), config.algorithms.clone());
-        let run = move || {
+        let run = move |_: &Pulse| {
             let asker = Asker { place, allowed, timing, shared: seen.clone(), metrics };
+            // What an issuer says is a stranger's text: a mistake of ours in reading it must not end the agent.
             if catch_unwind(AssertUnwindSafe(|| asker.run(ask, &woken))).is_err() {
                 log::error!("the thread oidc-keys panicked: no keys of the issuer will be seen any more");
                 seen.lock().is_dead = true;
                 seen.answered.notify_all();
             }
+            Ok(())
         };
-        std::thread::Builder::new().name("oidc-keys".to_owned()).spawn(run).context("starting the thread oidc-keys")?;
+        supervisor.spawn("oidc-keys", run).context("starting the thread oidc-keys")?;
         Ok(KeySource { issuer: config.issuer.clone(), timing, shared, wake })
     }
 

@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use super::*;
 use crate::api::{self, Method};
 use crate::config;
+use crate::config::tls::{CertName, TlsClient};
 use crate::support::tokens::{AUDIENCE, ISSUER, Signer, claims};
 
 const ADMIN: &str = "the-key-of-the-admin";
@@ -20,8 +21,13 @@ fn config(more: &str) -> AuthConfig {
     config::parse("c.toml", keys.as_bytes(), [], &[]).map_err(|errors| errors.to_string()).unwrap().0.auth
 }
 
+fn made(config: &AuthConfig, clients: &[TlsClient]) -> Arc<Auth> {
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    Auth::new(config, clients, &Metrics::new(), &supervisor).unwrap()
+}
+
 fn auth(more: &str) -> Arc<Auth> {
-    Auth::new(&config(more), Vec::new(), &Metrics::new()).unwrap()
+    made(&config(more), &[])
 }
 
 fn peer() -> Option<IpAddr> {
@@ -144,18 +150,13 @@ fn roles_are_enough_or_not() {
 
 #[test]
 fn users_of_the_socket_and_certificates() {
-    let rule = |fingerprint: Option<&str>, subject: Option<&str>, role| CertificateRule {
-        fingerprint: fingerprint.map(str::to_owned),
-        subject: subject.map(str::to_owned),
-        role,
-        namespaces: Namespaces::All,
-    };
-    let rules = vec![
-        rule(Some("aa11"), None, Role::Admin),
-        rule(None, Some("scraper"), Role::Viewer),
-        rule(None, None, Role::Admin),
+    let client = |name: CertName, role| TlsClient { name, role, namespaces: vec!["prod".to_owned()] };
+    let clients = [
+        client(CertName::Subject("scraper".to_owned()), Role::Viewer),
+        client(CertName::Subject("deploy".to_owned()), Role::Operator),
+        client(CertName::Fingerprint("aa11".to_owned()), Role::Admin),
     ];
-    let auth = Auth::new(&config(""), rules, &Metrics::new()).unwrap();
+    let auth = made(&config(""), &clients);
     let role = |credentials: Credentials<'_>| {
         auth.identify(&credentials, None).map(|caller| caller.role).map_err(|refusal| refusal.reason)
     };
@@ -164,13 +165,20 @@ fn users_of_the_socket_and_certificates() {
     };
     assert_eq!(certificate("AA11", "anybody"), Ok(Role::Admin));
     assert_eq!(certificate("bb22", "scraper"), Ok(Role::Viewer));
-    assert_eq!(certificate("bb22", "anybody"), Err("certificate"), "a rule without a condition fits nobody");
+    assert_eq!(certificate("AA11", "scraper"), Ok(Role::Admin), "the very certificate counts more than its name");
+    assert_eq!(certificate("bb22", "anybody"), Err("certificate"));
+    assert_eq!(certificate("bb22", ""), Err("certificate"));
+    let shown = Credentials { certificate: Some(("bb22", "deploy")), ..Credentials::default() };
+    let deploy = auth.identify(&shown, None).unwrap();
+    assert_eq!((deploy.name.as_str(), deploy.method), ("deploy", "certificate"));
+    assert!(deploy.namespaces.check(Some("prod")).is_ok() && deploy.namespaces.check(Some("dev")).is_err());
     let unix = |user, group| role(Credentials { unix: Some((user, group)), ..Credentials::default() });
     assert_eq!(unix(0, 0), Ok(Role::Admin));
     assert_eq!(unix(0, 12345), Ok(Role::Admin));
     assert_eq!(unix(54321, 12345), Err("missing"));
-    let members = Members { users: HashSet::from([0, 7]), group: Some(9) };
-    let have = |user, group| members.have(Uid::from_raw(user), Gid::from_raw(group));
+    let members = Members { user: 7, group: Some(9) };
+    let have = |user, group| members.have(user, group);
+    assert!(have(0, 1) && !have(1, 7));
     assert!(have(7, 1) && have(1, 9) && !have(1, 0) && !have(9, 7));
 }
 
@@ -208,7 +216,9 @@ fn good_tokens_pass_in_a_flood() {
     );
     let auth = auth(&jwt);
     let good = signer.sign(&claims("viewer"));
-    let forged = format!("{}A", &good[..good.len() - 1]);
+    let (said, signature) = good.rsplit_once('.').unwrap();
+    let other = if signature.starts_with('A') { 'B' } else { 'A' };
+    let forged = format!("{said}.{other}{}", &signature[1..]);
     let status =
         |token: &str| auth.identify(&by_bearer(token), peer()).map_or_else(|refusal| refusal.error.status, |_| 200);
     let statuses: Vec<u16> = (0..40).map(|_| status(&forged)).collect();
@@ -223,20 +233,20 @@ fn a_reload_keeps_the_issuer_that_stays() {
     let oidc = |more: &str| {
         config(&format!("oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"))
     };
-    let auth = Auth::new(&oidc(""), Vec::new(), &Metrics::new()).unwrap();
+    let auth = made(&oidc(""), &[]);
     let source = |state: &State| match &state.tokens {
         Some(Tokens::Published(_, _, keys)) => keys.clone(),
         _ => panic!("there is no issuer"),
     };
     let first = source(&auth.current());
-    let same = auth.prepare(&oidc(""), Vec::new()).unwrap();
+    let same = auth.prepare(&oidc(""), &[]).unwrap();
     assert!(Arc::ptr_eq(&first, &source(&same)));
-    let other = auth.prepare(&oidc(", refresh_secs = 60"), Vec::new()).unwrap();
+    let other = auth.prepare(&oidc(", refresh_secs = 60"), &[]).unwrap();
     assert!(!Arc::ptr_eq(&first, &source(&other)));
     // A key that is taken out lets nobody in any more, and comes back when the change is taken back.
     let mut without = oidc("");
     without.api_keys.remove(0);
-    let before = auth.replace(auth.prepare(&without, Vec::new()).unwrap());
+    let before = auth.replace(auth.prepare(&without, &[]).unwrap());
     assert_eq!(auth.identify(&key(ADMIN), None).unwrap_err().reason, "unknown_key");
     auth.replace(before);
     assert_eq!(auth.identify(&key(ADMIN), None).unwrap().name, "root");

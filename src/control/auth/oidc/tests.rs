@@ -33,7 +33,7 @@ impl Issuer {
     }
 
     fn source(&self, timing: Timing) -> KeySource {
-        KeySource::with(&config(Some("https://issuer.example/keys")), timing, self.clone(), &Metrics::new()).unwrap()
+        source(Some("https://issuer.example/keys"), timing, self.clone())
     }
 }
 
@@ -60,6 +60,11 @@ fn config(jwks_url: Option<&str>) -> OidcConfig {
         ca_file: None,
         allow_private: false,
     }
+}
+
+fn source(jwks_url: Option<&str>, timing: Timing, ask: impl Ask) -> KeySource {
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    KeySource::with(&config(jwks_url), timing, ask, &Metrics::new(), &supervisor).unwrap()
 }
 
 fn of(kid: &str) -> Signed {
@@ -163,7 +168,7 @@ fn the_thread_ends_with_its_source_and_its_panic_is_told() {
             panic!("on purpose")
         }
     }
-    let source = KeySource::with(&config(Some("https://a")), TIMING, Broken, &Metrics::new()).unwrap();
+    let source = source(Some("https://a"), TIMING, Broken);
     assert_eq!(reason(&source, "one"), "issuer_unavailable");
     wait_until("it is told", || {
         source.degraded(Instant::now()).is_some_and(|why| why.contains("the thread oidc-keys has ended"))
@@ -200,7 +205,7 @@ fn discovery_must_be_about_the_issuer() {
     let good = json!({"issuer": "https://issuer.example", "jwks_uri": "https://keys.example/k"});
     let one = Signer::new(Algorithm::EdDSA, "one");
     let answers = [(about, good), ("https://keys.example/k", json!({"keys": [one.jwk()]}))];
-    let source = KeySource::with(&config(None), TIMING, Answers(answers.into()), &Metrics::new()).unwrap();
+    let source = source(None, TIMING, Answers(answers.into()));
     assert_eq!(reason(&source, "one"), "found");
 
     let check = |text: &str, want: &str| {
