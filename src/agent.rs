@@ -26,14 +26,15 @@ use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
-use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::Confirmations;
 use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
-use crate::control::grpc::{Grpc, GrpcConfig};
+use crate::control::grpc::{self, Grpc, GrpcConfig};
+use crate::control::tls::{TlsState, TlsStore};
 use crate::control::{Control, ControlConfig, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
@@ -104,6 +105,8 @@ struct Agent {
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    /// With `tls.enabled`.
+    tls: Option<Arc<TlsStore>>,
 }
 
 /// What the control port sees of the agent.
@@ -114,6 +117,7 @@ struct Front {
     shared: Arc<Mutex<Config>>,
     /// Where gRPC listens.
     grpc: Option<SocketAddr>,
+    tls: Option<Arc<TlsStore>>,
     started: Instant,
 }
 
@@ -129,6 +133,7 @@ pub fn run(options: Options) -> Result<()> {
         log::warn!("{warning}");
     }
 
+    let tls = load_tls(&config)?;
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
@@ -136,6 +141,7 @@ pub fn run(options: Options) -> Result<()> {
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
+    main_loop.watch_files(&config.tls.files()).context("watching the files of [tls]")?;
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
@@ -237,11 +243,12 @@ pub fn run(options: Options) -> Result<()> {
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         grpc: None,
+        tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(&config.agent, &hub, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
-        start_control(&config.agent, &supervisor, front, &engines, &confirmations, &hub, &metrics)
+        start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
     });
     let (grpc, control) = match started {
@@ -258,12 +265,22 @@ pub fn run(options: Options) -> Result<()> {
     let rest = control.addresses().rest;
     let also = grpc.as_ref().map_or_else(String::new, |grpc| format!(", gRPC on {}", grpc.address()));
     log::info!(
-        version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str(); "agent started; REST on {rest}{also}"
+        version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str();
+        "agent started; REST on {rest}{}{}{also}", if tls.is_some() { " by TLS" } else { "" },
+        control.socket().map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
     notifier.ready("protecting");
 
-    let mut agent =
-        Agent { options, config, engines: engines.clone(), alerting: alerting.clone(), metrics, confirmations, shared };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        alerting: alerting.clone(),
+        metrics,
+        confirmations,
+        shared,
+        tls,
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -310,10 +327,13 @@ impl Agent {
             main_loop.set_timer(Timer::Watchdog, Instant::now() + interval);
         }
         loop {
-            match main_loop.wait().context("waiting for events")? {
+            let event = main_loop.wait().context("waiting for events")?;
+            let files = self.config.tls.files();
+            match event {
                 MainEvent::Signal(Signal::Terminate | Signal::Interrupt) => return Ok(()),
                 MainEvent::Signal(Signal::Hangup) => self.reload_and_tell(notifier, "SIGHUP"),
                 MainEvent::ConfigChanged => self.reload_and_tell(notifier, "the configuration file changed"),
+                MainEvent::FilesChanged => self.reload_tls(),
                 MainEvent::Link(event) => {
                     log::debug!("link {} ({}): {:?}", event.name, event.ifindex, event.change);
                     // Changes come in bunches; they are looked at once, and soon.
@@ -356,7 +376,37 @@ impl Agent {
                 }
                 MainEvent::Fatal(fatal) => bail!("{fatal}"),
             }
+            // A reload may have come by any of these ways, also by a call, or was taken back.
+            if self.config.tls.files() != files
+                && let Err(error) = main_loop.watch_files(&self.config.tls.files())
+            {
+                log::error!("watching the files of [tls], which are read at SIGHUP from here on: {error}");
+            }
         }
+    }
+
+    /// The certificate or its key is another one now.
+    fn reload_tls(&self) {
+        let Some(tls) = &self.tls else { return };
+        let read = tls.reload();
+        self.metrics.tls_reload(read.is_ok());
+        match read {
+            Ok(()) => {
+                tls.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+                log::info!("tls: the files changed: new connections get the new certificate");
+            }
+            Err(error) => log::error!("tls: the files changed, and the certificate of before stays in use: {error:#}"),
+        }
+    }
+
+    /// The files of [tls] as `config` names them, read and checked but not yet in use.
+    fn prepare_tls(&self, config: &Config) -> Result<Option<(Arc<TlsStore>, Arc<TlsState>)>, ApiError> {
+        let Some(store) = &self.tls else { return Ok(None) };
+        let read = TlsState::load(&config.tls);
+        self.metrics.tls_reload(read.is_ok());
+        let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
+        state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+        Ok(Some((store.clone(), Arc::new(state))))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -391,6 +441,8 @@ impl Agent {
         }
         let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
         let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
+        let tls = self.prepare_tls(&loaded.config)?;
+        let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
@@ -416,6 +468,9 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            if let Some((store, state)) = tls_before {
+                                store.replace(state);
+                            }
                             let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             told
@@ -440,6 +495,9 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        if let Some((store, state)) = tls {
+            store.replace(state);
+        }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
@@ -635,6 +693,7 @@ impl AgentControl for Front {
 
     fn status(&self) -> AgentStatus {
         let mut degraded = self.engines.degraded();
+        degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -877,16 +936,33 @@ fn hand_over<E: 'static>(
 }
 
 /// Starts the gRPC server, unless there is to be none.
-fn start_grpc(agent: &AgentConfig, hub: &Hub, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> Result<Option<Grpc>> {
+fn start_grpc(
+    agent: &AgentConfig,
+    hub: &Hub,
+    tls: Option<&Arc<TlsStore>>,
+    supervisor: &Supervisor,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Grpc>> {
     if agent.grpc_port == 0 {
         return Ok(None);
     }
-    let config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
 
+/// Reads the files of `[tls]`, if it is on.
+fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
+    if !config.tls.enabled {
+        return Ok(None);
+    }
+    let store = TlsStore::load(&config.tls).context("reading the files of [tls]")?;
+    store.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+    Ok(Some(store))
+}
+
 fn start_control(
-    agent: &AgentConfig,
+    whole: &Config,
     supervisor: &Supervisor,
     front: Front,
     engines: &Engines,
@@ -894,6 +970,12 @@ fn start_control(
     hub: &Hub,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
+    let agent = &whole.agent;
+    let tls = front.tls.clone();
+    if let Some(tls) = &tls {
+        let tls = tls.clone();
+        metrics.set_tls_expiry(Box::new(move || tls.not_after()));
+    }
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
@@ -914,7 +996,16 @@ fn start_control(
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => agent.state_dir.join("run"),
     };
+    let socket = match &agent.socket {
+        ControlSocket::Off => None,
+        ControlSocket::Usual => Some(runtime_dir.join("control.sock")),
+        ControlSocket::At(path) => Some(path.clone()),
+    };
     let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    config.socket = socket;
+    config.tls = tls;
+    config.metrics_tls = whole.tls.metrics;
+    config.limits.requests_per_s = agent.requests_per_second;
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
     let failed = supervisor.clone();

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
 use crate::api::Method;
-use crate::client::{Answer, Client, ClientError, Endpoint, refused};
+use crate::client::{Answer, Client, ClientError, Endpoint, Trust, Way, refused};
 
 /// Exit code: all went well.
 pub const OK: i32 = 0;
@@ -31,6 +31,8 @@ pub const USAGE: i32 = 2;
 pub const UNREACHABLE: i32 = 3;
 
 const PROGRAM: &str = "ebpfsentinel-agent";
+/// Where an agent has its Unix socket: under systemd, and without.
+const SOCKETS: [&str; 2] = ["/run/ebpfsentinel/control.sock", "/var/lib/ebpfsentinel/run/control.sock"];
 /// Rules fetched by one request; the API gives no more at once.
 const PAGE: usize = 5000;
 /// Pages fetched at most: more rules than an agent can hold.
@@ -64,6 +66,10 @@ pub struct Global {
     pub host: Option<String>,
     /// The port of the same.
     pub port: Option<u16>,
+    /// The agent's Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Whether the agent is asked by TLS, and whom to believe then.
+    pub tls: Option<Trust>,
 }
 
 /// A token that is not shown by `{:?}`.
@@ -161,7 +167,7 @@ pub struct Exit {
     note = "Options above may stand before or after the command, as --name VALUE or --name=VALUE.",
     example = "{command_name} firewall add --id no-ssh --priority 10 --action deny --protocol tcp --dst-port 22 --confirm 60",
     example = "{command_name} -o json firewall list | jq '.[] | .id'",
-    example = "{command_name} status --host 10.0.0.1 --port 8080",
+    example = "{command_name} status --host 10.0.0.1 --port 8080 --cacert authority.pem",
     error_code(0, "All went well."),
     error_code(1, "The agent said no, or is not healthy."),
     error_code(2, "The command line or its input is wrong."),
@@ -195,6 +201,31 @@ struct Line {
     /// port of the agent [env: EBPFSENTINEL_PORT, default: 8080]
     #[argh(option, arg_name = "port", from_str_fn(port))]
     port: Option<u16>,
+
+    /// the agent's Unix socket [env: EBPFSENTINEL_SOCKET, default without --host, --port and --tls: the one of this host
+    /// if there is one]
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// ask the agent by TLS
+    #[argh(switch)]
+    tls: bool,
+
+    /// authorities to believe, a PEM file, else those of this system; implies --tls [env: EBPFSENTINEL_CACERT]
+    #[argh(option, arg_name = "path")]
+    cacert: Option<PathBuf>,
+
+    /// client certificate to show, a PEM file; implies --tls
+    #[argh(option, arg_name = "path")]
+    cert: Option<PathBuf>,
+
+    /// key of the client certificate, a PEM file
+    #[argh(option, arg_name = "path")]
+    cert_key: Option<PathBuf>,
+
+    /// believe whoever answers; implies --tls
+    #[argh(switch)]
+    insecure: bool,
 
     /// print the version
     #[argh(switch)]
@@ -436,9 +467,15 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
     ("--output", Some("-o")),
     ("--host", None),
     ("--port", None),
+    ("--socket", None),
+    ("--cacert", None),
+    ("--cert", None),
+    ("--cert-key", None),
 ];
-/// Options without a value; every other one has one.
-const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
+/// Global options without a value.
+const GLOBAL_SWITCHES: &[&str] = &["--version", "--tls", "--insecure"];
+/// Other options without a value; every other one has one.
+const SWITCHES: &[&str] = &["--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
 
 /// A number is a number in JSON; a range, a name or a number with a suffix is text.
 fn number_or_text(text: String) -> Value {
@@ -522,6 +559,8 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         }),
         host: line.host,
         port: line.port,
+        socket: line.socket,
+        tls: trust(line.tls, line.cacert, line.cert, line.cert_key, line.insecure)?,
     };
     // For the agent itself the environment is a layer below the flags, which config knows; here it says whom to ask.
     if matches!(command, Command::Remote(_)) {
@@ -532,8 +571,44 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         if let (None, Some(text)) = (&global.port, given("EBPFSENTINEL_PORT")) {
             global.port = Some(port(&text).map_err(|reason| wrong("EBPFSENTINEL_PORT", reason))?);
         }
+        let by_network = global.host.is_some() || global.port.is_some() || global.tls.is_some();
+        if global.socket.is_some() && by_network {
+            return Err(usage("--socket is one way to the agent, and --host, --port and --tls are another".to_owned()));
+        }
+        if !by_network && global.socket.is_none() {
+            global.socket = given("EBPFSENTINEL_SOCKET").map(PathBuf::from);
+        }
+        if let (Some(trust), Some(path)) = (&mut global.tls, given("EBPFSENTINEL_CACERT"))
+            && trust.cacert.is_none()
+        {
+            trust.cacert = Some(PathBuf::from(path));
+        }
+    } else if global.socket.is_some() || global.tls.is_some() {
+        let text = "--socket, --tls and what goes with it say how a running agent is asked; for the agent itself the \
+                    configuration says where it listens";
+        return Err(usage(text.to_owned()));
     }
     Ok(Invocation { global, command })
+}
+
+/// How TLS is spoken, if it is.
+fn trust(
+    tls: bool,
+    cacert: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    insecure: bool,
+) -> Result<Option<Trust>, Exit> {
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => return Err(usage("--cert and --cert-key belong together".to_owned())),
+    };
+    if insecure && cacert.is_some() {
+        return Err(usage("--insecure believes whoever answers, so --cacert has nothing to say".to_owned()));
+    }
+    let wanted = tls || insecure || cacert.is_some() || identity.is_some();
+    Ok(wanted.then_some(Trust { cacert, insecure, identity }))
 }
 
 /// Moves global options to the front and splits `--name=value`. What follows another option is its value, whatever it
@@ -552,10 +627,11 @@ fn arrange(args: &[&str]) -> Vec<String> {
             _ => (arg, None),
         };
         let global = GLOBALS.iter().any(|(long, short)| name == *long || Some(name) == *short);
-        let to = if global || name == "--version" { &mut front } else { &mut rest };
+        let global_switch = GLOBAL_SWITCHES.contains(&name);
+        let to = if global || global_switch { &mut front } else { &mut rest };
         to.push(name.to_owned());
         let option = name.starts_with('-') && name.len() > 1;
-        if option && (inline.is_some() || !SWITCHES.contains(&name)) {
+        if option && (inline.is_some() || !(global_switch || SWITCHES.contains(&name))) {
             to.extend(inline.or_else(|| args.next().copied()).map(str::to_owned));
         }
     }
@@ -713,8 +789,35 @@ pub fn version(output: Output) -> String {
     }
 }
 
-/// Asks the agent, prints its answer, and returns the exit code.
-pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
+/// The client that the options ask for. Without any, the agent of this host: by its Unix socket if it has one.
+pub fn client(global: &Global) -> Result<Client, Exit> {
+    let (way, before) = way(global, &SOCKETS.map(PathBuf::from));
+    if matches!(&way, Way::Tls(_, trust) if trust.insecure) {
+        complain(
+            "warning: --insecure: the agent's certificate is not checked, so somebody else may be there, read the token and \
+             answer in the agent's place",
+        );
+    }
+    let token = global.token.as_ref().map(|token| token.0.clone());
+    let client = Client::over(&way, token).map_err(usage)?;
+    Ok(before.into_iter().fold(client, |client, tried| client.after(&tried)))
+}
+
+/// The way to the agent, and what was tried before it.
+fn way(global: &Global, sockets: &[PathBuf]) -> (Way, Option<String>) {
+    if let Some(path) = &global.socket {
+        return (Way::Unix(path.clone()), None);
+    }
+    let mut before = Vec::new();
+    if global.host.is_none() && global.port.is_none() && global.tls.is_none() {
+        for path in sockets {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => return (Way::Unix(path.clone()), None),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => before.push(format!("{}: {error}", path.display())),
+            }
+        }
+    }
     let host = match global.host.as_deref() {
         None => "127.0.0.1",
         // What an agent listens on when it listens everywhere; it is asked where it surely is.
@@ -723,7 +826,22 @@ pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
         Some(host) => host,
     };
     let endpoint = Endpoint { host: host.to_owned(), port: global.port.unwrap_or(8080) };
-    let client = Client::new(endpoint, global.token.as_ref().map(|token| token.0.clone()));
+    let way = match &global.tls {
+        Some(trust) => Way::Tls(endpoint, trust.clone()),
+        None => Way::Tcp(endpoint),
+    };
+    (way, (!before.is_empty()).then(|| format!("and before by {}", before.join(", "))))
+}
+
+/// Asks the agent, prints its answer, and returns the exit code.
+pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
+    let client = match client(global) {
+        Ok(client) => client,
+        Err(exit) => {
+            complain(&exit.text);
+            return exit.code;
+        }
+    };
     match ask(&client, remote, global.output) {
         Ok((text, code)) => {
             print(&text);
@@ -783,7 +901,7 @@ fn list_of(client: &Client, target: &str) -> Result<Vec<Value>, ClientError> {
     match client.json(Method::Get, target, None)? {
         Value::Array(items) => Ok(items),
         _ => {
-            let (endpoint, reason) = (client.endpoint().clone(), "the answer is not a list".to_owned());
+            let (endpoint, reason) = (client.endpoint().to_owned(), "the answer is not a list".to_owned());
             Err(ClientError::Strange { endpoint, reason })
         }
     }
@@ -1141,6 +1259,53 @@ mod tests {
         let mut global = line("status").unwrap().global;
         global.port = Some(1);
         assert_eq!(run_remote(&global, &status), UNREACHABLE);
+    }
+
+    #[test]
+    fn ways_to_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (none, dead, live) = (dir.path().join("none"), dir.path().join("dead"), dir.path().join("live"));
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        let _listener = std::os::unix::net::UnixListener::bind(&live).unwrap();
+        let check = |text: &str, sockets: &[&PathBuf], want: &str, before: bool| {
+            let sockets: Vec<PathBuf> = sockets.iter().map(|path| (*path).clone()).collect();
+            let (way, tried) = way(&line(text).unwrap().global, &sockets);
+            assert_eq!((way.to_string().as_str(), tried.is_some()), (want, before), "{text} {tried:?}");
+        };
+        let tcp = "http://127.0.0.1:8080";
+        let shown = live.display().to_string();
+        check("status", &[&none, &live], &shown, false);
+        check("status", &[&dead, &live], &shown, false);
+        check("status", &[&none], tcp, false);
+        check("status", &[&dead], tcp, true);
+        check("status --port 8080", &[&live], tcp, false);
+        check("status --host 127.0.0.1", &[&live], tcp, false);
+        check("--tls status", &[&live], "https://127.0.0.1:8080", false);
+        check("status --insecure --host a", &[&live], "https://a:8080", false);
+        check("status --cacert /x", &[&live], "https://127.0.0.1:8080", false);
+        check("status --socket /y/z", &[&live], "/y/z", false);
+
+        let environment = |name: &str| (name == "EBPFSENTINEL_SOCKET").then(|| "/e".to_owned());
+        let socket = |args: &[&str]| parse_from(args, environment).unwrap().global.socket;
+        assert_eq!(socket(&["status"]), Some(PathBuf::from("/e")));
+        assert_eq!(socket(&["status", "--host", "h"]), None, "a flag stands in front of the environment");
+        assert_eq!(socket(&[]), None, "the agent itself");
+        for wrong in [
+            "status --socket /a --host b",
+            "status --socket /a --tls",
+            "status --cert /a",
+            "status --insecure --cacert /a",
+            "--tls",
+            "check --socket /a",
+        ] {
+            assert_eq!(line(wrong).unwrap_err().code, USAGE, "{wrong}");
+        }
+        let mut global = line("status --cacert /nonexistent/ca.pem").unwrap().global;
+        assert!(client(&global).unwrap_err().text.contains("/nonexistent/ca.pem: No such file"));
+        global.tls = None;
+        global.socket = Some(dead);
+        let error = client(&global).unwrap().json(Method::Get, "/", None).unwrap_err().to_string();
+        assert!(error.contains("/dead: connection refused"), "{error}");
     }
 
     #[test]

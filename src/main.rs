@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use ebpfsentinel::agent::{self, Options};
 use ebpfsentinel::cli::{self, Command};
+use ebpfsentinel::control::tls::TlsState;
 use ebpfsentinel::lab::demo;
 use ebpfsentinel::replay::{self, Job};
 
@@ -103,6 +104,15 @@ fn check(options: &Options) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let config = &loaded.config;
+            if config.tls.enabled {
+                match TlsState::load(&config.tls) {
+                    Ok(tls) => tls.warnings().iter().for_each(|warning| eprintln!("warning: tls: {warning}")),
+                    Err(error) => {
+                        cli::complain(&format!("tls: {error:#}"));
+                        return ExitCode::from(2);
+                    }
+                }
+            }
             let (firewall, limits) = (config.firewall.rules.len(), config.ratelimit.rules.len());
             let l7 = config.l7.rules.len();
             println!("{}: ok; {firewall} firewall, {limits} ratelimit and {l7} l7 rules", loaded.path.display());

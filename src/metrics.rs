@@ -120,6 +120,9 @@ metrics! {
     STREAM_GAPS = Counter "stream_gaps" ["kind", "reason"] "Times that such a client was told that alerts are missing; those \
         that were counted are lost events of the place stream_sse or stream_grpc";
     GRPC_REFUSED = Counter "grpc_refused" ["reason"] "Connections and calls that the gRPC port refused or cut";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -344,6 +347,17 @@ impl Metrics {
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
     }
 
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
+    }
+
     /// The rules that a component has in force.
     pub fn set_rules_loaded(&self, component: Component, rules: usize) {
         self.state.rules_loaded.get_or_create(&RULES_LOADED.set([component.name()])).set(rules as i64);
@@ -451,6 +465,8 @@ struct State {
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
     stream_clients: Gauges,
@@ -472,6 +488,8 @@ impl Default for State {
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
             stream_clients: Gauges::default(),
@@ -556,6 +574,10 @@ impl Collector for State {
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
         out.family(&STREAM_CLIENTS, &self.stream_clients)?;
@@ -806,6 +828,8 @@ mod tests {
         metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
@@ -867,6 +891,8 @@ mod tests {
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
             "ebpfsentinel_stream_clients{kind=\"sse\"} 1",

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use ebpfsentinel::alert::config::AlertingConfig;
 use ebpfsentinel::alert::sinks::config::Destination;
 use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
+use ebpfsentinel::api::Role;
 use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
+use ebpfsentinel::config::tls::ClientAuth;
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
 use ebpfsentinel::engines::l7;
@@ -156,7 +158,7 @@ fn the_installed_config_is_the_defaults() {
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
-    assert_eq!(rules.len(), 4, "the rules and the route are switched on");
+    assert_eq!(rules.len(), 5, "the rules, the route and clients are switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());
@@ -167,7 +169,14 @@ fn the_installed_config_is_the_defaults() {
     let errors = parse(&full).unwrap_err();
     let lines = errors.lines().collect::<Vec<_>>();
     let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
-    assert_eq!(lines.len(), 3 + others.len(), "{errors}");
+    let lines = &lines[..];
+    assert_eq!(lines.len(), 5 + others.len(), "{errors}");
+    assert!(
+        lines[0].contains("tls.clients[0]: a client is known by its certificate's subject or by its finger"),
+        "{errors}"
+    );
+    assert!(lines[1].contains("tls.clients: are not used"), "{errors}");
+    let lines = &lines[2..];
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");
@@ -314,6 +323,20 @@ fn the_example_of_l7_rules_is_good() {
 }
 
 #[test]
+fn the_example_of_tls_is_good() {
+    let (config, warnings) = config::parse("tls.toml", text_of("conf/examples/tls.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let tls = &config.tls;
+    assert!(tls.enabled && tls.client_auth == ClientAuth::Required && tls.files().len() == 3);
+    let role = |fingerprint: &str, subject| tls.client(fingerprint, subject).map(|client| client.role);
+    let admin = "3f5b8e9a1027c4556e0d71b293acf84419d62b708ce1a53d974f06bb52c8ee61";
+    assert_eq!(role(admin, Some("prometheus")), Some(Role::Admin), "the fingerprint stands in front");
+    assert_eq!(role("00", Some("prometheus")), Some(Role::Viewer));
+    assert_eq!((role("00", Some("nobody")), role("00", None)), (None, None));
+    assert_eq!(tls.client("00", Some("deploy")).unwrap().namespaces, ["web"]);
+}
+
+#[test]
 fn l7_is_on_as_soon_as_it_has_something_to_do() {
     let l7 = |text: &str| parse(&format!("{MINIMAL}[l7]\n{text}")).unwrap().l7;
     assert!(!l7("").enabled && l7("default_action.tls = 'deny'").enabled && l7("enabled = true").enabled);
@@ -361,6 +384,9 @@ fn the_environment_sets_every_key() {
             ("EBPFSENTINEL_AGENT_ANTI_LOCKOUT_SSH_PORTS", "22,2222"),
             ("EBPFSENTINEL_TOKEN", "secret"),
             ("EBPFSENTINEL_CONFIG", "/etc/x"),
+            ("EBPFSENTINEL_SOCKET", "/run/x"),
+            ("EBPFSENTINEL_CACERT", "/etc/x.pem"),
+            ("EBPFSENTINEL_TLS_ALLOW_TLS12", "true"),
             ("PATH", "/bin"),
         ],
         &[],
@@ -477,6 +503,12 @@ fn a_reload_names_what_needs_a_restart() {
     );
     assert_eq!(changed(&format!("{MINIMAL}[l7]\nenabled=false\nmode='block'\ndefault_action.tls='deny'")), [""; 0]);
     assert_eq!(changed(&format!("{MINIMAL}[l7]\ndefault_action.tls='deny'")), ["l7.enabled"]);
+    assert_eq!(
+        changed(&format!("{MINIMAL}socket='off'\nrequests_per_second=9\n[tls]\nenabled=true\nmetrics=false")),
+        ["agent.socket", "agent.requests_per_second", "tls.enabled", "tls.metrics"]
+    );
+    let renewed = "cert_path='/a'\nkey_path='/b'\nclient_auth='optional'\nclient_ca_path='/c'\nallow_tls12=true";
+    assert_eq!(changed(&format!("{MINIMAL}[tls]\n{renewed}")), [""; 0]);
 }
 
 #[test]
@@ -492,10 +524,12 @@ fn the_shown_config_is_the_used_one() {
     assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
     // Each key that can be written is shown, and the other way round.
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
-    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules") || key.path.ends_with(".routes"));
+    let lists = [".rules", ".routes", ".clients"];
+    known.retain(|key| key.kind != Kind::Table || lists.iter().any(|list| key.path.ends_with(list)));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
+        + count(&shown["tls"])
         + count(&shown["ratelimit"])
         + count(&shown["l7"])
         - 1
@@ -593,7 +627,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7"] {
+    for example in ["firewall", "ratelimit", "l7", "tls"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

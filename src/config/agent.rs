@@ -20,6 +20,9 @@ pub const SSH_PORTS_MAX: usize = 5;
 /// Networks that the lock-out guard takes.
 pub const GUARD_NETWORKS_MAX: usize = 64;
 
+/// Bytes of a Unix socket's path that the kernel takes.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Names that clients may use.
 pub const HOST_NAMES_MAX: usize = 64;
 
@@ -121,6 +124,47 @@ impl Serialize for GuardFrom {
     }
 }
 
+/// Where processes of this host reach the control port without TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// `control.sock` in the directory that systemd made for it, `/run/ebpfsentinel`; without systemd in
+    /// `agent.state_dir`/run.
+    #[default]
+    Usual,
+    /// Nowhere.
+    Off,
+    /// At this path.
+    At(PathBuf),
+}
+
+impl ControlSocket {
+    const USUAL: &'static str = "usual";
+    const OFF: &'static str = "off";
+
+    fn read(field: &Field<'_>) -> ControlSocket {
+        match field.as_text() {
+            Some(ControlSocket::USUAL) => return ControlSocket::Usual,
+            Some(ControlSocket::OFF) => return ControlSocket::Off,
+            _ => {}
+        }
+        let Some(path) = read_path(field) else { return ControlSocket::Usual };
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            field.error(format!("the path of a socket has at most {SOCKET_PATH_MAX} bytes"));
+        }
+        ControlSocket::At(path)
+    }
+}
+
+impl Serialize for ControlSocket {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ControlSocket::Usual => serializer.serialize_str(ControlSocket::USUAL),
+            ControlSocket::Off => serializer.serialize_str(ControlSocket::OFF),
+            ControlSocket::At(path) => path.serialize(serializer),
+        }
+    }
+}
+
 /// Keeps the way in open for whoever administers the host, whatever the rules say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AntiLockout {
@@ -170,6 +214,11 @@ pub struct AgentConfig {
     pub host_names: Vec<String>,
     /// Whether the API may listen beyond this host without asking who is there.
     pub allow_unauthenticated_api: bool,
+    /// Where processes of this host reach the control port without TCP: a path, `usual` or `off`.
+    #[schemars(with = "String")]
+    pub socket: ControlSocket,
+    /// Requests per second that one remote address may send in the long run; twice as many at once.
+    pub requests_per_second: u32,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Among which CPUs flows are spread: `false`, `true` (all that are online) or a list such as `"0-3,6"`.
@@ -218,6 +267,8 @@ impl AgentConfig {
             }
         }
         let host_names = read_host_names(&r.key("host_names"));
+        let socket = ControlSocket::read(&r.key("socket"));
+        let requests_per_second = r.key("requests_per_second").integer(1..=100_000u32).unwrap_or(50);
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
         let cpu_steering = CpuSteering::read(&r.key("cpu_steering"));
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
@@ -234,6 +285,8 @@ impl AgentConfig {
             grpc_port,
             host_names,
             allow_unauthenticated_api,
+            socket,
+            requests_per_second,
             xdp_mode,
             cpu_steering,
             on_exit,
@@ -286,16 +339,23 @@ fn read_host_names(field: &Field<'_>) -> Vec<String> {
 }
 
 fn read_state_dir(field: &Field<'_>) -> PathBuf {
-    let text = field.text().unwrap_or("/var/lib/ebpfsentinel");
+    read_path(field).unwrap_or_else(|| PathBuf::from("/var/lib/ebpfsentinel"))
+}
+
+/// An absolute path; `None` when absent or wrong, which is noted.
+pub(super) fn read_path(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
     let path = Path::new(text);
     if !path.is_absolute() {
         field.error(format!("\"{}\" is not an absolute path", text.escape_debug()));
     } else if text.contains('\0') {
         field.error("a path has no NUL in it");
     } else if path.parent().is_none() {
-        field.error("the root directory cannot be it; name a directory of its own");
+        field.error("the root directory cannot be it; name something of its own");
+    } else {
+        return Some(path.to_owned());
     }
-    path.to_owned()
+    None
 }
 
 impl AntiLockout {

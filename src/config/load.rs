@@ -14,7 +14,8 @@ use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 /// All variables of ours begin so.
 const PREFIX: &str = "EBPFSENTINEL_";
 /// Variables that the command line reads for itself.
-const CLIENT_VARIABLES: &[&str] = &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG"];
+const CLIENT_VARIABLES: &[&str] =
+    &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG", "EBPFSENTINEL_SOCKET", "EBPFSENTINEL_CACERT"];
 /// Short names, from before there was a variable for every key.
 const SHORT_VARIABLES: &[(&str, &str)] =
     &[("EBPFSENTINEL_HOST", "agent.bind_address"), ("EBPFSENTINEL_PORT", "agent.http_port")];

@@ -16,8 +16,10 @@ use crate::written::Field;
 
 pub mod agent;
 mod load;
+pub mod tls;
 
 use agent::CpuSteering;
+use tls::TlsConfig;
 
 pub use agent::AgentConfig;
 pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
@@ -27,6 +29,8 @@ pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of}
 pub struct Config {
     /// Section `[agent]`.
     pub agent: AgentConfig,
+    /// Section `[tls]`.
+    pub tls: TlsConfig,
     /// Section `[firewall]`.
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
@@ -43,11 +47,13 @@ impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let tls_field = r.key("tls");
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
         let alerting_field = r.key("alerting");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
+        let tls = tls_field.table().map(TlsConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
@@ -56,6 +62,7 @@ impl Config {
         let alerting = alerting_field.table().map(AlertingConfig::read);
         let config = Config {
             agent: agent?,
+            tls: tls?,
             firewall: firewall?,
             ratelimit: ratelimit?,
             ids: ids?,
@@ -108,11 +115,15 @@ impl Config {
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
             ("agent.grpc_port", agent.grpc_port != was.grpc_port),
             ("agent.host_names", agent.host_names != was.host_names),
+            ("agent.socket", agent.socket != was.socket),
+            ("agent.requests_per_second", agent.requests_per_second != was.requests_per_second),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
             ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),
             ("agent.state_dir", agent.state_dir != was.state_dir),
         ];
+        let (tls, was) = (&self.tls, &old.tls);
+        let tls_keys = [("tls.enabled", tls.enabled != was.enabled), ("tls.metrics", tls.metrics != was.metrics)];
         // Of the engines: whether programs are attached, and what the verifier saw of them.
         let (firewall, was) = (&self.firewall, &old.firewall);
         let firewall_keys = [
@@ -138,7 +149,13 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
+        let keys = agent_keys
+            .into_iter()
+            .chain(tls_keys)
+            .chain(firewall_keys)
+            .chain(ratelimit_keys)
+            .chain(ids_keys)
+            .chain(l7_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

@@ -50,7 +50,8 @@ fn start(change: impl FnOnce(&mut Limits)) -> Stage {
     let hosts = Hosts::new([address.ip()], &[]);
     let backend = Arc::new(Backstage(path));
     let (front, stopper) =
-        Front::new(vec![(socket, Kind::Rest)], limits, hosts, backend, Arc::clone(&metrics)).unwrap();
+        Front::new(vec![(Socket::Tcp(socket, None), Kind::Rest)], limits, hosts, backend, Arc::clone(&metrics))
+            .unwrap();
     let front = Some(std::thread::spawn(move || front.run()));
     Stage { address, requests, stopper, front, metrics, _directory: directory }
 }
