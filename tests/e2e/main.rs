@@ -9,6 +9,8 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+#[path = "../support/pki.rs"]
+pub mod pki;
 mod ratelimit;
 mod reload;
 mod routes;
@@ -16,3 +18,4 @@ mod steer;
 mod support;
 mod swap;
 mod syn_cookies;
+mod tls;

@@ -175,8 +175,11 @@ impl Connection {
                 let message = "the TLS handshake took too long";
                 Refusal::new(408, "REQUEST_TIMEOUT", "tls_timeout", message)
             }
-            // A browser opens connections ahead and says nothing on them.
-            Stage::Head if self.input.is_empty() => return Step::Close,
+            // A browser opens connections ahead and says nothing on them; and one that is kept has had its answers.
+            Stage::Head if self.input.is_empty() => {
+                self.end_silently(context.now);
+                return self.advance(context);
+            }
             Stage::Head => Refusal::new(408, "REQUEST_TIMEOUT", "head_timeout", "the request's head took too long"),
             Stage::Body => Refusal::new(408, "REQUEST_TIMEOUT", "body_timeout", "the request's body took too long"),
             Stage::Queued => busy("no worker was free in time"),
@@ -330,10 +333,15 @@ impl Connection {
         let message = error.to_string().into();
         (context.refused)(&Refusal { message, ..Refusal::new(0, "", "tls", "") }, self.peer);
         // The alert is on its way; there is nothing to add.
+        self.end_silently(context.now);
+    }
+
+    /// Closes without an answer.
+    fn end_silently(&mut self, now: Instant) {
         self.answer = Pending::default();
         self.answer_marked = true;
         self.refused = true;
-        self.enter(Stage::Drain, context.now);
+        self.enter(Stage::Drain, now);
     }
 
     fn begin_body(&mut self, head: Head, rest: &[u8], context: &Context<'_>) {
