@@ -33,6 +33,7 @@ use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
+use crate::control::auth::Auth;
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
 use crate::control::{Control, ControlConfig, stream};
@@ -101,6 +102,7 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    auth: Arc<Auth>,
     alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
@@ -113,6 +115,7 @@ struct Agent {
 struct Front {
     agent: Handle<Agent>,
     engines: Engines,
+    auth: Arc<Auth>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
     /// Where gRPC listens.
@@ -138,6 +141,7 @@ pub fn run(options: Options) -> Result<()> {
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
     let (supervisor, failures) = Supervisor::new().context("setting up supervision")?;
+    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
@@ -240,6 +244,7 @@ pub fn run(options: Options) -> Result<()> {
     let front = Front {
         agent: agent_handle,
         engines: engines.clone(),
+        auth: auth.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         grpc: None,
@@ -275,6 +280,7 @@ pub fn run(options: Options) -> Result<()> {
         options,
         config,
         engines: engines.clone(),
+        auth,
         alerting: alerting.clone(),
         metrics,
         confirmations,
@@ -444,12 +450,15 @@ impl Agent {
         let tls = self.prepare_tls(&loaded.config)?;
         let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
+        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients);
+        let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared) = (self.engines.clone(), self.shared.clone());
         let alerting = self.alerting.clone();
         let others = before.clone();
+        let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let replaced = self
@@ -462,9 +471,11 @@ impl Agent {
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         "config reload",
+                        "an admin",
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
+                            asking.replace(asked);
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
@@ -495,6 +506,7 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        self.auth.replace(auth);
         if let Some((store, state)) = tls {
             store.replace(state);
         }
@@ -671,6 +683,12 @@ struct Before {
 }
 
 impl Front {
+    fn degraded(&self) -> Vec<String> {
+        let mut reasons = self.engines.degraded();
+        reasons.extend(self.auth.degraded());
+        reasons
+    }
+
     fn pending(&self) -> Option<PendingConfirm> {
         let (what, left) = self.confirmations.pending(Instant::now())?;
         let deadline = (SystemTime::now() + left).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -680,7 +698,7 @@ impl Front {
 
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
-        let mut reasons = self.engines.degraded();
+        let mut reasons = self.degraded();
         let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
@@ -692,7 +710,7 @@ impl AgentControl for Front {
     }
 
     fn status(&self) -> AgentStatus {
-        let mut degraded = self.engines.degraded();
+        let mut degraded = self.degraded();
         degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
@@ -743,8 +761,8 @@ impl AgentControl for Front {
         Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending() })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
-        let Some((what, kept)) = self.confirmations.confirm() else {
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError> {
+        let Some((what, kept)) = self.confirmations.confirm(by)? else {
             return Err(ApiError::conflict("nothing waits for a confirmation"));
         };
         kept.map_err(|error| ApiError::internal(format!("{error:#}")))?;
@@ -970,6 +988,7 @@ fn start_control(
     hub: &Hub,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
+    let auth = front.auth.clone();
     let agent = &whole.agent;
     let tls = front.tls.clone();
     if let Some(tls) = &tls {
@@ -1008,6 +1027,7 @@ fn start_control(
     config.limits.requests_per_s = agent.requests_per_second;
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
+    config.auth = Some(auth);
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

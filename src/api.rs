@@ -25,7 +25,7 @@
 //! assert!((list.run)(&api::Request::new(&LIST)).is_ok());
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -95,6 +95,57 @@ impl Role {
             Role::Operator => "operator",
             Role::Admin => "admin",
         }
+    }
+
+    /// Words of the roles that a caller may have.
+    pub const WORDS: &'static [(&'static str, Role)] =
+        &[("viewer", Role::Viewer), ("operator", Role::Operator), ("admin", Role::Admin)];
+}
+
+/// The namespaces whose rules a caller may change. Everybody who may read sees the rules of all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Every one, and rules that are in none.
+    All,
+    /// These; never rules that are in none. An empty set means that no rule may be changed.
+    Only(BTreeSet<String>),
+}
+
+impl Namespaces {
+    /// Fails with 403 where a rule of `namespace` may not be made, changed or deleted.
+    pub fn check(&self, namespace: Option<&str>) -> Result<(), ApiError> {
+        match (self, namespace) {
+            (Namespaces::All, _) => Ok(()),
+            (Namespaces::Only(own), Some(name)) if own.contains(name) => Ok(()),
+            (Namespaces::Only(_), Some(name)) => Err(ApiError::namespace_forbidden(format!(
+                "rules of the namespace \"{}\" are not yours to change",
+                shown(name)
+            ))),
+            (Namespaces::Only(_), None) => Err(ApiError::namespace_forbidden(
+                "a rule without a namespace is not yours to change; give it one of your namespaces",
+            )),
+        }
+    }
+}
+
+/// Who calls, and what they may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of the API key, subject of the token, of the certificate, or `uid:N`; at most 256 characters, none a control.
+    pub name: String,
+    /// [`Role::Public`] for a caller who is known and has no role here.
+    pub role: Role,
+    /// Of an operator; [`Namespaces::All`] of an admin.
+    pub namespaces: Namespaces,
+    /// How it was found out: `api_key`, `jwt`, `oidc`, `certificate`, `unix`, `none`.
+    pub method: &'static str,
+}
+
+impl Caller {
+    /// Whoever it is, where nobody is asked.
+    pub fn anonymous(role: Role) -> Caller {
+        let namespaces = if role == Role::Admin { Namespaces::All } else { Namespaces::Only(BTreeSet::new()) };
+        Caller { name: "anonymous".to_owned(), role, namespaces, method: "none" }
     }
 }
 
@@ -256,10 +307,14 @@ pub struct Request {
     pub peer: Option<SocketAddr>,
     /// What the caller may do.
     pub role: Role,
-    /// Who called, for the audit log.
+    /// Who called, for the audit log: [`Caller::name`].
     pub actor: String,
     /// The header field `Last-Event-ID`: the last event of a stream that the client has seen.
     pub last_event_id: Option<String>,
+    /// Whose rules the caller may change.
+    pub namespaces: Namespaces,
+    /// [`Caller::method`].
+    pub method: &'static str,
 }
 
 impl Request {
@@ -274,7 +329,20 @@ impl Request {
             role: spec.role,
             actor: "anonymous".to_owned(),
             last_event_id: None,
+            namespaces: Namespaces::All,
+            method: "none",
         }
+    }
+
+    /// As called by `caller`.
+    pub fn called_by(self, caller: Caller) -> Request {
+        let Caller { name, role, namespaces, method } = caller;
+        Request { role, actor: name, namespaces, method, ..self }
+    }
+
+    /// The caller, apart from whoever has the same name by another method.
+    pub fn caller_id(&self) -> String {
+        format!("{} {}", self.method, self.actor)
     }
 
     /// With a path parameter.
@@ -474,6 +542,21 @@ impl ApiError {
     /// 404 for a rule.
     pub fn rule_not_found(id: &str) -> ApiError {
         ApiError::new(404, "RULE_NOT_FOUND", format!("there is no rule \"{}\"", shown(id)))
+    }
+
+    /// 401: nobody knows who calls.
+    pub fn unauthenticated(message: impl Into<String>) -> ApiError {
+        ApiError::new(401, "AUTHENTICATION_REQUIRED", message)
+    }
+
+    /// 403: the caller's role is not enough.
+    pub fn insufficient_role(message: impl Into<String>) -> ApiError {
+        ApiError::new(403, "INSUFFICIENT_ROLE", message)
+    }
+
+    /// 403: an operator reaches beyond their namespaces.
+    pub fn namespace_forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(403, "NAMESPACE_FORBIDDEN", message)
     }
 
     /// 409 for a rule id that is taken.
@@ -696,6 +779,27 @@ mod tests {
         let wrong = Request::new(&PAGED).with_path("id", "x").path_as::<u8>("id").unwrap_err();
         assert_eq!(wrong.message, "path parameter \"id\" is \"x\": invalid digit found in string");
         assert_eq!(Request::new(&PAGED).with_query("limit", "9999").page().unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn namespaces_bind_operators() {
+        let own = Namespaces::Only(BTreeSet::from(["prod".to_owned()]));
+        let none = Namespaces::Only(BTreeSet::new());
+        for (namespaces, namespace, allowed) in [
+            (&Namespaces::All, None, true),
+            (&Namespaces::All, Some("prod"), true),
+            (&own, Some("prod"), true),
+            (&own, Some("Prod"), false),
+            (&own, Some("prod2"), false),
+            (&own, Some(""), false),
+            (&own, None, false),
+            (&none, Some("prod"), false),
+            (&none, None, false),
+        ] {
+            let got = namespaces.check(namespace);
+            assert_eq!(got.is_ok(), allowed, "{namespaces:?} {namespace:?}");
+            assert!(got.is_ok() || got.is_err_and(|e| (e.status, e.code) == (403, "NAMESPACE_FORBIDDEN")));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
 mod add;
+mod auth;
 mod columns;
 mod firewall;
 mod l7;
@@ -58,7 +59,7 @@ pub struct Global {
     pub log_level: Option<String>,
     /// Log format.
     pub log_format: Option<String>,
-    /// Bearer token.
+    /// API key or token.
     pub token: Option<Secret>,
     /// Table or JSON.
     pub output: Output,
@@ -104,6 +105,8 @@ pub enum Command {
     Demo,
     /// Run a capture file through the same judgement and inspection.
     Replay(Replay),
+    /// Make API keys and their hashes.
+    Auth(auth::Local),
     /// Ask a running agent.
     Remote(Remote),
 }
@@ -186,7 +189,7 @@ struct Line {
     #[argh(option, arg_name = "format")]
     log_format: Option<String>,
 
-    /// bearer token [env: EBPFSENTINEL_TOKEN, which other users cannot see]
+    /// API key or token (JWT) [env: EBPFSENTINEL_TOKEN, which other users cannot see]
     #[argh(option, arg_name = "token")]
     token: Option<String>,
 
@@ -251,6 +254,7 @@ enum Sub {
     Explain(ExplainArgs),
     Ebpf(EbpfArgs),
     Openapi(OpenapiArgs),
+    Auth(auth::AuthArgs),
     Demo(DemoArgs),
     Replay(ReplayArgs),
 }
@@ -475,7 +479,7 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
 /// Global options without a value.
 const GLOBAL_SWITCHES: &[&str] = &["--version", "--tls", "--insecure"];
 /// Other options without a value; every other one has one.
-const SWITCHES: &[&str] = &["--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
+const SWITCHES: &[&str] = &["--help", "-h", "--log", "--disabled", "--events", "--no-kernel", "--generate"];
 
 /// A number is a number in JSON; a range, a name or a number with a suffix is text.
 fn number_or_text(text: String) -> Value {
@@ -648,6 +652,7 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Version(_) => return Ok(Command::Version),
         Sub::Check(args) => return Ok(Command::Check(args.path)),
         Sub::Demo(_) => return Ok(Command::Demo),
+        Sub::Auth(args) => return Ok(Command::Auth(auth::command(args))),
         Sub::Replay(args) => {
             return Ok(Command::Replay(Replay { file: args.file, kernel: !args.no_kernel, events: args.events }));
         }
@@ -777,6 +782,11 @@ fn packet_body(args: ExplainArgs) -> Value {
         ("icmp_code", args.icmp_code.map(Value::from)),
     ];
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<Map<_, _>>().into()
+}
+
+/// Runs a command that needs no agent, and returns the exit code.
+pub fn run_auth(global: &Global, local: auth::Local) -> i32 {
+    auth::run(local, global.output)
 }
 
 /// What `version` prints.
@@ -1154,6 +1164,8 @@ mod tests {
         );
         assert!(matches!(line("check /x").unwrap().command, Command::Check(Some(path)) if path.to_str() == Some("/x")));
         assert!(matches!(line("status --version").unwrap().command, Command::Version));
+        assert!(matches!(line("auth hash").unwrap().command, Command::Auth(auth::Local::Hash)));
+        assert!(matches!(line("auth hash --generate").unwrap().command, Command::Auth(auth::Local::Generate)));
     }
 
     #[test]
@@ -1186,6 +1198,8 @@ mod tests {
             "ratelimit top --limit x",
             "ratelimit buckets 300.0.0.1",
             "explain --src 1.2.3.4",
+            "auth",
+            "auth hash a-key-does-not-stand-here",
         ] {
             let exit = line(text).unwrap_err();
             assert_eq!(exit.code, USAGE, "{text}: {}", exit.text);

@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 use self::unix::UnixConnector;
 use crate::api::Method;
+use crate::config::auth::looks_like_token;
 
 mod unix;
 
@@ -184,7 +185,8 @@ impl Client {
         let request = ureq::http::Request::builder().method(method.name()).uri(format!("{}{target}", self.base));
         let request = request.header("accept", accept);
         match &self.token {
-            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            Some(token) if looks_like_token(token) => request.header("authorization", format!("Bearer {token}")),
+            Some(key) => request.header("x-api-key", key),
             None => request,
         }
     }
@@ -422,7 +424,7 @@ pub(crate) mod tests {
         assert_eq!(error.to_string(), "b (A, HTTP 404)");
         let requests = server.join().unwrap();
         assert!(requests[0].starts_with("GET /a?b=1 HTTP/1.1\r\n"), "{requests:?}");
-        assert!(requests[0].to_lowercase().contains("authorization: bearer secret"), "{requests:?}");
+        assert!(requests[0].to_lowercase().contains("x-api-key: secret"), "{requests:?}");
         assert!(requests[1].ends_with(r#"{"id":"x"}"#), "{requests:?}");
         assert!(requests[2].starts_with("DELETE /d "), "{requests:?}");
     }

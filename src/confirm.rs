@@ -12,6 +12,8 @@ type Act = Box<dyn FnOnce() -> anyhow::Result<()> + Send>;
 
 struct Pending {
     what: String,
+    /// Who made it; see [`crate::api::Request::caller_id`].
+    by: String,
     deadline: Instant,
     keep: Act,
     undo: Act,
@@ -44,21 +46,31 @@ impl Confirmations {
         }
     }
 
-    /// Lets a change that was just made wait. `keep` runs when it is confirmed, `undo` when time is up.
+    /// Lets a change that `by` just made wait. `keep` runs when it is confirmed, `undo` when time is up.
     pub fn begin(
         &self,
         what: impl Into<String>,
+        by: impl Into<String>,
         deadline: Instant,
         keep: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
         undo: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) {
-        *self.lock() = Some(Pending { what: what.into(), deadline, keep: Box::new(keep), undo: Box::new(undo) });
+        let (what, by) = (what.into(), by.into());
+        *self.lock() = Some(Pending { what, by, deadline, keep: Box::new(keep), undo: Box::new(undo) });
     }
 
-    /// Keeps what waits; `None` when nothing does.
-    pub fn confirm(&self) -> Option<(String, anyhow::Result<()>)> {
-        let pending = self.lock().take()?;
-        Some((pending.what, (pending.keep)()))
+    /// Keeps what waits; `None` when nothing does. With `by` it must be that caller's own change.
+    pub fn confirm(&self, by: Option<&str>) -> Result<Option<(String, anyhow::Result<()>)>, ApiError> {
+        let mut lock = self.lock();
+        if let (Some(pending), Some(by)) = (&*lock, by)
+            && pending.by != by
+        {
+            let message = format!("{} is the change of another caller; they or an admin may confirm it", pending.what);
+            return Err(ApiError::insufficient_role(message));
+        }
+        let Some(pending) = lock.take() else { return Ok(None) };
+        drop(lock);
+        Ok(Some((pending.what, (pending.keep)())))
     }
 
     /// Takes back what waited too long; `None` when nothing did.

@@ -28,7 +28,7 @@
 //!
 //! # A request's way
 //! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
-//! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
+//! a worker ([`control::auth`]: who calls, and may they) -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
 //!
 //! [`replay`] gives a capture file the same way: packets through tc_ids or a model of it, then flows, rules, EVE JSON.
 //!
@@ -68,9 +68,11 @@ pub mod lab;
 pub mod logging;
 pub mod matching;
 pub mod metrics;
+pub mod outbound;
 pub mod packet;
 pub mod replay;
 pub mod ruled;
+pub mod secret;
 pub mod supervise;
 pub mod system;
 pub mod written;

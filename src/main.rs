@@ -40,6 +40,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Auth(local) => ExitCode::from(u8::try_from(cli::run_auth(global, local)).unwrap_or(1)),
         Command::Replay(asked) => replay(global, &asked, options(None)),
         Command::Remote(remote) => ExitCode::from(u8::try_from(cli::run_remote(global, &remote)).unwrap_or(1)),
     }

@@ -123,6 +123,10 @@ metrics! {
     TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
     TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
         in seconds since 1970";
+    AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
+        (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
+        caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
+    JWKS_FETCHES = Counter "auth_jwks_fetches" ["result"] "Questions to the issuer of auth.oidc for its keys";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -400,6 +404,17 @@ impl Metrics {
         }
     }
 
+    /// One request that was refused for who sent it.
+    pub fn auth_failure(&self, reason: &'static str) {
+        self.state.auth_failures.get_or_create(&AUTH_FAILURES.set([reason])).inc();
+    }
+
+    /// One question to a token issuer for its keys.
+    pub fn auth_keys_fetched(&self, succeeded: bool) {
+        let result = if succeeded { "success" } else { "failure" };
+        self.state.jwks_fetches.get_or_create(&JWKS_FETCHES.set([result])).inc();
+    }
+
     /// The OpenMetrics text of all.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
@@ -473,6 +488,8 @@ struct State {
     stream_alerts: Counters,
     stream_gaps: Counters,
     grpc_refused: Counters,
+    auth_failures: Counters,
+    jwks_fetches: Counters,
 }
 
 impl Default for State {
@@ -496,6 +513,8 @@ impl Default for State {
             stream_alerts: Counters::default(),
             stream_gaps: Counters::default(),
             grpc_refused: Counters::default(),
+            auth_failures: Counters::default(),
+            jwks_fetches: Counters::default(),
         }
     }
 }
@@ -584,6 +603,8 @@ impl Collector for State {
         out.family(&STREAM_ALERTS, &self.stream_alerts)?;
         out.family(&STREAM_GAPS, &self.stream_gaps)?;
         out.family(&GRPC_REFUSED, &self.grpc_refused)?;
+        out.family(&AUTH_FAILURES, &self.auth_failures)?;
+        out.family(&JWKS_FETCHES, &self.jwks_fetches)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -841,6 +862,8 @@ mod tests {
         streams.alert();
         streams.gap("slow_client", Some(5));
         metrics.grpc_refused("tls");
+        metrics.auth_failure("unknown_key");
+        metrics.auth_keys_fetched(false);
         metrics
     }
 
@@ -900,6 +923,8 @@ mod tests {
             "ebpfsentinel_stream_gaps_total{kind=\"sse\",reason=\"slow_client\"} 1",
             "ebpfsentinel_events_lost_total{place=\"stream_sse\",reason=\"slow_client\"} 5",
             "ebpfsentinel_grpc_refused_total{reason=\"tls\"} 1",
+            "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",
+            "ebpfsentinel_auth_jwks_fetches_total{result=\"failure\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

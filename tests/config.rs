@@ -153,12 +153,15 @@ fn the_installed_config_is_the_defaults() {
     let setting = |line: &str| {
         let rest = line.strip_prefix("# ")?;
         let is_key = rest.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(is_of_key));
-        (is_key || rest.starts_with("[[")).then(|| rest.to_owned())
+        (is_key || rest.starts_with('[')).then(|| rest.to_owned())
     };
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
-    let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
-    assert_eq!(rules.len(), 5, "the rules, the route and clients are switched on");
+    // Rules and the ways to ask who calls have no default; what has a comment for a header is one of them.
+    let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| {
+        section.starts_with('[') || installed.contains(&format!("# [{}\n", section.lines().next().unwrap_or_default()))
+    });
+    assert_eq!(rules.len(), 8, "the rules, the route and the clients are switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());
@@ -167,7 +170,18 @@ fn the_installed_config_is_the_defaults() {
 
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();
-    let lines = errors.lines().collect::<Vec<_>>();
+    let (of_auth, lines): (Vec<&str>, Vec<&str>) = errors.lines().partition(|line| line.contains(": auth."));
+    for (line, part) in of_auth.iter().zip([
+        "auth.api_keys[0].key_hash: the key is given already",
+        "auth.api_keys[0].key_file: auth.api_keys[0].key stands here already",
+        "auth.api_keys[0].namespaces: namespaces are for operators",
+        "auth.jwt.public_key_path: /etc/ebpfsentinel/jwt.pub: cannot be read",
+        "auth.oidc: jwt and oidc exclude each other",
+        "auth.oidc.ca_file: /etc/ebpfsentinel/issuer-ca.pem: cannot be read",
+    ]) {
+        assert!(line.contains(part), "{line} is not {part}");
+    }
+    assert_eq!(of_auth.len(), 6, "{errors}");
     let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
     let lines = &lines[..];
     assert_eq!(lines.len(), 4 + others.len(), "{errors}");
@@ -525,6 +539,8 @@ fn the_shown_config_is_the_used_one() {
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
     let lists = [".rules", ".routes", ".clients"];
     known.retain(|key| key.kind != Kind::Table || lists.iter().any(|list| key.path.ends_with(list)));
+    // Its parts exclude each other; see the_shown_auth_is_the_used_one.
+    known.retain(|key| !key.path.starts_with("auth."));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
@@ -542,6 +558,124 @@ fn the_shown_config_is_the_used_one() {
     for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
         assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
     }
+}
+
+#[test]
+fn the_shown_auth_is_the_used_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jwt.pub");
+    std::fs::write(&path, ED25519_PEM).unwrap();
+    let keys = "[[auth.api_keys]]\nname='a'\nkey='0123456789abcdef'\n";
+    let jwt = format!("jwt = {{ issuer='i', audience='a', public_key_path='{}', algorithm='EdDSA' }}", path.display());
+    let oidc = "oidc = { issuer='https://i.example', audience='a', jwks_url='https://i.example/k' }";
+    let shown = |method: &str| parse(&format!("{MINIMAL}[auth]\n{method}\n{keys}")).unwrap().masked()["auth"].take();
+    let (jwt, oidc) = (shown(&jwt), shown(oidc));
+    for key in config::known_keys() {
+        let Some(path) = key.path.strip_prefix("auth.") else { continue };
+        let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
+        // One name of a secret is enough, and a file of certificates need not be.
+        if ["key", "key_file", "key_credential", "ca_file"].iter().any(|name| path.ends_with(&format!(".{name}"))) {
+            continue;
+        }
+        let found = jwt.pointer(&pointer).filter(|value| !value.is_null()).or_else(|| oidc.pointer(&pointer));
+        assert!(found.is_some_and(|value| !value.is_null()), "{path} is not shown");
+    }
+    assert_eq!((&jwt["enabled"], &jwt["api_keys"][0]["key_hash"]), (&true.into(), &"***".into()));
+    assert_eq!((&jwt["jwt"]["leeway_secs"], &jwt["api_keys"][0]["role"]), (&30.into(), &"viewer".into()));
+    assert!(jwt["jwt"].get("public_key").is_none());
+}
+
+/// A public key of openssl's: `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`.
+const ED25519_PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAqbzdQLUfJVeuRiO883JEaWVqJxkYdNZDwpV0mQ2QRXc=\n-----END PUBLIC KEY-----\n";
+
+#[test]
+fn who_calls_is_asked_as_soon_as_there_is_a_way() {
+    let auth = |text: &str| parse(&format!("{MINIMAL}{text}")).unwrap().auth;
+    let key = "[[auth.api_keys]]\nname='a'\nkey='0123456789abcdef'\n";
+    assert!(!auth("").enabled && auth(key).enabled && !auth(&format!("[auth]\nenabled=false\n{key}")).enabled);
+    // An address that other hosts reach is taken then, and only then.
+    let open = "[agent]\ninterfaces=['eth0']\nbind_address='0.0.0.0'\n";
+    assert!(parse(&format!("{open}{key}")).is_ok());
+    for off in ["", "[auth]\nenabled=false\n", &format!("[auth]\nenabled=false\n{key}")] {
+        let error = parse(&format!("{open}{off}")).unwrap_err();
+        assert!(error.contains("the API does not ask who is there; set up [auth]"), "{error}");
+    }
+    let (_, warnings) =
+        config::parse("c.toml", format!("{MINIMAL}[auth]\nenabled=true\n").as_bytes(), [], &[]).unwrap();
+    assert!(warnings[0].message.contains("only the Unix socket and client certificates"), "{warnings:?}");
+    let operator = format!("{MINIMAL}{key}role='operator'\n");
+    let (_, warnings) = config::parse("c.toml", operator.as_bytes(), [], &[]).unwrap();
+    assert!(warnings[0].message.contains("an operator without namespaces changes no rule"), "{warnings:?}");
+    let changed = parse(&format!("{MINIMAL}{key}")).unwrap();
+    assert_eq!(changed.restart_needed(&parse(MINIMAL).unwrap()), [""; 0]);
+    let many: String = (0..257)
+        .map(|n| format!("[[auth.api_keys]]\nname='k{n}'\nkey_hash='sha256:0123456789abcdef:{n:064x}'\n"))
+        .collect();
+    assert!(parse(&format!("{MINIMAL}{many}")).unwrap_err().contains("257 keys, and 256 is the limit"));
+}
+
+#[test]
+fn public_keys_are_looked_at_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8], mode: u32| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let error = |path: &str, algorithm: &str| {
+        let jwt = format!("issuer='i', audience='a', public_key_path='{path}', algorithm='{algorithm}'");
+        parse(&format!("{MINIMAL}[auth]\njwt = {{ {jwt} }}\n")).err().unwrap_or_default()
+    };
+    let openssl = |arguments: &[&str]| {
+        let output = std::process::Command::new("openssl").args(arguments).output().expect("openssl is installed");
+        assert!(output.status.success(), "openssl {arguments:?}");
+        output.stdout
+    };
+    let public = |name: &str, arguments: &[&str]| {
+        let private = write(&format!("{name}.key"), &openssl(arguments), 0o600);
+        (private.clone(), write(name, &openssl(&["pkey", "-pubout", "-in", &private]), 0o644))
+    };
+    let (private, ed) = public("ed", &["genpkey", "-algorithm", "ed25519"]);
+    let (_, p256) = public("p256", &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    let (_, p384) = public("p384", &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]);
+    let (_, rsa) = public("rsa", &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
+    let (_, weak) = public("weak", &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]);
+    for (path, algorithm) in [(&ed, "EdDSA"), (&p256, "ES256"), (&rsa, "RS256")] {
+        assert_eq!(error(path, algorithm), "", "{algorithm}");
+    }
+    for (path, algorithm, part) in [
+        (&private, "EdDSA", "it holds a private key"),
+        (&rsa, "ES256", "it holds no public key (PEM) for ES256"),
+        (&ed, "RS256", "it holds no public key (PEM) for RS256"),
+        (&p384, "ES256", "its key is not good for ES256: not on P-256"),
+        (&weak, "RS256", "its key is not good for RS256: 1024 bits"),
+        (&write("text", b"hello", 0o644), "RS256", "it holds no public key"),
+        (&write("empty", b"", 0o644), "RS256", "it holds no public key"),
+        (&write("bytes", b"\xff\xfe", 0o644), "RS256", "not a PEM file"),
+        (&write("long", &vec![b'a'; 70_000], 0o644), "RS256", "more than the 64 KiB"),
+        (&write("open", ED25519_PEM.as_bytes(), 0o666), "EdDSA", "everybody on this host may write to it"),
+        (&folder.path().display().to_string(), "RS256", "not a regular file"),
+        (&folder.path().join("none").display().to_string(), "RS256", "cannot be read: No such file"),
+        (&"jwt.pub".to_owned(), "RS256", "is not an absolute path"),
+    ] {
+        let error = error(path, algorithm);
+        assert!(error.contains(part), "{path} {algorithm}: {error}");
+    }
+}
+
+#[test]
+fn the_example_of_auth_is_good() {
+    let (config, warnings) =
+        config::parse("auth.toml", text_of("conf/examples/auth.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let auth = &config.auth;
+    assert!(auth.enabled && auth.metrics_auth_required && auth.oidc.is_some());
+    let keys = ["change-me-admin-key", "change-me-prod-deploy", "change-me-scraper"];
+    for (known, (key, role)) in auth.api_keys.iter().zip(keys.into_iter().zip(["admin", "operator", "viewer"])) {
+        assert!(bool::from(known.hash.matches(key)) && known.role.name() == role, "{}", known.name);
+    }
+    assert_eq!(config.firewall.rules[0].namespace.as_deref(), Some("prod"));
 }
 
 #[test]

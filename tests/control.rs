@@ -55,7 +55,7 @@ impl AgentControl for Agent {
         Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
+    fn confirm(&self, _by: Option<&str>) -> Result<Confirmed, ApiError> {
         Err(ApiError::conflict("nothing waits for a confirmation"))
     }
 

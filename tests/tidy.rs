@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["engines"],
     &["ruled"],
     &["alert", "bpf", "classify", "confirm", "matching"],
-    &["flow", "feeds", "event", "enrichment", "written", "api"],
+    &["flow", "feeds", "event", "enrichment", "outbound", "secret", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];
 

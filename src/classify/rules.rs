@@ -97,6 +97,11 @@ pub fn read_id(field: &Field<'_>) -> Option<String> {
     None
 }
 
+/// The namespace of a rule, by which operators are told apart; named as ids are. `None` when absent.
+pub fn read_namespace(field: &Field<'_>) -> Option<String> {
+    read_id(field)
+}
+
 /// A line of free text; empty when absent.
 pub fn read_description(field: &Field<'_>) -> String {
     let text = field.text().unwrap_or_default();

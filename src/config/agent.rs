@@ -242,8 +242,9 @@ impl AgentConfig {
     ];
     const FORMATS: &'static [(&'static str, Format)] = &[("json", Format::Json), ("text", Format::Text)];
 
-    /// Reads the section. `None` means that the interfaces could not be read, which is noted.
-    pub fn read(mut r: Reader<'_>) -> Option<AgentConfig> {
+    /// Reads the section. `asks` says whether the control ports ask callers who they are. `None` means that the
+    /// interfaces could not be read, which is noted.
+    pub fn read(mut r: Reader<'_>, asks: bool) -> Option<AgentConfig> {
         let interfaces_field = r.key("interfaces");
         if !interfaces_field.is_present() {
             interfaces_field.error("missing; name the interfaces to guard, such as interfaces = [\"eth0\"]");
@@ -252,7 +253,7 @@ impl AgentConfig {
         let log_level = r.key("log_level").one_of(Self::LEVELS).unwrap_or(LevelFilter::Info);
         let log_format = r.key("log_format").one_of(Self::FORMATS).unwrap_or_default();
         let allow_unauthenticated_api = r.key("allow_unauthenticated_api").boolean().unwrap_or(false);
-        let bind_address = read_bind_address(&r.key("bind_address"), allow_unauthenticated_api);
+        let bind_address = read_bind_address(&r.key("bind_address"), asks || allow_unauthenticated_api);
         let http_port = r.key("http_port").integer(1..=65535u16).unwrap_or(8080);
         let metrics_field = r.key("metrics_port");
         let metrics_port = metrics_field.integer(1..=65535u16).unwrap_or(9090);
@@ -302,8 +303,8 @@ fn read_bind_address(field: &Field<'_>, open: bool) -> IpAddr {
     match text.parse::<IpAddr>() {
         Ok(address) if open || address.to_canonical().is_loopback() => return address,
         Ok(address) => field.error(format!(
-            "{address} can be reached from other hosts, and the API does not ask who is there; listen on 127.0.0.1 or \
-             ::1, or set agent.allow_unauthenticated_api = true"
+            "{address} can be reached from other hosts, and the API does not ask who is there; set up [auth], listen on \
+             127.0.0.1 or ::1, or set agent.allow_unauthenticated_api = true"
         )),
         Err(_) => {
             let hint = if text == "localhost" { "; write 127.0.0.1 or ::1" } else { "" };

@@ -136,6 +136,11 @@ pub fn variable_of(key: &str) -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    read_guarded(path, TEXT_MAX)
+}
+
+/// Reads a file by which the agent is commanded: at most `max` bytes, and not writable for everybody.
+pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
     let why = |e: std::io::Error| {
         let text = e.to_string();
         format!("cannot be read: {}", text.split(" (os error").next().unwrap_or_default())
@@ -154,11 +159,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
             path.display()
         ));
     }
-    if metadata.len() > TEXT_MAX as u64 {
-        return Err(format!("{} bytes are more than the {} MiB that are read", metadata.len(), TEXT_MAX >> 20));
+    if metadata.len() > max as u64 {
+        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
     }
     let mut text = Vec::with_capacity(metadata.len() as usize);
-    file.take(TEXT_MAX as u64 + 1).read_to_end(&mut text).map_err(why)?;
+    file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;
     Ok(text)
 }
 

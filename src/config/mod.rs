@@ -15,6 +15,7 @@ use crate::flow::config::CaptureConfig;
 use crate::written::Field;
 
 pub mod agent;
+pub mod auth;
 mod load;
 pub mod tls;
 
@@ -22,6 +23,7 @@ use agent::CpuSteering;
 use tls::TlsConfig;
 
 pub use agent::AgentConfig;
+pub use auth::AuthConfig;
 pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
 
 /// Everything that the user can set, checked.
@@ -29,6 +31,8 @@ pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of}
 pub struct Config {
     /// Section `[agent]`.
     pub agent: AgentConfig,
+    /// Section `[auth]`.
+    pub auth: AuthConfig,
     /// Section `[tls]`.
     pub tls: TlsConfig,
     /// Section `[firewall]`.
@@ -50,9 +54,12 @@ impl Config {
         let tls_field = r.key("tls");
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let auth_field = r.key("auth");
         let alerting_field = r.key("alerting");
         r.finish();
-        let agent = agent_field.table().and_then(AgentConfig::read);
+        let auth = auth_field.table().map(AuthConfig::read);
+        let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
+        let agent = agent_field.table().and_then(|r| AgentConfig::read(r, asks));
         let tls = tls_field.table().map(TlsConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
@@ -62,6 +69,7 @@ impl Config {
         let alerting = alerting_field.table().map(AlertingConfig::read);
         let config = Config {
             agent: agent?,
+            auth: auth?,
             tls: tls?,
             firewall: firewall?,
             ratelimit: ratelimit?,
@@ -99,8 +107,8 @@ impl Config {
         self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
-    /// The config as it is used, defaults included, for people to see. Nothing in it is secret yet; a type that holds a
-    /// secret serialises as its mask.
+    /// The config as it is used, defaults included, for people to see. A type that holds a secret serialises as its
+    /// mask.
     pub fn masked(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("a config is made of strings, numbers, lists and maps with string keys")
     }

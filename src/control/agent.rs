@@ -21,8 +21,8 @@ pub trait AgentControl: Send + Sync {
     /// Reads the configuration anew and puts it in force, or changes nothing. With `confirm_secs` it is taken back
     /// after that time unless [`AgentControl::confirm`] comes first.
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError>;
-    /// Keeps what waits for its confirmation.
-    fn confirm(&self) -> Result<Confirmed, ApiError>;
+    /// Keeps what waits for its confirmation. With `by` it must be the change of that caller.
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError>;
     fn ebpf_status(&self) -> EbpfStatus;
 }
 
@@ -284,8 +284,8 @@ static CONFIRM: Spec = Spec {
     method: Method::Post,
     path: "/api/v1/config/confirm",
     query: &[],
-    role: Role::Admin,
-    summary: "Keep a change that was made with confirm_secs",
+    role: Role::Operator,
+    summary: "Keep a change that was made with confirm_secs: an operator their own, an admin any",
     body: None,
     reply: api::schema::<Confirmed>,
     success: 200,
@@ -336,7 +336,10 @@ pub fn operations(agent: Arc<dyn AgentControl>, metrics: Arc<Metrics>) -> Vec<Op
         with(&STATUS, |agent, _| Ok(Reply::json(&agent.status()))),
         with(&CONFIG, |agent, _| Ok(Reply::Json(agent.config()))),
         with(&RELOAD, |agent, request| Ok(Reply::json(&agent.reload(request.query_as("confirm_secs")?)?))),
-        with(&CONFIRM, |agent, _| Ok(Reply::json(&agent.confirm()?))),
+        with(&CONFIRM, |agent, request| {
+            let by = (request.role < Role::Admin).then(|| request.caller_id());
+            Ok(Reply::json(&agent.confirm(by.as_deref())?))
+        }),
         with(&EBPF, |agent, _| Ok(Reply::json(&agent.ebpf_status()))),
     ]
 }

@@ -1,11 +1,12 @@
 //! The control port: REST and metrics over HTTP.
 //!
-//! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it,
-//! `routes` finds them, `openapi` describes them, and `agent` holds those that belong to no component. Everything is built
-//! from a list of [`Operation`]s. `stream` tells alerts as they happen to who asks over HTTP, and `grpc`, a port of its own,
-//! to who asks by gRPC.
+//! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it, `auth`
+//! says who may call them, `routes` finds them, `openapi` describes them, and `agent` holds those that belong to no
+//! component. Everything is built from a list of [`Operation`]s. `stream` tells alerts as they happen to who asks over HTTP,
+//! and `grpc`, a port of its own, to who asks by gRPC.
 
 pub mod agent;
+pub mod auth;
 mod front;
 pub mod grpc;
 pub mod openapi;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use self::auth::Auth;
 pub use self::front::Limits;
 use self::front::{Front, Hosts, Kind, Socket, Stopper};
 use self::routes::Routes;
@@ -53,6 +55,8 @@ pub struct ControlConfig {
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Asks callers who they are; `None` asks nobody.
+    pub auth: Option<Arc<Auth>>,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
 }
@@ -72,6 +76,7 @@ impl ControlConfig {
             runtime_dir: runtime_dir.into(),
             host_names: Vec::new(),
             limits: Limits::default(),
+            auth: None,
             on_failure: Arc::new(|_, _| {}),
         }
     }
@@ -128,7 +133,8 @@ impl Control {
             }
             None => None,
         };
-        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics))
+        let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics))
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();

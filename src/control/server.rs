@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use tiny_http::{Header, Response, StatusCode};
 
-use super::front::{self, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER};
+use super::auth::{self, Auth, Credentials, Refusal};
+use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Reply, Stream};
+use crate::api::{ApiError, Caller, Reply, Spec, Stream};
 use crate::metrics::Metrics;
 
 /// Between attempts to listen anew.
@@ -34,6 +35,7 @@ pub struct Server {
     backend: Mutex<Backend>,
     directory: PathBuf,
     routes: Routes,
+    auth: Arc<Auth>,
     metrics: Arc<Metrics>,
     stop: AtomicBool,
     /// The threads that write streams.
@@ -48,10 +50,10 @@ struct Backend {
 
 impl Server {
     /// Listens in `directory`, which nobody else may enter.
-    pub fn new(directory: PathBuf, routes: Routes, metrics: Arc<Metrics>) -> io::Result<Server> {
+    pub fn new(directory: PathBuf, routes: Routes, auth: Arc<Auth>, metrics: Arc<Metrics>) -> io::Result<Server> {
         let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
         let (backend, stop, streams) = (Mutex::new(backend), AtomicBool::new(false), Mutex::default());
-        Ok(Server { backend, directory, routes, metrics, stop, streams })
+        Ok(Server { backend, directory, routes, auth, metrics, stop, streams })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -138,8 +140,8 @@ impl Server {
         if let Some(content_type) = answer.content_type {
             response.add_header(header("Content-Type", content_type));
         }
-        if let Some(allow) = &answer.allow {
-            response.add_header(header("Allow", allow));
+        for (name, value) in &answer.headers {
+            response.add_header(header(name, value));
         }
         if let Err(e) = request.respond(response) {
             log::debug!("control: answering {operation}: {e}");
@@ -179,12 +181,21 @@ impl Server {
         if listener.as_deref() == Some(Kind::Metrics.name()) && path != "/metrics" {
             return (NO_OPERATION, ApiError::not_found("this listener serves /metrics only").into());
         }
-        let (operation, mut call) = match self.routes.find(&method, &target) {
+        let (operation, call) = match self.routes.find(&method, &target) {
             Ok(found) => found,
             Err(miss) => return (NO_OPERATION, miss.into()),
         };
         let command = operation.spec.command;
-        call.peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
+        let caller = match self.admit(operation.spec, request, peer) {
+            Ok(caller) => caller,
+            Err(refusal) => return (command, (*refusal).into()),
+        };
+        let mut call = match call {
+            Ok(call) => call.called_by(caller.clone()),
+            Err(error) => return (command, error.into()),
+        };
+        call.peer = peer;
         call.last_event_id = header_value(request, "last-event-id").filter(|id| !id.is_empty());
         if let Err(e) = request.as_reader().read_to_end(&mut call.body) {
             return (command, ApiError::validation(format!("the body could not be read: {e}")).into());
@@ -195,12 +206,37 @@ impl Server {
         // An operation that panics is a mistake of ours, and its request's end, not the agent's.
         match catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))) {
             Ok(Ok(reply)) => (command, reply.into()),
+            Ok(Err(error)) if error.status == 403 => {
+                let refusal = self.auth.refused_by_operation(error, caller, peer.map(|peer| peer.ip()));
+                (command, (*refusal).into())
+            }
             Ok(Err(error)) => (command, error.into()),
             Err(panic) => {
                 log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
                 (command, ApiError::internal("the operation failed; the agent's log says why").into())
             }
         }
+    }
+}
+
+impl Server {
+    /// Who calls, if they may: by what the client says of itself, and what the front knows of it.
+    fn admit(
+        &self,
+        spec: &Spec,
+        request: &tiny_http::Request,
+        peer: Option<SocketAddr>,
+    ) -> Result<Caller, Box<Refusal>> {
+        let [authorization, api_key, certificate, uid, gid] =
+            ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER].map(|name| header_value(request, name));
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
+        let credentials = Credentials {
+            api_key: api_key.as_deref(),
+            bearer: authorization.as_deref().map(auth::bearer),
+            certificate: certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
+            unix: number(uid).zip(number(gid)),
+        };
+        self.auth.admit(spec, &credentials, peer.map(|peer| peer.ip()))
     }
 }
 
@@ -222,7 +258,7 @@ impl front::Backend for Server {
 struct Answer {
     status: u16,
     content_type: Option<&'static str>,
-    allow: Option<String>,
+    headers: Vec<(&'static str, String)>,
     body: String,
     /// What follows instead of the body.
     stream: Option<Stream>,
@@ -230,7 +266,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: u16, content_type: Option<&'static str>, body: String) -> Answer {
-        Answer { status, content_type, allow: None, body, stream: None }
+        Answer { status, content_type, headers: Vec::new(), body, stream: None }
     }
 
     fn json(status: u16, body: &serde_json::Value) -> Answer {
@@ -260,7 +296,16 @@ impl From<ApiError> for Answer {
 
 impl From<Miss> for Answer {
     fn from(miss: Miss) -> Answer {
-        Answer { allow: miss.allow, ..miss.error.into() }
+        let headers = miss.allow.into_iter().map(|allow| ("Allow", allow)).collect();
+        Answer { headers, ..miss.error.into() }
+    }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Answer {
+        let challenge = refusal.challenge.map(|challenge| ("WWW-Authenticate", challenge.to_owned()));
+        let wait = refusal.retry_after_secs.map(|secs| ("Retry-After", secs.to_string()));
+        Answer { headers: challenge.into_iter().chain(wait).collect(), ..refusal.error.into() }
     }
 }
 

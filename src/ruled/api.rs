@@ -1,4 +1,8 @@
 //! The operations on rules, written once for all engines; each engine describes them by its own specs.
+//!
+//! An operator changes rules of their own namespaces only. What is asked comes in this order: is the body a rule (400), may
+//! the caller make rules of its namespace (403), is there a rule of that name to change (404), is that one, too, theirs
+//! (403), can it be changed here and now (409). Rules are no secret among those who may read, so 404 tells nothing new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,25 +90,33 @@ impl<O: RuleOwner> Context<O> {
             .map_err(|error| ApiError::internal(format!("{error:#}")))
     }
 
-    /// Makes a change, and lets it wait for its confirmation when the request asks for that.
+    /// Makes a change, and lets it wait for its confirmation when the request asks for that. `existing` is the rule that
+    /// will be another one, or none, afterwards: it must be the caller's.
     fn change(
         &self,
         request: &Request,
         what: String,
+        existing: Option<String>,
         change: impl FnOnce(&mut O, bool) -> Result<(), ChangeError> + Send + 'static,
     ) -> Result<(), ApiError> {
         let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
         let confirmations = self.confirmations.clone();
+        let (namespaces, by) = (request.namespaces.clone(), request.caller_id());
         let (keep, undo, told) = (self.owner.clone(), self.owner.clone(), what.clone());
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         self.owner
             .call(move |owner| {
+                if let Some(id) = existing {
+                    let rule = owner.book().find(&id).ok_or_else(|| ApiError::rule_not_found(&id))?;
+                    namespaces.check(rule.namespace())?;
+                }
                 confirmations.refuse_while_pending()?;
                 let before = owner.snapshot();
                 change(owner, confirm_secs.is_none()).map_err(refused)?;
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         what,
+                        by,
                         Instant::now() + Duration::from_secs(secs.into()),
                         move || keep.call(|owner| owner.save())?,
                         move || undo.call(move |owner| owner.restore(before))?,
@@ -156,13 +168,16 @@ fn show<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, 
 fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
     match read_rules_json::<O::Rule>(&request.body).map_err(invalid)? {
         RuleBody::One(rule) => {
+            request.namespaces.check(rule.namespace())?;
             let (text, what) = (rule.text(), format!("rule {} added", rule.id()));
-            context.change(request, what, |owner, save| owner.add(vec![rule], save))?;
+            context.change(request, what, None, |owner, save| owner.add(vec![rule], save))?;
             Ok(Reply::created(&text))
         }
         RuleBody::Many(rules) => {
+            rules.iter().try_for_each(|rule| request.namespaces.check(rule.namespace()))?;
             let text: Vec<_> = rules.iter().map(AnyRule::text).collect();
-            context.change(request, format!("{} rules added", rules.len()), |owner, save| owner.add(rules, save))?;
+            let what = format!("{} rules added", rules.len());
+            context.change(request, what, None, |owner, save| owner.add(rules, save))?;
             Ok(Reply::created(&text))
         }
     }
@@ -177,13 +192,15 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
             rule.id()
         )));
     }
-    let text = rule.text();
-    context.change(request, format!("rule {id} updated"), |owner, save| owner.update(rule, save))?;
+    request.namespaces.check(rule.namespace())?;
+    let (text, existing) = (rule.text(), Some(id.to_owned()));
+    context.change(request, format!("rule {id} updated"), existing, |owner, save| owner.update(rule, save))?;
     Ok(Reply::json(&text))
 }
 
 fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
     let id = request.path("id")?.to_owned();
-    context.change(request, format!("rule {id} deleted"), move |owner, save| owner.delete(&id, save))?;
+    let (what, existing) = (format!("rule {id} deleted"), Some(id.clone()));
+    context.change(request, what, existing, move |owner, save| owner.delete(&id, save))?;
     Ok(Reply::NoContent)
 }

@@ -1,6 +1,7 @@
 //! The real binary between network namespaces, from packets on a wire to answers on its port. Needs root.
 
 mod api;
+mod auth;
 mod clients;
 mod demo;
 mod fields;

@@ -11,3 +11,4 @@ pub mod random;
 pub mod reference;
 pub mod rulesets;
 pub mod syn_flood;
+pub mod tokens;
