@@ -36,7 +36,7 @@ use crate::control::agent::{
     PendingConfirm, Readiness, Reloaded,
 };
 use crate::control::auth::Auth;
-use crate::control::grpc::{Grpc, GrpcConfig};
+use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
 use crate::control::{Control, ControlConfig, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
@@ -298,12 +298,12 @@ pub fn run(options: Options) -> Result<()> {
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         stores: stores.clone(),
-        tls: tls.clone(),
         sandbox: sandbox.clone(),
         grpc: None,
+        tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(&config.agent, &hub, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
         start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
@@ -1104,6 +1104,22 @@ fn hand_over<E: 'static>(
     })
 }
 
+/// Starts the gRPC server, unless there is to be none.
+fn start_grpc(
+    agent: &AgentConfig,
+    hub: &Hub,
+    tls: Option<&Arc<TlsStore>>,
+    supervisor: &Supervisor,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Grpc>> {
+    if agent.grpc_port == 0 {
+        return Ok(None);
+    }
+    let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
+    Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
+}
+
 /// Reads the files of `[tls]`, if it is on.
 fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
     if !config.tls.enabled {
@@ -1112,15 +1128,6 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
     let store = TlsStore::load(&config.tls).context("reading the files of [tls]")?;
     store.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
     Ok(Some(store))
-}
-
-/// Starts the gRPC server, unless there is to be none.
-fn start_grpc(agent: &AgentConfig, hub: &Hub, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> Result<Option<Grpc>> {
-    if agent.grpc_port == 0 {
-        return Ok(None);
-    }
-    let config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
-    Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
 
 fn start_control(

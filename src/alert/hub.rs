@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::sinks::Sink;
 use super::{Alert, AlertId, Filter, Severity};
+use crate::classify::rules::technique;
 use crate::component::Component;
 use crate::metrics::StreamMetrics;
 
@@ -76,7 +77,7 @@ pub fn filter_of(
     min_severity: Option<&str>,
     component: Option<&str>,
     rule_id: Option<&str>,
-    technique: Option<&str>,
+    mitre: Option<&str>,
 ) -> Result<Filter, String> {
     let component_of = |name: &str| {
         let found = Component::ALL.iter().find(|component| component.name() == name);
@@ -84,24 +85,11 @@ pub fn filter_of(
             format!("\"{}\" is not a component; use one of {}", shortened(name), Component::NAMES.join(", "))
         })
     };
-    let technique_of = |id: &str| match is_technique(id) {
-        true => Ok(id.into()),
-        false => Err(format!("\"{}\" is not the id of a MITRE technique, such as T1190", shortened(id))),
-    };
     Ok(Filter {
         min_severity: min_severity.map(str::parse).transpose()?.unwrap_or(Severity::Low),
         components: component.map(component_of).transpose()?.into_iter().collect(),
         rule_ids: rule_id.map(str::parse).transpose()?.into_iter().collect(),
-        mitre: technique.map(technique_of).transpose()?.into_iter().collect(),
-    })
-}
-
-/// `T` and four digits, then perhaps a dot and three more.
-fn is_technique(id: &str) -> bool {
-    let digits = |text: &str, number: usize| text.len() == number && text.bytes().all(|byte| byte.is_ascii_digit());
-    id.strip_prefix('T').is_some_and(|rest| match rest.split_once('.') {
-        None => digits(rest, 4),
-        Some((technique, part)) => digits(technique, 4) && digits(part, 3),
+        mitre: mitre.map(technique).transpose()?.into_iter().collect(),
     })
 }
 

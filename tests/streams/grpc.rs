@@ -98,7 +98,7 @@ fn what_cannot_be_meant_is_refused() {
     };
     check(json!({"min_severity": "loud"}), "use low, medium, high or critical");
     check(json!({"component": "nosuch"}), "use one of firewall");
-    check(json!({"mitre_technique_id": "1190"}), "MITRE technique");
+    check(json!({"mitre_technique_id": "1190"}), "MITRE ATT&CK");
     check(json!({"mitre_tactic": "TA0001"}), "use mitre_technique_id");
     check(json!({"resume_after_id": "7"}), "resume_after_id: \"7\"");
     // More than any filter needs.

@@ -130,7 +130,7 @@ fn what_cannot_be_meant_is_refused() {
     };
     check("?min_severity=loud", &[], "must be one of low, medium, high, critical");
     check("?component=ips2", &[], "must be one of firewall");
-    check("?mitre=1190", &[], "MITRE technique");
+    check("?mitre=1190", &[], "MITRE ATT&CK");
     check("?severity=low", &[], "known: min_severity, component, rule_id, mitre, last_event_id");
     check("?last_event_id=7", &[], "last event id");
     check("", &["-H", "Last-Event-ID: 7"], "last event id");

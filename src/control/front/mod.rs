@@ -36,8 +36,7 @@ use self::connection::{Connection, Context, Stage, Step, busy};
 use self::head::Refusal;
 pub use self::hosts::Hosts;
 pub use self::limits::Limits;
-use self::peer::Peer;
-pub use self::peer::address_key;
+pub use self::peer::Peer;
 use self::rate::Rate;
 use self::transport::Transport;
 use super::tls::TlsStore;
@@ -351,8 +350,7 @@ impl Front {
             hosts: &self.hosts,
             now,
             admits: &admits,
-            // Whatever stage it is in: the whole answer may come in this turn.
-            stream_fits: !connection.stream && self.stream_fits(connection.peer),
+            stream_fits: self.stream_fits(connection.peer),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };

@@ -1,7 +1,7 @@
 //! Where clients come in: accepts, counts, begins TLS and HTTP/2, and closes what is silent.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -16,7 +16,8 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::{Limits, Tls};
-use crate::control::front::address_key;
+use crate::control::front::Peer;
+use crate::control::tls;
 use crate::metrics::Metrics;
 
 /// With this a client begins HTTP/2 (RFC 9113, 3.4).
@@ -38,7 +39,7 @@ struct Room {
     tls: Option<Tls>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    /// Addresses of the connections that are open, by [`address_key`].
+    /// Whose the open connections are, by [`Peer::key`].
     inside: Mutex<Vec<u128>>,
 }
 
@@ -65,7 +66,7 @@ impl Door {
                     continue;
                 }
             };
-            let Some(place) = Place::take(&self.room, peer.ip()) else {
+            let Some(place) = Place::take(&self.room, peer) else {
                 self.room.metrics.grpc_refused("connections");
                 log::debug!("grpc: {peer} refused: too many connections");
                 continue;
@@ -101,7 +102,7 @@ async fn greet(stream: TcpStream, peer: SocketAddr, place: Place) -> Result<Conn
             let failed = |error: io::Error| Refused { reason: "tls", why: error.to_string() };
             let stream = TlsAcceptor::from(tls()).accept(stream).await.map_err(failed)?;
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            certificate = shown.map(|one| Arc::from(one.as_ref()));
+            certificate = shown.map(|one| tls::client_name(one).into());
             Stream::Tls(Box::new(stream))
         }
     };
@@ -133,10 +134,11 @@ struct Place {
 }
 
 impl Place {
-    fn take(room: &Arc<Room>, address: IpAddr) -> Option<Place> {
+    fn take(room: &Arc<Room>, address: SocketAddr) -> Option<Place> {
         let Limits { connections, connections_per_address, connections_loopback, .. } = room.limits;
-        let key = address_key(address);
-        let of_one = if address.to_canonical().is_loopback() { connections_loopback } else { connections_per_address };
+        let peer = Peer::net(address);
+        let key = peer.key();
+        let of_one = if peer.is_here() { connections_loopback } else { connections_per_address };
         let mut inside = room.inside();
         if inside.len() >= connections || inside.iter().filter(|other| **other == key).count() >= of_one {
             return None;
@@ -160,7 +162,7 @@ impl Drop for Place {
 #[derive(Clone)]
 pub struct Seat {
     peer: SocketAddr,
-    certificate: Option<Arc<[u8]>>,
+    certificate: Option<Arc<str>>,
     quiet: Arc<Mutex<Quiet>>,
 }
 
@@ -175,7 +177,7 @@ impl Seat {
         self.peer
     }
 
-    pub fn certificate(&self) -> Option<Arc<[u8]>> {
+    pub fn certificate(&self) -> Option<Arc<str>> {
         self.certificate.clone()
     }
 

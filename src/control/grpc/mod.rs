@@ -103,8 +103,8 @@ pub struct Credentials {
     pub bearer: Option<String>,
     /// Metadata `x-api-key`.
     pub api_key: Option<String>,
-    /// The certificate that it showed and that was verified, in DER.
-    pub certificate: Option<Arc<[u8]>>,
+    /// The certificate that it showed and that was verified, by [`client_name`](crate::control::tls::client_name).
+    pub certificate: Option<Arc<str>>,
     /// Where it comes from.
     pub peer: SocketAddr,
 }
