@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use super::blocks::ReplayBlocks;
 use super::wall::{Fate, Notice, Wall};
 use crate::bpf::ringbuf::OneByOne;
+use crate::bpf::takes_test_run;
 use crate::bpf::tc_ids::{Arrival, Options, TcIds, decode};
 use crate::event::Outcome;
 use crate::flow::Direction;
@@ -203,6 +204,10 @@ impl Kernel {
         time_ns: u64,
     ) -> Result<(bool, Passage<'f>)> {
         const TCX_DROP: u32 = 2;
+        if !takes_test_run(judged) {
+            // What cannot be parsed belongs to no flow, and tc_ids records it whole.
+            return Ok((false, recorded(frame, judged.len(), judged.len(), (0, 0))));
+        }
         let arrival = Arrival { time_ns, ..Arrival::default() };
         let is_blocked = self.tc_ids.test_run(direction, judged, &arrival, 1)?.action == TCX_DROP;
         if !self.records.take(&mut self.record)? {

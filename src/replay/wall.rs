@@ -9,10 +9,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 
 use crate::bpf::blocks::Blocks;
-use crate::bpf::cpu_ids;
 use crate::bpf::ringbuf::OneByOne;
 use crate::bpf::tc_egress::TcEgress;
 use crate::bpf::xdp_firewall::{ConnTimeouts, Switches, XdpFirewall};
+use crate::bpf::{cpu_ids, takes_test_run};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Port;
 use crate::classify::slots::Slots;
@@ -143,7 +143,8 @@ impl Wall {
         }
         if let Some(programs) = &mut self.kernel {
             programs.forget(&mut self.model)?;
-            if let Some(egress) = &programs.egress {
+            // What cannot be parsed opens no connection.
+            if let Some(egress) = programs.egress.as_ref().filter(|_| takes_test_run(frame)) {
                 egress.test_run(frame)?;
             }
         }

@@ -314,6 +314,27 @@ fn every_capture_meets_the_same_fate_by_kernel_and_model() {
     assert!(dropped > 10, "the rules drop too little to tell: {dropped}");
 }
 
+/// Frames of every length, as a short snap length leaves them, whichever way they go.
+#[test]
+fn frames_that_are_cut_anywhere_meet_the_same_fate() {
+    let mut packets = Vec::new();
+    for (client, server, _) in ENDS {
+        for vlans in [&[][..], &[100]] {
+            let whole = &browse(client, server, vlans, fixtures::START, &[])[0].1;
+            packets.extend((0..=whole.len()).map(|length| (fixtures::START, whole[..length].to_vec())));
+        }
+    }
+    for policy in ["pass", "drop"] {
+        let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\ndefault_policy = \"{policy}\"\n"));
+        for local in [&[][..], &["--local", "192.0.2.0/24"]] {
+            let ran = desk.replay(local, &packets);
+            events(&ran.lines);
+            let none_passes = policy == "drop" && local.is_empty();
+            assert_eq!(ran.notes.contains("firewall   0 passed"), none_passes, "{}", ran.notes);
+        }
+    }
+}
+
 /// Without a rule that could drop or tell, the firewall changes nothing.
 #[test]
 fn an_open_firewall_changes_nothing() {

@@ -22,6 +22,9 @@ use crate::packet::headers::{Headers, Place, Unparsable};
 /// Flows whose first match is kept; then all are forgotten.
 const KEPT_MAX: usize = 1 << 16;
 
+/// So few rules are asked faster than what was kept is found.
+const ASKED_AT_ONCE: usize = 16;
+
 /// A rule that decided.
 #[derive(Clone, Copy, Debug)]
 struct Hit {
@@ -283,10 +286,13 @@ impl Model {
             return None;
         }
         let packet = Asked::of(p);
+        let find = || rules.iter().position(|asking| asking.holds(&packet)).map(|place| place as u32);
+        if rules.len() <= ASKED_AT_ONCE {
+            return find().map(|place| place as usize);
+        }
         if self.kept.len() >= KEPT_MAX {
             self.kept.clear();
         }
-        let find = || rules.iter().position(|asking| asking.holds(&packet)).map(|place| place as u32);
         self.kept.entry(packet).or_insert_with(find).map(|place| place as usize)
     }
 }
