@@ -391,6 +391,7 @@ impl Owned for Router {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::net::Ipv4Addr;
     use std::sync::Mutex;
 
     use super::*;
@@ -823,6 +824,28 @@ mod tests {
         assert_eq!(told - firsts, bench.dropped("dedup"));
         assert_eq!(withheld, dropped[0] + dropped[1]);
         assert_eq!((bench.router.folds.len(), bench.router.throttle.windows.len()), (0, 0));
+    }
+
+    /// Each from a source of its own: the worst that a sender can do. Tables stay within their bounds, and the rate is
+    /// shown for who looks (`--nocapture`).
+    #[test]
+    fn a_flood_of_sources_is_told_and_bounded() {
+        const ALERTS: u64 = 100_000;
+        let mut bench = Bench::new(|limits| limits.alerts_per_second = 1_000_000);
+        let flood: Vec<Alert> =
+            (0..ALERTS as u32).map(|n| alert(&Ipv4Addr::from_bits(0x0a00_0000 + n).to_string(), 1)).collect();
+        let begun = Instant::now();
+        for alert in flood {
+            bench.at(0, alert);
+        }
+        let took = begun.elapsed();
+        println!("{:.0} alerts a second", ALERTS as f64 / took.as_secs_f64());
+        assert_eq!(bench.heard.all().len() as u64, ALERTS);
+        let limits = bench.router.limits;
+        assert_eq!(bench.router.folds.len(), limits.folds_max);
+        assert_eq!(bench.router.throttle.windows.len(), limits.throttles_max);
+        let cut = bench.metrics.events_lost("alert_router", "fold_window_cut").get();
+        assert_eq!(cut, ALERTS - limits.folds_max as u64);
     }
 
     #[test]
