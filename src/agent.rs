@@ -15,8 +15,7 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::sinks::LogSink;
-use crate::alert::{self, Route, Router, Suppressions};
+use crate::alert::{self, Alerting, Route, Suppressions};
 use crate::api::{ApiError, Note};
 use crate::audit::store::AuditStore;
 use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
@@ -103,6 +102,7 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -159,10 +159,17 @@ pub fn run(options: Options) -> Result<()> {
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
     let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
-    let mut routes = vec![Route::all(LogSink)];
-    routes.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
-    let router = Router::new(alert::Limits::default(), routes, suppressions, processes, &metrics, Instant::now());
-    let (router_handle, router_thread) = supervisor.spawn_owner("alert-router", router, alert_queue)?;
+    let start = alert::Start {
+        config: &config.alerting,
+        own: stores.alerts.iter().map(|alerts| Route::all(alerts.sink())).collect(),
+        suppressions,
+        processes,
+        alerts: alert_queue,
+        state_dir: config.agent.state_dir.clone(),
+        metrics: metrics.clone(),
+    };
+    let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
+    let alerting = Arc::new(alerting);
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -265,8 +272,16 @@ pub fn run(options: Options) -> Result<()> {
     );
     notifier.ready("protecting");
 
-    let mut agent =
-        Agent { options, config, engines: engines.clone(), metrics, confirmations, shared, stores: stores.clone() };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        alerting: alerting.clone(),
+        metrics,
+        confirmations,
+        shared,
+        stores: stores.clone(),
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
@@ -284,7 +299,7 @@ pub fn run(options: Options) -> Result<()> {
         l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
         engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
         limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        router_handle.stop().and_then(|()| router_thread.join(STOP).map(drop)),
+        alerting.stop(router_thread, STOP),
     ] {
         if let Err(gone) = gone {
             log::warn!("{gone}");
@@ -470,11 +485,14 @@ impl Agent {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
+        let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
+        let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
         let guard = guard_of(&loaded.config.agent);
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
         let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
+        let alerting = self.alerting.clone();
         let others = before.clone();
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
@@ -495,8 +513,9 @@ impl Agent {
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
                             stores.reconfigure(&old);
+                            let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            Ok(())
+                            told
                         },
                     );
                 }
@@ -512,6 +531,10 @@ impl Agent {
         }
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
+        }
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         self.stores.reconfigure(&loaded.config);

@@ -4,8 +4,12 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use ebpfsentinel::alert::config::AlertingConfig;
+use ebpfsentinel::alert::sinks::config::Destination;
+use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
 use ebpfsentinel::audit::config::AuditConfig;
 use ebpfsentinel::classify::rules::Mode;
+use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
@@ -153,7 +157,7 @@ fn the_installed_config_is_the_defaults() {
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
-    assert_eq!(rules.len(), 3, "the rules are switched on");
+    assert_eq!(rules.len(), 4, "the rules and the route are switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());
@@ -232,6 +236,54 @@ fn the_example_of_rate_limits_is_good() {
     has("TCP flags", rules.iter().any(|rule| rule.matches.tcp_flags.is_some()));
     has("prefix", rules.iter().any(|rule| rule.ipv6_prefix_len != 64));
     has("disabled rule", rules.iter().any(|rule| !rule.enabled));
+}
+
+#[test]
+fn the_example_of_alerting_is_good() {
+    let (config, warnings) =
+        config::parse("alerting.toml", text_of("conf/examples/alerting.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let routes = &config.alerting.routes;
+    let has = |what: &str, found: bool| assert!(found, "the example shows no {what}");
+    has("severity", routes.iter().any(|route| route.filter.min_severity > Severity::Low));
+    has("component", routes.iter().any(|route| !route.filter.components.is_empty()));
+    has("technique", routes.iter().any(|route| !route.filter.mitre.is_empty()));
+    let patterns = || routes.iter().flat_map(|route| &route.filter.rule_ids);
+    has("name of a rule", patterns().any(|pattern| matches!(pattern, RulePattern::Exact(_))));
+    has("beginning of a name", patterns().any(|pattern| matches!(pattern, RulePattern::Prefix(_))));
+    has("rule with a technique", config.firewall.rules.iter().any(|rule| !rule.mitre.is_empty()));
+}
+
+#[test]
+fn routes_of_alerts() {
+    let alerting = |text: &str| parse(&format!("{MINIMAL}{text}")).map(|config| config.alerting);
+    let names = |config: &AlertingConfig| config.routes.iter().map(|route| route.name.clone()).collect::<Vec<_>>();
+    let default = alerting("").unwrap();
+    assert_eq!(names(&default), ["default-log"]);
+    assert_eq!(
+        (default.routes[0].filter.clone(), &default.routes[0].destination),
+        (Filter::default(), &Destination::Log)
+    );
+    assert_eq!(default.limits(), Limits::default());
+    let none = alerting("[alerting]\nroutes = []\n").unwrap();
+    assert!(none.routes.is_empty());
+    let off = alerting("[alerting]\nenabled = false\n").unwrap();
+    assert!(names(&off) == ["default-log"] && off.routes_in_force().is_empty());
+    let route = "[[alerting.routes]]\nname = 'a'\ndestination = 'log'\n";
+    let two = alerting(&format!("{route}event_types = ['l7', 'ids']\n{}", route.replace("'a'", "'b'"))).unwrap();
+    assert_eq!(names(&two), ["a", "b"]);
+    assert_eq!(two.routes[0].filter.components, [Component::L7, Component::Ids]);
+    let many = |count: usize| (0..count).map(|n| route.replace("'a'", &format!("'r{n}'"))).collect::<String>();
+    assert_eq!(alerting(&many(100)).unwrap().routes.len(), 100);
+    assert!(alerting(&many(101)).unwrap_err().contains("alerting.routes: 101 routes, and 100 is the limit"));
+    // What is shown is what was written.
+    let shown = parse(&format!("{MINIMAL}{route}rule_ids = ['ssh-*']\nmitre = ['T1110']\n")).unwrap().masked();
+    let shown = &shown["alerting"]["routes"][0];
+    assert_eq!(
+        (&shown["name"], &shown["destination"], &shown["min_severity"]),
+        (&"a".into(), &"log".into(), &"low".into())
+    );
+    assert_eq!((&shown["rule_ids"][0], &shown["mitre"][0]), (&"ssh-*".into(), &"T1110".into()));
 }
 
 #[test]
@@ -475,7 +527,7 @@ fn the_shown_config_is_the_used_one() {
     assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
     // Each key that can be written is shown, and the other way round.
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
-    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules"));
+    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules") || key.path.ends_with(".routes"));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
@@ -486,6 +538,7 @@ fn the_shown_config_is_the_used_one() {
         + count(&shown["ids"])
         - 1
         + count(&shown["ids"]["sampling"])
+        + count(&shown["alerting"])
         + count(&shown["audit"])
         - 1
         + count(&shown["audit"]["alerts"]);

@@ -86,6 +86,7 @@ fn rule(place: usize, src: IpNet, dst: IpNet, src_port: PortRange, dst_port: Por
             ..Match::default()
         },
         mirror_to: None,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

@@ -159,6 +159,7 @@ fn rule() -> Rule {
         action: Action::Drop,
         threshold_pps: 0,
         block_secs: 0,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

@@ -1,5 +1,7 @@
 //! Alerts: what an engine tells people. The router folds repeats, throttles sources, and hands what is left to the sinks.
 
+mod alerting;
+pub mod config;
 pub mod facts;
 mod route;
 mod router;
@@ -22,8 +24,9 @@ use crate::classify::matching::letters_of_flags;
 use crate::component::Component;
 use crate::logging::rfc3339;
 
+pub use alerting::{Alerting, Start};
 pub use route::{Filter, Route, RulePattern};
-pub use router::{AlertSender, Limits, Router, Snapshot, queue};
+pub use router::{AlertSender, Limits, Router, queue};
 pub use suppress::{Full, SUPPRESSIONS_MAX, Suppression, Suppressions};
 pub use throttle::WITHHELD;
 
@@ -42,6 +45,14 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// The words of the configuration.
+    pub const WORDS: &'static [(&'static str, Severity)] = &[
+        ("low", Severity::Low),
+        ("medium", Severity::Medium),
+        ("high", Severity::High),
+        ("critical", Severity::Critical),
+    ];
+
     /// The word in JSON, metrics and configuration.
     pub const fn name(self) -> &'static str {
         match self {
@@ -57,8 +68,7 @@ impl FromStr for Severity {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Severity, String> {
-        let all = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
-        let found = all.into_iter().find(|severity| severity.name() == s);
+        let found = Severity::WORDS.iter().find(|(word, _)| *word == s).map(|(_, severity)| *severity);
         found.ok_or_else(|| format!("\"{s}\" is not a severity; use low, medium, high or critical"))
     }
 }

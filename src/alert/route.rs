@@ -4,11 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::sinks::Sink;
-use super::sinks::config::Destination;
 use super::{Alert, Severity};
+use crate::classify::rules::serialize_mitre;
 use crate::component::Component;
 
 /// Longest pattern for names of rules, in characters.
@@ -67,15 +68,21 @@ impl Serialize for RulePattern {
 }
 
 /// Which alerts a route hears: those that fit each of its parts. A list that is empty fits all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Filter {
     /// From this severity on.
     pub min_severity: Severity,
     /// Of one of these components.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub components: Vec<Component>,
-    /// Of a rule with one of these names.
+    /// Of a rule with one of these names; `ssh-*` is every name that begins so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>", default)]
     pub rule_ids: Vec<RulePattern>,
     /// With one of these MITRE ATT&CK techniques; a technique stands for its sub-techniques, too.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", default)]
     pub mitre: Vec<Arc<str>>,
 }
 
@@ -104,46 +111,30 @@ fn is_part_of(technique: &str, wanted: &str) -> bool {
     technique.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// A sink and what it hears. Clones share the sink, so that it outlives a reload that keeps it, and a reload that is
-/// taken back.
+/// A sink and what it hears. Clones share the sink, so that the agent's own sinks outlive a reload.
 #[derive(Clone)]
 pub struct Route {
     name: Arc<str>,
     filter: Filter,
-    destination: Option<Destination>,
     /// Taken by the router's thread only, so it never waits.
     sink: Arc<Mutex<Box<dyn Sink>>>,
 }
 
 impl Route {
-    /// Everything to this sink, which gives the route its name. It is the agent's own, and stays at a reload.
+    /// Everything to this sink, which gives the route its name.
     pub fn all(sink: impl Sink + 'static) -> Route {
-        Route {
-            name: sink.name().into(),
-            filter: Filter::default(),
-            destination: None,
-            sink: Arc::new(Mutex::new(Box::new(sink))),
-        }
+        let name = sink.name().to_owned();
+        Route::new(&name, Filter::default(), Box::new(sink))
     }
 
-    /// A route of the configuration.
-    pub fn new(name: &str, filter: Filter, destination: Destination, sink: Box<dyn Sink>) -> Route {
-        Route { name: name.into(), filter, destination: Some(destination), sink: Arc::new(Mutex::new(sink)) }
-    }
-
-    /// The same sink for other alerts.
-    pub fn with_filter(&self, filter: Filter) -> Route {
-        Route { filter, ..self.clone() }
+    /// What the filter wants, to this sink.
+    pub fn new(name: &str, filter: Filter, sink: Box<dyn Sink>) -> Route {
+        Route { name: name.into(), filter, sink: Arc::new(Mutex::new(sink)) }
     }
 
     /// Its name, unique among those of a router.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// What the configuration says of its sink; `None` of the agent's own.
-    pub fn destination(&self) -> Option<&Destination> {
-        self.destination.as_ref()
     }
 
     /// Whether it hears an alert.

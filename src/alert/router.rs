@@ -180,15 +180,6 @@ impl Dropped {
     }
 }
 
-/// What a router does, at one moment, to go back to.
-#[derive(Clone)]
-pub struct Snapshot {
-    /// Windows and bounds.
-    pub limits: Limits,
-    /// Routes with their sinks.
-    pub routes: Vec<Route>,
-}
-
 /// Folds, throttles and routes alerts.
 pub struct Router {
     limits: Limits,
@@ -230,11 +221,6 @@ impl Router {
         };
         drop(router.serve(routes));
         router
-    }
-
-    /// What is in force.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot { limits: self.limits, routes: self.routes.iter().map(|served| served.route.clone()).collect() }
     }
 
     /// Other limits and routes from now on; windows that are open get the new lengths. The answer is the routes that were
@@ -410,7 +396,6 @@ mod tests {
     use super::*;
     use crate::alert::route::Filter;
     use crate::alert::sinks::Sink;
-    use crate::alert::sinks::config::Destination;
     use crate::alert::suppress::Suppression;
     use crate::alert::throttle::WITHHELD;
     use crate::supervise::Supervisor;
@@ -741,9 +726,7 @@ mod tests {
     fn a_route_hears_what_it_asked_for_and_a_broken_sink_harms_no_other() {
         let metrics = Metrics::new();
         let (broken, loud) = (Heard { broken: true, ..Heard::default() }, Heard::default());
-        let of = |name: &str, heard: &Heard, filter: Filter| {
-            Route::new(name, filter, Destination::Log, Box::new(heard.clone()))
-        };
+        let of = |name: &str, heard: &Heard, filter: Filter| Route::new(name, filter, Box::new(heard.clone()));
         let routes = vec![
             of("broken", &broken, Filter::default()),
             of("loud", &loud, Filter { min_severity: Severity::High, ..Filter::default() }),
@@ -767,19 +750,18 @@ mod tests {
     #[test]
     fn other_routes_and_limits_hold_from_now_on_and_can_be_taken_back() {
         let mut bench = Bench::new(|_| ());
-        let before = bench.router.snapshot();
         bench.at(0, alert(SOURCE, 1));
         bench.at(1, alert(SOURCE, 1));
         let other = Heard::default();
         let limits = Limits { fold_window: Duration::from_secs(10), ..Limits::default() };
-        let old = bench.router.reconfigure(limits, vec![Route::all(other.clone())]);
-        assert_eq!(old.len(), 1);
+        let before = bench.router.reconfigure(limits, vec![Route::all(other.clone())]);
+        assert_eq!(before.len(), 1);
         bench.tick(9);
         assert_eq!(other.take(), []);
         bench.tick(10);
         assert_eq!(other.take(), [told(SOURCE, 1, 2, 1)], "a window that is open has the new length");
         assert_eq!(bench.heard.take(), [told(SOURCE, 1, 1, 0)]);
-        drop(bench.router.reconfigure(before.limits, before.routes));
+        drop(bench.router.reconfigure(Limits::default(), before));
         bench.at(12, alert(SOURCE, 2));
         assert_eq!((bench.heard.take(), other.take().len()), (vec![told(SOURCE, 2, 1, 0)], 0));
     }

@@ -124,8 +124,7 @@ fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
 
 fn history(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let limit = request.query_as("limit")?.unwrap_or(VERSIONS_DEFAULT);
-    let found =
-        store.history(request.path("id")?, component(request)?, limit).map_err(|error| unreadable(&error))?;
+    let found = store.history(request.path("id")?, component(request)?, limit).map_err(|error| unreadable(&error))?;
     if found.total == 0 {
         return Err(ApiError::rule_not_found(request.path("id")?));
     }

@@ -68,6 +68,10 @@ macro_rules! add_args {
             #[argh(option, arg_name = "names")]
             interfaces: Option<String>,
 
+            /// techniques of MITRE ATT&CK that it is a sign of, by commas
+            #[argh(option, arg_name = "ids")]
+            mitre: Option<String>,
+
             /// free text
             #[argh(option, arg_name = "text")]
             description: Option<String>,
@@ -95,6 +99,7 @@ macro_rules! add_args {
                     ("icmp_type", self.icmp_type.take().map(number_or_text)),
                     ("icmp_code", self.icmp_code.map(Value::from)),
                     ("interfaces", self.interfaces.take().map(list)),
+                    ("mitre", self.mitre.take().map(list)),
                     ("description", self.description.take().map(Value::from)),
                     ("enabled", self.disabled.then_some(Value::Bool(false))),
                 ]

@@ -4,7 +4,7 @@ use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
 use serde_json::{Map, Value};
 
 use super::{
-    Column, DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, number_or_text, post,
+    Column, DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, list, number_or_text, post,
     rule_path, update, usage,
 };
 
@@ -142,6 +142,10 @@ struct AddArgs {
     #[argh(option)]
     severity: Option<String>,
 
+    /// techniques of MITRE ATT&CK that it is a sign of, by commas
+    #[argh(option, arg_name = "ids")]
+    mitre: Option<String>,
+
     /// free text
     #[argh(option, arg_name = "text")]
     description: Option<String>,
@@ -213,6 +217,7 @@ fn body(command: &str, args: AddArgs) -> Result<Value, String> {
         ("share", text(args.share)),
         ("dialect", text(args.dialect)),
         ("severity", text(args.severity)),
+        ("mitre", args.mitre.map(list)),
         ("description", text(args.description)),
         ("enabled", args.disabled.then_some(Value::Bool(false))),
     ];

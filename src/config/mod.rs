@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::alert::config::AlertingConfig;
 use crate::audit::config::AuditConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
@@ -35,6 +36,8 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[alerting]`.
+    pub alerting: AlertingConfig,
     /// Section `[audit]`.
     pub audit: AuditConfig,
 }
@@ -45,6 +48,7 @@ impl Config {
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let alerting_field = r.key("alerting");
         let audit_field = r.key("audit");
         r.finish();
         let agent = agent_field.table().and_then(AgentConfig::read);
@@ -54,8 +58,16 @@ impl Config {
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
         let audit = audit_field.table().map(AuditConfig::read);
-        let config =
-            Config { agent: agent?, firewall: firewall?, ratelimit: ratelimit?, ids: ids?, l7: l7?, audit: audit? };
+        let alerting = alerting_field.table().map(AlertingConfig::read);
+        let config = Config {
+            agent: agent?,
+            firewall: firewall?,
+            ratelimit: ratelimit?,
+            ids: ids?,
+            l7: l7?,
+            alerting: alerting?,
+            audit: audit?,
+        };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
                 "the rate limiter runs behind the firewall; set firewall.enabled = true (without rules it passes everything)",

@@ -1,5 +1,6 @@
 //! The real binary between network namespaces, from packets on a wire to answers on its port. Needs root.
 
+mod alerts;
 mod api;
 mod clients;
 mod demo;

@@ -105,6 +105,7 @@ fn any_limits(seed: u64, random: &mut Random) -> Vec<Rule> {
                 action,
                 threshold_pps: 0,
                 block_secs: if action == Action::Block { 60 } else { 0 },
+                mitre: Vec::new(),
                 description: String::new(),
             }
         })
@@ -275,6 +276,7 @@ fn cookies(id: &str, port: u16, threshold_pps: u32) -> Rule {
         action: Action::Drop,
         threshold_pps,
         block_secs: 0,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

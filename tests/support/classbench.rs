@@ -510,6 +510,7 @@ impl Filter {
                 ..Match::default()
             },
             mirror_to: None,
+            mitre: Vec::new(),
             description: String::new(),
         }
     }

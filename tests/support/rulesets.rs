@@ -19,6 +19,7 @@ pub fn open_rule(place: usize) -> Rule {
         log: false,
         matches: Match::default(),
         mirror_to: None,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

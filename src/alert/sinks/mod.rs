@@ -2,8 +2,10 @@
 
 pub mod config;
 mod log;
+mod outlets;
 
 pub use self::log::LogSink;
+pub use outlets::{Outlets, Prepared};
 
 use std::sync::Arc;
 

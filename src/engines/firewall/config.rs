@@ -3,6 +3,8 @@
 //!
 //! [`classify::text`]: crate::classify::text
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
 use crate::classify::keys::read_interface;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::rules::{Mode, check_counts, read_description, read_id, read_mitre, serialize_mitre};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -190,6 +192,7 @@ impl AnyRule for Rule {
         let log = log_field.boolean();
         let mirror_field = r.key("mirror_to");
         let mirror_to = read_interface(&mirror_field);
+        let mitre = read_mitre(&r.key("mitre"));
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -207,7 +210,7 @@ impl AnyRule for Rule {
         let (id, priority, action) = (id?, priority?, action?);
         written.check_surroundings(surroundings);
         let log = log.unwrap_or(false) || action == Action::Log;
-        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, description })
+        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, mitre, description })
     }
 
     fn text(&self) -> RuleText {
@@ -271,6 +274,10 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub mirror_to: Option<String>,
+    /// What it is a sign of: techniques of MITRE ATT&CK, such as T1110 or T1110.001; alerts carry them.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", length(max = 16), default)]
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -298,6 +305,7 @@ impl From<&Rule> for RuleText {
             enabled: rule.enabled,
             log: rule.log,
             mirror_to: rule.mirror_to.clone(),
+            mitre: rule.mitre.clone(),
             description: rule.description.clone(),
         }
     }
@@ -309,6 +317,7 @@ mod tests {
 
     use super::*;
     use crate::classify::matching::PortRange;
+    use crate::classify::rules::tests::any_mitre;
     use crate::classify::text::tests::any_match;
     use crate::ruled::body::{RuleBody, read_rule_json, read_rules_json};
     use crate::written::Document;
@@ -372,11 +381,12 @@ mod tests {
             action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
             matches in any_match(),
             mirror_to in prop::option::of("[a-z][a-z0-9.@_-]{0,14}"),
+            mitre in any_mitre(),
             description in "\\PC{0,256}",
         ) -> Rule {
             let matches = Match { fragment: None, ..matches };
             let mirror_to = mirror_to.filter(|_| action != Action::Deny);
-            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, description }
+            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, mitre, description }
         }
     }
 

@@ -171,6 +171,12 @@ pub struct Snapshot {
     added: Vec<Rule>,
 }
 
+/// What alerts say of a rule.
+struct Named {
+    id: Arc<str>,
+    mitre: Vec<Arc<str>>,
+}
+
 /// The engine.
 pub struct Firewall {
     kernel: XdpFirewall,
@@ -197,7 +203,7 @@ pub struct Firewall {
     added: Vec<Rule>,
     store: Store<Rule>,
     slots: Slots,
-    names: Vec<Option<Arc<str>>>,
+    names: Vec<Option<Named>>,
     generation: u32,
     alerts: AlertSender,
     metrics: Arc<Metrics>,
@@ -282,7 +288,7 @@ impl Firewall {
             bpf::xdp_firewall::pin_map(&kernel.connections()?, &connections_pin)?;
         }
         let guarded = interfaces.into_iter().map(|name| Guarded { name, ..Guarded::default() }).collect();
-        let names = vec![None; fw_limits::FW_SLOTS.0 as usize];
+        let names = (0..fw_limits::FW_SLOTS.0).map(|_| None).collect();
         let mut firewall = Firewall {
             kernel,
             egress,
@@ -374,10 +380,10 @@ impl Firewall {
         self.mirror.prepare(&rules);
         self.kernel.swap(|tables| next.write(tables))?;
         self.mirror.follow(&rules, &slots, &ports);
-        self.names.fill(None);
+        self.names.fill_with(|| None);
         for rule in &rules {
             if let Some(slot) = slots.get(&rule.id) {
-                self.names[usize::from(slot)] = Some(rule.id.as_str().into());
+                self.names[usize::from(slot)] = Some(Named { id: rule.id.as_str().into(), mitre: rule.mitre.clone() });
             }
         }
         self.metrics.set_rules_loaded(Component::Firewall, rules.iter().filter(|rule| rule.enabled).count());
@@ -445,7 +451,7 @@ impl Firewall {
             question.frame().ok_or_else(|| ChangeError::Unfit("dst_ip: not of the family of src_ip".to_owned()))?;
         let ifindex = guarded.ifindex.unwrap_or(0);
         let answered = self.kernel.explain(&frame, ifindex)?;
-        let rule = |slot: u16| self.names.get(usize::from(slot))?.as_deref().map(str::to_owned);
+        let rule = |slot: u16| Some(self.names.get(usize::from(slot))?.as_ref()?.id.to_string());
         let explanation = Explanation::new(&answered, &guarded.name, rule).context("the program gave no answer")?;
         Ok(Asked { explanation, frame, ifindex })
     }
@@ -707,10 +713,9 @@ impl Firewall {
     }
 
     fn alert_of(&self, verdict: &Verdict) -> Alert {
+        let named = verdict.slot.and_then(|slot| self.names.get(usize::from(slot))?.as_ref());
         let rule: Arc<str> = match (verdict.slot, verdict.reason, verdict.unparsable) {
-            (Some(slot), ..) => {
-                self.names.get(usize::from(slot)).cloned().flatten().unwrap_or_else(|| "deleted".into())
-            }
+            (Some(_), ..) => named.map_or_else(|| "deleted".into(), |named| named.id.clone()),
             (_, Reason::Unparsable, Some(why)) => format!("unparsable:{why}").into(),
             (_, reason, _) => reason.name().into(),
         };
@@ -729,6 +734,7 @@ impl Firewall {
         let by = if verdict.slot.is_some() { "rule " } else { "" };
         let message = format!("packet {fate} by {by}{rule}");
         let mut alert = Alert::new(Component::Firewall, severity, rule, verdict.outcome.name(), timestamp_ns, message);
+        alert.mitre = named.map(|named| named.mitre.clone()).unwrap_or_default();
         let has_ports = verdict.src_port != 0 || verdict.dst_port != 0;
         alert.src_ip = verdict.src;
         alert.dst_ip = verdict.dst;

@@ -1,5 +1,7 @@
 //! A firewall rule as the engine uses it: every field checked and in its own type.
 
+use std::sync::Arc;
+
 use crate::abi::fw_answer;
 use crate::classify::matching::Match;
 
@@ -22,6 +24,8 @@ pub struct Rule {
     pub matches: Match,
     /// Interface that a copy of each packet that passes by this rule is sent to. Never of a rule that denies.
     pub mirror_to: Option<String>,
+    /// What it is a sign of: ids of MITRE ATT&CK techniques, at most 16.
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }

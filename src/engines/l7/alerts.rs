@@ -57,6 +57,7 @@ impl Hit {
             None => format!("{protocol} transaction meets rule {rule}: {done}"),
         };
         let mut alert = Alert::new(Component::L7, self.severity, self.rule.clone(), action, time_ns, message);
+        alert.mitre = self.mitre.clone();
         alert.set_flow(flow, interface);
         alert.set_facts(told);
         alert.matched_field = self.field.clone();

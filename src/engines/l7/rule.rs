@@ -189,6 +189,8 @@ pub struct Rule {
     pub conditions: Vec<Condition>,
     /// How bad a match is; of no meaning with [`Action::Allow`].
     pub severity: Severity,
+    /// What it is a sign of: ids of MITRE ATT&CK techniques, at most 16.
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }

@@ -5,6 +5,7 @@
 //! [`classify::text`]: crate::classify::text
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use super::limit::{Limit, LimitError, Unit};
 use super::rule::{Action, Algorithm, Rule, Scope};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::rules::{Mode, check_counts, read_description, read_id, read_mitre, serialize_mitre};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch, number_or_text_schema};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -85,6 +86,7 @@ impl RatelimitConfig {
             action: Action::Drop,
             threshold_pps: 0,
             block_secs: 0,
+            mitre: Vec::new(),
             description: String::new(),
         })
     }
@@ -306,6 +308,7 @@ impl AnyRule for Rule {
         let (scope, ipv6_prefix_len) = read_scope(&mut r, written_limit.algorithm);
         let (action, block_secs) = read_action(&mut r, written_limit.algorithm);
         let enabled = r.key("enabled").boolean().unwrap_or(true);
+        let mitre = read_mitre(&r.key("mitre"));
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -329,6 +332,7 @@ impl AnyRule for Rule {
             action,
             threshold_pps: written_limit.threshold(),
             block_secs,
+            mitre,
             description,
         })
     }
@@ -422,6 +426,10 @@ pub struct RuleText {
     /// A rule that is switched off is kept and never matches.
     #[schemars(default = "yes")]
     pub enabled: bool,
+    /// What it is a sign of: techniques of MITRE ATT&CK, such as T1110 or T1110.001; alerts carry them.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", length(max = 16), default)]
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -475,6 +483,7 @@ impl From<&Rule> for RuleText {
             action: rule.action.name(),
             block_secs: (rule.action == Action::Block).then_some(rule.block_secs),
             enabled: rule.enabled,
+            mitre: rule.mitre.clone(),
             description: rule.description.clone(),
         }
     }
@@ -486,6 +495,7 @@ mod tests {
 
     use super::*;
     use crate::classify::matching::{Protocol, States, TcpFlags};
+    use crate::classify::rules::tests::any_mitre;
     use crate::classify::text::tests::any_match;
     use crate::ruled::body::read_rule_json;
     use crate::written::Document;
@@ -600,6 +610,7 @@ mod tests {
             secs in 1..=BLOCK_SECS_MAX,
             matches in any_match(),
             threshold in 0..=1_000_000_000u32,
+            mitre in any_mitre(),
             description in "\\PC{0,256}",
         ) -> Rule {
             let (scope, action) = (scope.1, action.1);
@@ -618,6 +629,7 @@ mod tests {
                     threshold_pps: threshold,
                     action: if action == Action::Block { Action::Drop } else { action },
                     block_secs: 0,
+                    mitre,
                     description,
                 };
             }
@@ -633,6 +645,7 @@ mod tests {
                 threshold_pps: 0,
                 action,
                 block_secs: if action == Action::Block { secs } else { 0 },
+                mitre,
                 description,
             }
         }

@@ -409,8 +409,10 @@ impl Ratelimit {
             (false, true) => ("would_drop", format!("packets over rate limit {rule} {whose}, passed")),
             (false, false) => ("drop", format!("packets over rate limit {rule} {whose}, dropped")),
         };
+        let mitre = known.map(|known| known.mitre.clone()).unwrap_or_default();
         let timestamp_ns = unix_time_of(over.boot_ns);
         let mut alert = Alert::new(Component::Ratelimit, Severity::Medium, rule, action, timestamp_ns, message);
+        alert.mitre = mitre;
         let has_ports = over.src_port != 0 || over.dst_port != 0;
         alert.src_ip = over.src;
         alert.dst_ip = over.dst;

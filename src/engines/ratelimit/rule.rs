@@ -1,5 +1,7 @@
 //! A rate limit as the engine uses it: every field checked and in its own type.
 
+use std::sync::Arc;
+
 use super::limit::{Limit, Unit};
 use crate::abi::{fw_while, rl_action, rl_algorithm, rl_rule, rl_scope};
 use crate::classify::matching::Match;
@@ -167,6 +169,8 @@ pub struct Rule {
     pub threshold_pps: u32,
     /// How long a bucket is blocked, in seconds, 1 to 86400 with [`Action::Block`], else 0.
     pub block_secs: u32,
+    /// What it is a sign of: ids of MITRE ATT&CK techniques, at most 16.
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }
@@ -251,6 +255,7 @@ mod tests {
             action: Action::Drop,
             threshold_pps: 0,
             block_secs: 0,
+            mitre: Vec::new(),
             description: String::new(),
         }
     }
