@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Action;
 use super::store::{AuditStore, Filter, History, LogPage, Verification};
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Request, Role, Spec};
+use crate::component::Component;
 use crate::store::{Moment, refused as unreadable};
 
 /// Versions of a history when the client names no `limit`.
@@ -95,12 +96,22 @@ pub fn operations(store: Option<&AuditStore>) -> Vec<Operation> {
     vec![bind(&LOGS, logs), bind(&HISTORY, history), bind(&VERIFY, verify)]
 }
 
+/// A misspelt name must not quietly find nothing.
+fn component(request: &Request) -> Result<Option<&str>, ApiError> {
+    let Some(name) = request.query("component") else { return Ok(None) };
+    if Component::ALL.iter().any(|component| component.name() == name) {
+        return Ok(Some(name));
+    }
+    let names: Vec<_> = Component::ALL.iter().map(|component| component.name()).collect();
+    Err(ApiError::validation(format!("query parameter \"component\" must be one of {}", names.join(", "))))
+}
+
 fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let text = |name| request.query(name).map(str::to_owned);
     let filter = Filter {
         from_ns: request.query_as::<Moment>("from")?.map(|moment| moment.0),
         to_ns: request.query_as::<Moment>("to")?.map(|moment| moment.0),
-        component: text("component"),
+        component: component(request)?.map(str::to_owned),
         action: text("action"),
         rule_id: text("rule_id"),
         actor: text("actor"),
@@ -113,8 +124,7 @@ fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
 
 fn history(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let limit = request.query_as("limit")?.unwrap_or(VERSIONS_DEFAULT);
-    let found =
-        store.history(request.path("id")?, request.query("component"), limit).map_err(|error| unreadable(&error))?;
+    let found = store.history(request.path("id")?, component(request)?, limit).map_err(|error| unreadable(&error))?;
     if found.total == 0 {
         return Err(ApiError::rule_not_found(request.path("id")?));
     }

@@ -43,6 +43,10 @@ const SCAN_MAX: usize = 50_000;
 const RETENTION_PAUSE: Duration = Duration::from_secs(30);
 /// Between lines of the log that name the chain's end.
 const HEAD_PAUSE: Duration = Duration::from_secs(3600);
+/// Refused attempts that get an entry of their own in a window; the others of it share one. Else who may not enter could
+/// fill the trail, and push out what was done before.
+const REFUSALS_MAX: u32 = 100;
+const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long whoever makes an entry waits for room in the queue. Losing one is worse.
 const SENDER_PATIENCE: Duration = Duration::from_millis(250);
 /// Problems that a verification lists.
@@ -292,6 +296,7 @@ impl AuditStore {
         let health = Arc::new(Health::default());
         let (queue, entries) = bounded(limits.buffer);
         let mut writer = Writer {
+            refusals: Refusals::default(),
             db: db.clone(),
             head: head.clone(),
             health: health.clone(),
@@ -548,8 +553,44 @@ fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Resul
     Ok(Verification { status, entries: count, first, last: link.seq, last_hash, problems, incidents })
 }
 
+/// Refused attempts of a window.
+#[derive(Debug, Default)]
+struct Refusals {
+    end: Option<Instant>,
+    told: u32,
+    withheld: u64,
+    last: String,
+}
+
+impl Refusals {
+    /// Whether one more gets an entry of its own.
+    fn admit(&mut self, entry: &Entry, now: Instant) -> bool {
+        self.end.get_or_insert(now + REFUSALS_WINDOW);
+        if self.told < REFUSALS_MAX {
+            self.told += 1;
+            return true;
+        }
+        self.withheld += 1;
+        let address = entry.actor.address.map(|address| format!(" from {address}")).unwrap_or_default();
+        self.last = format!("{} by {}{address}", entry.operation, cut(&entry.actor.name, 100));
+        false
+    }
+
+    /// What the others of a window that is over at `now` share.
+    fn summary(&mut self, now: Instant) -> Option<Entry> {
+        if self.end.is_none_or(|end| now < end) {
+            return None;
+        }
+        let Refusals { withheld, last, .. } = std::mem::take(self);
+        let text = format!("{withheld} more attempts were refused in the same minute, the last one: {last}");
+        let actor = super::Actor { name: "agent".to_owned(), ..super::Actor::config_reload() };
+        (withheld > 0).then(|| Entry::new(actor, "refused attempts", 429, text))
+    }
+}
+
 /// The owner of the file.
 pub struct Writer {
+    refusals: Refusals,
     db: Arc<Db>,
     head: Head,
     health: Arc<Health>,
@@ -576,6 +617,9 @@ impl Owned for Writer {
     const TICK: Duration = COMMIT_INTERVAL;
 
     fn event(&mut self, entry: Entry, now: Instant) {
+        if entry.action() == Action::PolicyViolation && !self.refusals.admit(&entry, now) {
+            return;
+        }
         if self.pending.len() >= self.limits.buffer {
             self.lost_now += 1;
             self.lost.inc();
@@ -588,6 +632,7 @@ impl Owned for Writer {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.pending.extend(self.refusals.summary(now));
         self.commit(now);
         if now >= self.retention_at && !self.attempts.failed() {
             let more = self.apply_retention();
@@ -600,6 +645,7 @@ impl Owned for Writer {
     }
 
     fn finish(&mut self, now: Instant) {
+        self.pending.extend(self.refusals.summary(now + REFUSALS_WINDOW));
         self.attempts.hurry();
         self.commit(now);
         self.lost.inc_by(self.pending.len() as u64);

@@ -343,3 +343,33 @@ fn what_finds_no_room_is_counted() {
     busy.join().unwrap().unwrap();
     drop(bench.stop());
 }
+
+#[test]
+fn who_may_not_enter_cannot_fill_the_trail() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record(vec![entry("config reload", 200)]);
+    for n in 0..350 {
+        let address = Some(std::net::Ipv4Addr::from(n).into());
+        let actor = Actor { name: "nobody".into(), role: String::new(), address, method: "api_key".into() };
+        bench.store.record(Entry::new(actor, "firewall add", 401, ""));
+    }
+    bench.store.record(entry("explain", 200));
+    let page = |bench: &Bench| bench.store.logs(&Filter::default(), 3, 0).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // The last of them: what came before it was taken in before it.
+    while page(&bench).entries[0].operation != "explain" {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(page(&bench).total, 102);
+    bench.store.handle.call(|writer| writer.tick(Instant::now() + REFUSALS_WINDOW)).unwrap();
+    let newest = page(&bench).entries.remove(0);
+    assert_eq!((newest.operation.as_str(), newest.action), ("refused attempts", Action::PolicyViolation));
+    assert_eq!(
+        newest.detail,
+        "250 more attempts were refused in the same minute, the last one: firewall add by nobody from 0.0.1.93"
+    );
+    assert_eq!(bench.verify().status, Soundness::Intact);
+    bench.stop();
+}

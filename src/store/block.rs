@@ -480,4 +480,24 @@ mod tests {
         let passed = (0..2000).filter(|n| wanted().of_rule(&format!("absent-{n}")).may_be_in(&summary)).count();
         assert!(passed < 100, "{passed} of 2000");
     }
+
+    proptest::proptest! {
+        /// A file may say anything.
+        #[test]
+        fn any_bytes_are_a_block_or_none(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..5000)) {
+            if let Some(mut block) = Block::decode(&bytes) {
+                assert_eq!(block.rows().len() * ROW_BYTES, bytes.len());
+                drop(block.summary());
+                drop(block.put(row(5)));
+                block.get_mut(7);
+                drop(block.remove(|row| wanted().of_rule("r1").fits(row)));
+            }
+            let summary = Summary::decode(&bytes[..bytes.len().min(SUMMARY_BYTES)]);
+            assert_eq!(summary.is_some(), bytes.len() >= SUMMARY_BYTES);
+            if let Some(summary) = summary {
+                wanted().may_be_in(&summary);
+                wanted().count_in(&summary);
+            }
+        }
+    }
 }

@@ -26,8 +26,9 @@ pub const FREE_MIN: u64 = 16 << 20;
 const ASIDE_MAX: usize = 3;
 /// How long a reader waits while the file is compacted or mended.
 const READER_PATIENCE: Duration = Duration::from_secs(2);
-/// Largest file that is compacted: while it is, readers wait.
-const COMPACT_MAX: u64 = 2 << 30;
+/// Most bytes that compacting moves about: it takes some seconds then, in which readers wait and nothing is written. What
+/// is free in a larger file is used again, so it grows no further than it once had to.
+const COMPACT_MAX: u64 = 512 << 20;
 
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -296,11 +297,11 @@ impl Db {
         Ok((size, used))
     }
 
-    /// Gives the file's free pages back to the disk, if they are more than half of it and the file is not too large to be
-    /// moved about in reasonable time. Readers wait meanwhile. True if it did.
+    /// Gives the file's free pages back to the disk, if they are more than half of it and the others can be moved about in
+    /// reasonable time. Readers wait meanwhile. True if it did.
     pub fn compact(&self) -> Result<bool, DbError> {
         let (size, used) = self.sizes()?;
-        if size > COMPACT_MAX || size < 8 << 20 || used > size / 2 {
+        if used > COMPACT_MAX || size < 8 << 20 || used > size / 2 {
             return Ok(false);
         }
         self.has_room()?;
