@@ -38,7 +38,7 @@ use crate::control::agent::{
 use crate::control::auth::Auth;
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
-use crate::control::{Control, ControlConfig, stream};
+use crate::control::{Control, ControlConfig, UnixSocket, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -183,6 +183,7 @@ pub fn run(options: Options) -> Result<()> {
         // Mounting is the first that ends.
         attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
     }
+    let socket = bind_socket(&config.agent)?;
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
     let config = loaded.config;
     let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
@@ -305,7 +306,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let started = start_grpc(&config.agent, &hub, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
-        start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
+        start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
     });
     let (grpc, control) = match started {
@@ -1133,7 +1134,7 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
-    front: Front,
+    (front, socket): (Front, Option<UnixSocket>),
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
     hub: &Hub,
@@ -1167,11 +1168,6 @@ fn start_control(
     operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
     let rest = SocketAddr::new(agent.bind_address, agent.http_port);
     let runtime_dir = runtime_dir(&agent.state_dir);
-    let socket = match &agent.socket {
-        ControlSocket::Off => None,
-        ControlSocket::Usual => Some(runtime_dir.join("control.sock")),
-        ControlSocket::At(path) => Some(path.clone()),
-    };
     let mut config = ControlConfig::new(rest, runtime_dir);
     config.socket = socket;
     config.tls = tls;
@@ -1185,6 +1181,17 @@ fn start_control(
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// Makes the socket for processes of this host.
+fn bind_socket(agent: &AgentConfig) -> Result<Option<UnixSocket>> {
+    let runtime_dir = runtime_dir(&agent.state_dir);
+    let path = match &agent.socket {
+        ControlSocket::Off => return Ok(None),
+        ControlSocket::Usual => runtime_dir.join("control.sock"),
+        ControlSocket::At(path) => path.clone(),
+    };
+    UnixSocket::bind(&path, &runtime_dir).map(Some)
 }
 
 /// Where sockets lie.
