@@ -9,6 +9,8 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+mod openapi;
+mod promises;
 mod ratelimit;
 mod reload;
 mod routes;
