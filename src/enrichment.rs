@@ -20,6 +20,10 @@ use crate::supervise::Supervisor;
 
 /// Processes are looked for so often in a second: each time all open files of the host are gone through.
 const SCANS_PER_SECOND: u32 = 5;
+/// A search begins if those before took at most this part of the time, and this much more: where there are many files one
+/// takes long, and who asks has other things to do.
+const SCANS_PART: u32 = 10;
+const SCANS_TIME: Duration = Duration::from_millis(100);
 /// Files that one search looks at.
 const FILES_MAX: usize = 200_000;
 /// Searches that wait for the one under way, and how long one waits for its answer: going through the open files of a busy
@@ -91,6 +95,8 @@ pub struct Processes {
     scanner: Scanner,
     known: HashMap<u32, (Instant, Option<Process>)>,
     scans_left: u32,
+    /// What searches took beyond their part of the time.
+    spent: Duration,
     refilled: Instant,
 }
 
@@ -101,7 +107,14 @@ impl Processes {
         socket.bind_auto()?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
-        Ok(Processes { socket, scanner, known: HashMap::new(), scans_left: SCANS_PER_SECOND, refilled: now })
+        Ok(Processes {
+            socket,
+            scanner,
+            known: HashMap::new(),
+            scans_left: SCANS_PER_SECOND,
+            spent: Duration::ZERO,
+            refilled: now,
+        })
     }
 
     /// The process of this host that has an end of a flow of TCP (6) or UDP (17), if one has.
@@ -113,11 +126,18 @@ impl Processes {
         {
             return process.clone();
         }
-        if now.duration_since(self.refilled) >= Duration::from_secs(1) {
+        let passed = now.duration_since(self.refilled);
+        if passed >= Duration::from_secs(1) {
             (self.scans_left, self.refilled) = (SCANS_PER_SECOND, now);
+            self.spent = self.spent.saturating_sub(passed / SCANS_PART);
+        }
+        if self.spent > SCANS_TIME {
+            return None;
         }
         self.scans_left = self.scans_left.checked_sub(1)?;
+        let begun = Instant::now();
         let process = self.scanner.owner_of(inode, uid);
+        self.spent += begun.elapsed();
         if self.known.len() >= KNOWN_MAX {
             self.known.retain(|_, (when, _)| now.duration_since(*when) < KNOWN_FOR);
         }

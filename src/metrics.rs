@@ -109,10 +109,37 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    SENDER_CIRCUIT = Gauge "alert_sender_circuit_state" ["destination"] "Whether alerts are sent to a destination: 0 closed \
+        (they are), 1 half-open (one is, to see), 2 open (none is, after failures)";
+    SENDER_ALERTS = Counter "alert_sender_alerts" ["destination", "result"] "Alerts of a destination: delivered, retried (each \
+        time that one is to be sent again), failed (refused for good, or given up)";
+    SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
+    SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
+    ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
+        into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
+        suppression, wanted by no route, or alerting.enabled is false (disabled)";
+    ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    FALSE_POSITIVES = Counter "false_positives" ["component", "rule_id"] "Alerts that were marked as false positives";
+    STORE_RECORDS = Counter "store_records" ["store"] "Records that were committed: alerts (an alert that goes on counts \
+        each time it is told), entries of the audit trail";
+    STORE_FAILURES = Counter "store_commit_failures" ["store"] "Commits that failed and are tried again: the disk is full or \
+        refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
+        (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
+        caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
+    JWKS_FETCHES = Counter "auth_jwks_fetches" ["result"] "Questions to the issuer of auth.oidc for its keys";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
+    STREAM_CLIENTS = Gauge "stream_clients" ["kind"] "Clients that listen to alerts: kind sse or grpc";
+    STREAM_ALERTS = Counter "stream_alerts" ["kind"] "Alerts and updates sent to such clients";
+    STREAM_GAPS = Counter "stream_gaps" ["kind", "reason"] "Times that such a client was told that alerts are missing; those \
+        that were counted are lost events of the place stream_sse or stream_grpc";
+    GRPC_REFUSED = Counter "grpc_refused" ["reason"] "Connections and calls that the gRPC port refused or cut";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
@@ -299,6 +326,23 @@ pub struct LimitRuleCounters {
     pub counts: Vec<(&'static str, u64, u64)>,
 }
 
+/// What is counted of one destination of alerts.
+#[derive(Clone, Debug)]
+pub struct SenderMetrics {
+    /// 0 closed, 1 half-open, 2 open.
+    pub circuit: Gauge,
+    /// Alerts in memory.
+    pub queue: Gauge,
+    /// Bytes on disk.
+    pub spool_bytes: Gauge,
+    /// Alerts that arrived.
+    pub delivered: Counter,
+    /// Alerts that are to be sent again.
+    pub retried: Counter,
+    /// Alerts that will not be sent again.
+    pub failed: Counter,
+}
+
 type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
 
 /// The agent's metrics. One for a process, shared by `Arc`.
@@ -322,8 +366,8 @@ impl Metrics {
     }
 
     /// The counter of events lost at `place` for `reason`. Keep it: incrementing it is one atomic instruction.
-    pub fn events_lost(&self, place: &'static str, reason: &'static str) -> Counter {
-        lock(&self.state.events_lost).entry((place, reason)).or_default().clone()
+    pub fn events_lost(&self, place: impl Into<Cow<'static, str>>, reason: &'static str) -> Counter {
+        lock(&self.state.events_lost).entry((place.into(), reason)).or_default().clone()
     }
 
     /// One alert.
@@ -331,10 +375,54 @@ impl Metrics {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
     }
 
+    /// What is counted of a destination of alerts; keep it.
+    pub fn sender(&self, destination: &str) -> SenderMetrics {
+        let state = &self.state;
+        let gauge = |family: &Gauges, declared: &Declared| family.get_or_create_owned(&declared.set([destination]));
+        let alerts = |result| state.sender_alerts.get_or_create_owned(&SENDER_ALERTS.set([destination, result]));
+        SenderMetrics {
+            circuit: gauge(&state.sender_circuit, &SENDER_CIRCUIT),
+            queue: gauge(&state.sender_queue, &SENDER_QUEUE),
+            spool_bytes: gauge(&state.sender_spool, &SENDER_SPOOL),
+            delivered: alerts("delivered"),
+            retried: alerts("retried"),
+            failed: alerts("failed"),
+        }
+    }
+
+    /// A destination that is no more: its states go, its counts stay.
+    pub fn forget_sender(&self, destination: &str) {
+        self.state.sender_circuit.remove(&SENDER_CIRCUIT.set([destination]));
+        self.state.sender_queue.remove(&SENDER_QUEUE.set([destination]));
+        self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
+    }
+
+    /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
+    /// [`Metrics::events_lost`].
+    pub fn alerts_dropped(&self, reason: &str) -> Counter {
+        self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
+    }
+
+    /// The counter of what a route told. Keep it, too.
+    pub fn alerts_told(&self, route: &str) -> Counter {
+        self.state.alerts_told.get_or_create_owned(&ALERTS_TOLD.set([route]))
+    }
+
     /// One reload of the configuration.
     pub fn config_reload(&self, succeeded: bool) {
         let status = if succeeded { "success" } else { "failure" };
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
+    }
+
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
     }
 
     /// The rules that a component has in force.
@@ -352,6 +440,21 @@ impl Metrics {
         self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
     }
 
+    /// One alert that was marked as a false positive.
+    pub fn false_positive(&self, component: &str, rule_id: &str) {
+        self.state.false_positives.get_or_create(&FALSE_POSITIVES.set([component, rule_id])).inc();
+    }
+
+    /// The counter of records that a store has committed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_records(&self, store: &str) -> Counter {
+        self.state.store_records.get_or_create_owned(&STORE_RECORDS.set([store]))
+    }
+
+    /// The counter of a store's commits that failed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_failures(&self, store: &str) -> Counter {
+        self.state.store_failures.get_or_create_owned(&STORE_FAILURES.set([store]))
+    }
+
     /// One answered request; `operation` is the command of its spec.
     pub fn http_request(&self, operation: &str, status: u16) {
         self.state.http_requests.get_or_create(&HTTP_REQUESTS.set([operation, &status.to_string()])).inc();
@@ -360,6 +463,34 @@ impl Metrics {
     /// One connection that the front refused or cut.
     pub fn http_refused(&self, reason: &'static str) {
         self.state.http_refused.get_or_create(&HTTP_REFUSED.set([reason])).inc();
+    }
+
+    /// One request that was refused for who sent it.
+    pub fn auth_failure(&self, reason: &'static str) {
+        self.state.auth_failures.get_or_create(&AUTH_FAILURES.set([reason])).inc();
+    }
+
+    /// One question to a token issuer for its keys.
+    pub fn auth_keys_fetched(&self, succeeded: bool) {
+        let result = if succeeded { "success" } else { "failure" };
+        self.state.jwks_fetches.get_or_create(&JWKS_FETCHES.set([result])).inc();
+    }
+
+    /// One connection or call that the gRPC port refused or cut.
+    pub fn grpc_refused(&self, reason: &'static str) {
+        self.state.grpc_refused.get_or_create(&GRPC_REFUSED.set([reason])).inc();
+    }
+
+    /// What clients of one kind of stream, `sse` or `grpc`, are sent.
+    pub fn streams(self: &Arc<Metrics>, kind: &'static str) -> StreamMetrics {
+        let place = if kind == "sse" { "stream_sse" } else { "stream_grpc" };
+        StreamMetrics {
+            kind,
+            place,
+            clients: self.state.stream_clients.get_or_create_owned(&STREAM_CLIENTS.set([kind])),
+            alerts: self.state.stream_alerts.get_or_create_owned(&STREAM_ALERTS.set([kind])),
+            metrics: self.clone(),
+        }
     }
 
     /// The OpenMetrics text of all.
@@ -400,6 +531,45 @@ impl Metrics {
     }
 }
 
+/// What clients of one kind of stream are sent. Clones are the same.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    kind: &'static str,
+    /// Of lost events.
+    place: &'static str,
+    clients: Gauge,
+    alerts: Counter,
+    metrics: Arc<Metrics>,
+}
+
+impl StreamMetrics {
+    /// One more client, until this is dropped.
+    pub fn client(&self) -> StreamClient {
+        self.clients.inc();
+        StreamClient(self.clients.clone())
+    }
+
+    /// One alert, or an update, was sent.
+    pub fn alert(&self) {
+        self.alerts.inc();
+    }
+
+    /// A client was told that alerts are missing, and how many where that is known.
+    pub fn gap(&self, reason: &'static str, missed: Option<u64>) {
+        self.metrics.state.stream_gaps.get_or_create(&STREAM_GAPS.set([self.kind, reason])).inc();
+        self.metrics.events_lost(self.place, reason).inc_by(missed.unwrap_or(0));
+    }
+}
+
+/// See [`StreamMetrics::client`].
+pub struct StreamClient(Gauge);
+
+impl Drop for StreamClient {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Metrics")
@@ -410,14 +580,31 @@ struct State {
     kernel: Mutex<Option<Arc<dyn Fn() -> KernelCounters + Send + Sync>>>,
     process: Mutex<ProcessCpu>,
     /// Not a `Family`: the kernel's losses are samples of the same metric.
-    events_lost: Mutex<BTreeMap<(&'static str, &'static str), Counter>>,
+    events_lost: Mutex<BTreeMap<(Cow<'static, str>, &'static str), Counter>>,
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    sender_circuit: Gauges,
+    sender_alerts: Counters,
+    sender_queue: Gauges,
+    sender_spool: Gauges,
+    alerts_dropped: Counters,
+    alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    false_positives: Counters,
+    store_records: Counters,
+    store_failures: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
+    auth_failures: Counters,
+    jwks_fetches: Counters,
+    stream_clients: Gauges,
+    stream_alerts: Counters,
+    stream_gaps: Counters,
+    grpc_refused: Counters,
 }
 
 impl Default for State {
@@ -429,10 +616,27 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            sender_circuit: Gauges::default(),
+            sender_alerts: Counters::default(),
+            sender_queue: Gauges::default(),
+            sender_spool: Gauges::default(),
+            alerts_dropped: Counters::default(),
+            alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            false_positives: Counters::default(),
+            store_records: Counters::default(),
+            store_failures: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
+            auth_failures: Counters::default(),
+            jwks_fetches: Counters::default(),
+            stream_clients: Gauges::default(),
+            stream_alerts: Counters::default(),
+            stream_gaps: Counters::default(),
+            grpc_refused: Counters::default(),
         }
     }
 }
@@ -490,8 +694,8 @@ impl Collector for State {
         out.counters(&L7_MATCHES, l7.clone().map(|one| ([one.rule.as_str(), one.action], one.matches)))?;
         out.counters(&L7_BLOCKED, l7.map(|one| ([one.rule.as_str()], one.blocked_flows)))?;
 
-        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (*key, n.get())).collect();
-        let own = own.iter().map(|((place, reason), n)| ([*place, *reason], *n));
+        let own: Vec<_> = lock(&self.events_lost).iter().map(|(key, n)| (key.clone(), n.get())).collect();
+        let own = own.iter().map(|((place, reason), n)| ([place.as_ref(), *reason], *n));
         let in_kernel = kernel.events_lost.iter().map(|(reason, n)| (["kernel", *reason], *n));
         let limits = kernel.limits.iter().flat_map(|limits| &limits.events_lost);
         let in_kernel = in_kernel.chain(limits.map(|(reason, n)| (["kernel_ratelimit", *reason], *n)));
@@ -507,10 +711,29 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&SENDER_CIRCUIT, &self.sender_circuit)?;
+        out.family(&SENDER_ALERTS, &self.sender_alerts)?;
+        out.family(&SENDER_QUEUE, &self.sender_queue)?;
+        out.family(&SENDER_SPOOL, &self.sender_spool)?;
+        out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
+        out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&FALSE_POSITIVES, &self.false_positives)?;
+        out.family(&STORE_RECORDS, &self.store_records)?;
+        out.family(&STORE_FAILURES, &self.store_failures)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
+        out.family(&AUTH_FAILURES, &self.auth_failures)?;
+        out.family(&JWKS_FETCHES, &self.jwks_fetches)?;
+        out.family(&STREAM_CLIENTS, &self.stream_clients)?;
+        out.family(&STREAM_ALERTS, &self.stream_alerts)?;
+        out.family(&STREAM_GAPS, &self.stream_gaps)?;
+        out.family(&GRPC_REFUSED, &self.grpc_refused)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -781,13 +1004,30 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        let sender = metrics.sender("hook");
+        sender.circuit.set(2);
+        sender.queue.set(30);
+        sender.spool_bytes.set(31);
+        sender.delivered.inc_by(32);
+        metrics.alerts_dropped("dedup").inc_by(30);
+        metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
         metrics.http_request("firewall list", 200);
         metrics.http_refused("head_timeout");
+        metrics.auth_failure("unknown_key");
+        metrics.auth_keys_fetched(false);
+        let streams = metrics.streams("sse");
+        drop(streams.client());
+        std::mem::forget(streams.client());
+        streams.alert();
+        streams.gap("slow_client", Some(5));
+        metrics.grpc_refused("tls");
         metrics
     }
 
@@ -833,11 +1073,26 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alert_sender_circuit_state{destination=\"hook\"} 2",
+            "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
+            "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
+            "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
+            "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
+            "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
+            "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",
+            "ebpfsentinel_auth_jwks_fetches_total{result=\"failure\"} 1",
+            "ebpfsentinel_stream_clients{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_alerts_total{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_gaps_total{kind=\"sse\",reason=\"slow_client\"} 1",
+            "ebpfsentinel_events_lost_total{place=\"stream_sse\",reason=\"slow_client\"} 5",
+            "ebpfsentinel_grpc_refused_total{reason=\"tls\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

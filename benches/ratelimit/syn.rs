@@ -144,6 +144,7 @@ impl Ours {
 fn rule() -> Rule {
     Rule {
         id: "syn".to_owned(),
+        namespace: None,
         priority: 1,
         enabled: true,
         matches: Match {
@@ -159,6 +160,7 @@ fn rule() -> Rule {
         action: Action::Drop,
         threshold_pps: 0,
         block_secs: 0,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

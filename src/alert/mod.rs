@@ -1,28 +1,38 @@
 //! Alerts: what an engine tells people. The router folds repeats, throttles sources, and hands what is left to the sinks.
 
+mod alerting;
+pub mod config;
 pub mod facts;
+pub mod hub;
+mod route;
 mod router;
 pub mod sinks;
+mod suppress;
+mod throttle;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
+use uuid::Uuid;
 
 use crate::classify::matching::letters_of_flags;
 use crate::component::Component;
 use crate::logging::rfc3339;
 
-pub use router::{AlertSender, Limits, Route, Router, queue};
+pub use alerting::{Alerting, Start};
+pub use route::{Filter, Route, RulePattern};
+pub use router::{AlertSender, Limits, Router, queue};
+pub use suppress::{Full, SUPPRESSIONS_MAX, Suppression, Suppressions};
+pub use throttle::WITHHELD;
 
 /// How bad it is, from the mildest on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Worth a look some day.
@@ -36,6 +46,17 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// The words of the configuration.
+    pub const WORDS: &'static [(&'static str, Severity)] = &[
+        ("low", Severity::Low),
+        ("medium", Severity::Medium),
+        ("high", Severity::High),
+        ("critical", Severity::Critical),
+    ];
+
+    /// The names of all, from the mildest on.
+    pub const NAMES: &'static [&'static str] = &["low", "medium", "high", "critical"];
+
     /// The word in JSON, metrics and configuration.
     pub const fn name(self) -> &'static str {
         match self {
@@ -51,51 +72,52 @@ impl FromStr for Severity {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Severity, String> {
-        let all = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
-        let found = all.into_iter().find(|severity| severity.name() == s);
+        let found = Severity::WORDS.iter().find(|(word, _)| *word == s).map(|(_, severity)| *severity);
         found.ok_or_else(|| format!("\"{s}\" is not a severity; use low, medium, high or critical"))
     }
 }
 
-/// Names one alert among those of all runs of all agents: a random number of the process, then a count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AlertId {
-    process: u64,
-    sequence: u64,
-}
+/// Names one alert among those of all agents: a UUID of version 7 (RFC 9562, 5.7). Those of one process are ordered by
+/// when they were made, and so are those of several, to the millisecond, as far as their clocks agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AlertId(pub Uuid);
 
 impl AlertId {
-    /// An id that was never given before.
+    /// An id greater than every one that this process made before.
     pub fn next() -> AlertId {
-        static PROCESS: OnceLock<u64> = OnceLock::new();
-        static SEQUENCE: AtomicU64 = AtomicU64::new(1);
-        // The standard library seeds its hasher from the system's random source.
-        let process = *PROCESS.get_or_init(|| RandomState::new().build_hasher().finish());
-        AlertId { process, sequence: SEQUENCE.fetch_add(1, Ordering::Relaxed) }
+        AlertId(Uuid::now_v7())
     }
 }
 
 impl fmt::Display for AlertId {
+    /// 36 characters: lower case, with hyphens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{}", self.process, self.sequence)
+        self.0.as_hyphenated().fmt(f)
     }
 }
 
-/// The alerts that a summary stands for, all alike and close in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Folded {
-    /// The alert that was told at once.
-    pub first_id: AlertId,
-    /// When that one was.
-    pub first_ns: u64,
+impl FromStr for AlertId {
+    type Err = String;
+
+    /// The one form in which an id is shown; upper case is taken, too.
+    fn from_str(s: &str) -> Result<AlertId, String> {
+        let parsed = if s.len() == uuid::fmt::Hyphenated::LENGTH { Uuid::try_parse(s).ok() } else { None };
+        parsed.map(AlertId).ok_or_else(|| {
+            let shown: String = s.chars().take(60).collect();
+            format!(
+                "\"{}\" is not the id of an alert, such as 019ad3c1-5b7e-7c40-9c1e-6f2f1d0a4b33",
+                shown.escape_debug()
+            )
+        })
+    }
 }
 
 /// One alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alert {
-    /// Unique.
+    /// Unique; an update has the id of the alert that it updates.
     pub id: AlertId,
-    /// When it happened, in nanoseconds since 1970. Of a summary: when it last happened.
+    /// When it first happened, in nanoseconds since 1970.
     pub timestamp_ns: u64,
     /// Who noticed.
     pub component: Component,
@@ -103,6 +125,8 @@ pub struct Alert {
     pub severity: Severity,
     /// The rule of the component that matched, or the name of the check.
     pub rule_id: Arc<str>,
+    /// What the rule is a sign of: ids of MITRE ATT&CK techniques, such as T1190.
+    pub mitre: Vec<Arc<str>>,
     /// What was done with the packet, in the component's own word.
     pub action: &'static str,
     /// The packet's source address.
@@ -143,10 +167,15 @@ pub struct Alert {
     pub matched: Option<String>,
     /// For people, one line.
     pub message: String,
-    /// How many events this alert stands for.
+    /// How many events it stands for up to now.
     pub count: u64,
-    /// Set in a summary of repeats.
-    pub folded: Option<Folded>,
+    /// When the first of them was: [`timestamp_ns`](Alert::timestamp_ns).
+    pub first_seen_ns: u64,
+    /// When the last of them was.
+    pub last_seen_ns: u64,
+    /// 0 when it is told for the first time, then one more with each update. Who keeps alerts keeps, for an id, what came
+    /// with the greatest revision.
+    pub revision: u32,
 }
 
 impl Alert {
@@ -165,6 +194,7 @@ impl Alert {
             component,
             severity,
             rule_id: rule_id.into(),
+            mitre: Vec::new(),
             action,
             src_ip: None,
             src_port: None,
@@ -186,7 +216,9 @@ impl Alert {
             matched: None,
             message: message.into(),
             count: 1,
-            folded: None,
+            first_seen_ns: timestamp_ns,
+            last_seen_ns: timestamp_ns,
+            revision: 0,
         }
     }
 
@@ -199,8 +231,9 @@ impl Alert {
             ("component", Field::Text(self.component.name().into())),
             ("severity", Field::Text(self.severity.name().into())),
             ("rule_id", Field::Text(self.rule_id.as_ref().into())),
-            ("action", Field::Text(self.action.into())),
         ];
+        fields.extend((!self.mitre.is_empty()).then_some(("mitre", Field::List(&self.mitre))));
+        fields.push(("action", Field::Text(self.action.into())));
         let address = |address: IpAddr| Field::Text(address.to_string().into());
         let port = |port: u16| Field::Number(port.into());
         fields.extend(self.src_ip.map(|ip| ("src_ip", address(ip))));
@@ -226,10 +259,9 @@ impl Alert {
         fields.extend(self.matched.as_deref().map(|text| ("matched", Field::Text(text.into()))));
         fields.push(("message", Field::Text(self.message.as_str().into())));
         fields.push(("count", Field::Number(self.count)));
-        if let Some(folded) = self.folded {
-            fields.push(("first_id", Field::Text(folded.first_id.to_string().into())));
-            fields.push(("first_timestamp", Field::Text(rfc3339(folded.first_ns).into())));
-        }
+        fields.push(("first_seen", Field::Text(rfc3339(self.first_seen_ns).into())));
+        fields.push(("last_seen", Field::Text(rfc3339(self.last_seen_ns).into())));
+        fields.extend((self.revision > 0).then_some(("revision", Field::Number(self.revision.into()))));
         fields
     }
 }
@@ -241,6 +273,18 @@ pub enum Field<'a> {
     Text(Cow<'a, str>),
     /// A number.
     Number(u64),
+    /// Several texts, at least one.
+    List(&'a [Arc<str>]),
+}
+
+impl Serialize for Field<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Field::Text(text) => serializer.serialize_str(text),
+            Field::Number(number) => serializer.serialize_u64(*number),
+            Field::List(texts) => serializer.collect_seq(texts.iter().map(|text| &**text)),
+        }
+    }
 }
 
 impl Serialize for Alert {
@@ -248,10 +292,7 @@ impl Serialize for Alert {
         let fields = self.fields();
         let mut map = serializer.serialize_map(Some(fields.len()))?;
         for (key, value) in &fields {
-            match value {
-                Field::Text(text) => map.serialize_entry(key, text)?,
-                Field::Number(number) => map.serialize_entry(key, number)?,
-            }
+            map.serialize_entry(key, value)?;
         }
         map.end()
     }
@@ -267,6 +308,17 @@ fn protocol_name(number: u8) -> Cow<'static, str> {
     }
 }
 
+/// The number of a protocol, from what [`Alert::fields`] writes for it.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "icmp" => Some(1),
+        "tcp" => Some(6),
+        "udp" => Some(17),
+        "icmpv6" => Some(58),
+        number => number.parse().ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -274,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_alert_in_json_has_addresses_as_text_and_two_times() {
+    fn an_alert_in_json_has_addresses_as_text_and_its_times() {
         let mut alert = Alert::new(Component::Firewall, Severity::High, "ssh", "deny", 1_500_000_000, "ssh from afar");
         alert.src_ip = Some("2001:db8::7".parse().unwrap());
         alert.src_port = Some(40_000);
@@ -287,19 +339,53 @@ mod tests {
                 "{{\"id\":\"{}\",\"timestamp\":\"1970-01-01T00:00:01.500000000Z\",\"timestamp_ns\":1500000000,\
                  \"component\":\"firewall\",\"severity\":\"high\",\"rule_id\":\"ssh\",\"action\":\"deny\",\
                  \"src_ip\":\"2001:db8::7\",\"src_port\":40000,\"dst_port\":22,\"protocol\":\"tcp\",\
-                 \"message\":\"ssh from afar\",\"count\":1}}",
+                 \"message\":\"ssh from afar\",\"count\":1,\"first_seen\":\"1970-01-01T00:00:01.500000000Z\",\
+                 \"last_seen\":\"1970-01-01T00:00:01.500000000Z\"}}",
                 alert.id
             )
         );
     }
 
     #[test]
-    fn ids_differ_across_threads() {
-        let threads: Vec<_> = (0..4)
-            .map(|_| std::thread::spawn(|| (0..1000).map(|_| AlertId::next().to_string()).collect::<Vec<_>>()))
-            .collect();
-        let ids: HashSet<String> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        assert_eq!(ids.len(), 4000);
+    fn an_update_says_which_and_until_when() {
+        let alert = Alert {
+            mitre: vec!["T1110".into(), "T1190.001".into()],
+            count: 7,
+            last_seen_ns: 2_000_000_000,
+            revision: 3,
+            ..Alert::new(Component::L7, Severity::Low, "r", "log", 1_000_000_000, "m")
+        };
+        let json = serde_json::to_value(&alert).unwrap();
+        assert_eq!(json["mitre"], serde_json::json!(["T1110", "T1190.001"]));
+        assert_eq!((&json["count"], &json["revision"]), (&7.into(), &3.into()));
+        assert_eq!(json["first_seen"], "1970-01-01T00:00:01.000000000Z");
+        assert_eq!(json["last_seen"], "1970-01-01T00:00:02.000000000Z");
+    }
+
+    #[test]
+    fn ids_are_unique_across_threads_and_in_order_within_one() {
+        let make = || std::thread::spawn(|| (0..1000).map(|_| AlertId::next()).collect::<Vec<_>>());
+        let ids: Vec<Vec<AlertId>> =
+            [make(), make(), make(), make()].into_iter().map(|thread| thread.join().unwrap()).collect();
+        for of_one in &ids {
+            assert!(of_one.is_sorted(), "{of_one:?}");
+        }
+        let texts: HashSet<String> = ids.concat().iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), 4000);
+    }
+
+    #[test]
+    fn an_id_reads_back_and_nothing_else_does() {
+        let id = AlertId::next();
+        let text = id.to_string();
+        assert_eq!((text.len(), text.as_bytes()[14]), (36, b'7'), "{text}");
+        assert_eq!(text.parse(), Ok(id));
+        assert_eq!(text.to_uppercase().parse(), Ok(id));
+        let simple = text.replace('-', "");
+        for wrong in ["", "alert-001", &simple, &format!("{{{text}}}"), &format!("urn:uuid:{text}"), &text[1..]] {
+            let error = wrong.parse::<AlertId>().unwrap_err();
+            assert!(error.contains("is not the id of an alert"), "{error}");
+        }
     }
 
     #[test]

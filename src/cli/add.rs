@@ -20,6 +20,10 @@ macro_rules! add_args {
             #[argh(option)]
             id: Option<String>,
 
+            /// namespace whose operators may change it
+            #[argh(option, arg_name = "name")]
+            namespace: Option<String>,
+
             /// lower numbers are asked first
             #[argh(option)]
             priority: Option<u32>,
@@ -68,6 +72,10 @@ macro_rules! add_args {
             #[argh(option, arg_name = "names")]
             interfaces: Option<String>,
 
+            /// techniques of MITRE ATT&CK that it is a sign of, by commas
+            #[argh(option, arg_name = "ids")]
+            mitre: Option<String>,
+
             /// free text
             #[argh(option, arg_name = "text")]
             description: Option<String>,
@@ -84,6 +92,7 @@ macro_rules! add_args {
             fn common_fields(&mut self) -> Vec<(&'static str, Option<Value>)> {
                 vec![
                     ("id", self.id.take().map(Value::from)),
+                    ("namespace", self.namespace.take().map(Value::from)),
                     ("priority", self.priority.map(Value::from)),
                     ("protocol", self.protocol.take().map(Value::from)),
                     ("src_ip", self.src_ip.take().map(Value::from)),
@@ -95,6 +104,7 @@ macro_rules! add_args {
                     ("icmp_type", self.icmp_type.take().map(number_or_text)),
                     ("icmp_code", self.icmp_code.map(Value::from)),
                     ("interfaces", self.interfaces.take().map(list)),
+                    ("mitre", self.mitre.take().map(list)),
                     ("description", self.description.take().map(Value::from)),
                     ("enabled", self.disabled.then_some(Value::Bool(false))),
                 ]

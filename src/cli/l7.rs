@@ -4,7 +4,7 @@ use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
 use serde_json::{Map, Value};
 
 use super::{
-    Column, DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, number_or_text, post,
+    Column, DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, list, number_or_text, post,
     rule_path, update, usage,
 };
 
@@ -45,6 +45,10 @@ struct AddArgs {
     /// unique id
     #[argh(option)]
     id: Option<String>,
+
+    /// namespace whose operators may change it
+    #[argh(option, arg_name = "name")]
+    namespace: Option<String>,
 
     /// lower numbers are asked first
     #[argh(option)]
@@ -142,6 +146,10 @@ struct AddArgs {
     #[argh(option)]
     severity: Option<String>,
 
+    /// techniques of MITRE ATT&CK that it is a sign of, by commas
+    #[argh(option, arg_name = "ids")]
+    mitre: Option<String>,
+
     /// free text
     #[argh(option, arg_name = "text")]
     description: Option<String>,
@@ -189,6 +197,7 @@ fn body(command: &str, args: AddArgs) -> Result<Value, String> {
     let text = |text: Option<String>| text.map(Value::from);
     let fields = vec![
         ("id", text(args.id)),
+        ("namespace", text(args.namespace)),
         ("priority", args.priority.map(Value::from)),
         ("action", text(args.action)),
         ("protocol", text(args.protocol)),
@@ -213,6 +222,7 @@ fn body(command: &str, args: AddArgs) -> Result<Value, String> {
         ("share", text(args.share)),
         ("dialect", text(args.dialect)),
         ("severity", text(args.severity)),
+        ("mitre", args.mitre.map(list)),
         ("description", text(args.description)),
         ("enabled", args.disabled.then_some(Value::Bool(false))),
     ];
@@ -235,6 +245,7 @@ fn headers(command: &str, written: &[String]) -> Result<Option<Value>, String> {
 /// Columns of the list.
 pub const COLUMNS: &[Column] = &[
     ("ID", &["id"]),
+    ("NAMESPACE", &["namespace"]),
     ("PRIORITY", &["priority"]),
     ("ACTION", &["action"]),
     ("PROTOCOL", &["protocol"]),

@@ -14,7 +14,8 @@ use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 /// All variables of ours begin so.
 const PREFIX: &str = "EBPFSENTINEL_";
 /// Variables that the command line reads for itself.
-const CLIENT_VARIABLES: &[&str] = &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG"];
+const CLIENT_VARIABLES: &[&str] =
+    &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG", "EBPFSENTINEL_SOCKET", "EBPFSENTINEL_CACERT"];
 /// Short names, from before there was a variable for every key.
 const SHORT_VARIABLES: &[(&str, &str)] =
     &[("EBPFSENTINEL_HOST", "agent.bind_address"), ("EBPFSENTINEL_PORT", "agent.http_port")];
@@ -63,7 +64,7 @@ impl Paths {
             match key.as_str() {
                 rule if rule.contains("rules[]") => {}
                 "agent.state_dir" => paths.write.push(path),
-                "agent.socket" => paths.write.extend(path.parent().map(Path::to_owned)),
+                "agent.socket" | "audit.storage_path" => paths.write.extend(path.parent().map(Path::to_owned)),
                 // Only where alerts go is written; keys and certificates of the same tables are read.
                 alerts if alerts.starts_with("alerting.") && !last.ends_with("_file") => {
                     paths.write.extend(path.parent().map(Path::to_owned));
@@ -188,6 +189,11 @@ pub fn variable_of(key: &str) -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    read_guarded(path, TEXT_MAX)
+}
+
+/// Reads a file by which the agent is commanded: at most `max` bytes, and not writable for everybody.
+pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
     let why = |e: std::io::Error| {
         let text = e.to_string();
         format!("cannot be read: {}", text.split(" (os error").next().unwrap_or_default())
@@ -206,11 +212,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
             path.display()
         ));
     }
-    if metadata.len() > TEXT_MAX as u64 {
-        return Err(format!("{} bytes are more than the {} MiB that are read", metadata.len(), TEXT_MAX >> 20));
+    if metadata.len() > max as u64 {
+        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
     }
     let mut text = Vec::with_capacity(metadata.len() as usize);
-    file.take(TEXT_MAX as u64 + 1).read_to_end(&mut text).map_err(why)?;
+    file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;
     Ok(text)
 }
 

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Role, Spec};
+use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Role, Spec};
 use crate::metrics::{self, Metrics};
 use crate::system::harden::SandboxStatus;
 
@@ -22,8 +22,8 @@ pub trait AgentControl: Send + Sync {
     /// Reads the configuration anew and puts it in force, or changes nothing. With `confirm_secs` it is taken back
     /// after that time unless [`AgentControl::confirm`] comes first.
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError>;
-    /// Keeps what waits for its confirmation.
-    fn confirm(&self) -> Result<Confirmed, ApiError>;
+    /// Keeps what waits for its confirmation. With `by` it must be the change of that caller.
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError>;
     fn ebpf_status(&self) -> EbpfStatus;
 }
 
@@ -67,6 +67,8 @@ pub struct AgentStatus {
     /// `pass` or `drop`.
     pub firewall_default_policy: String,
     pub rules: FirewallRuleCounts,
+    /// Where gRPC listens; `null` where it does not.
+    pub grpc_address: Option<String>,
     pub interfaces: Vec<InterfaceStatus>,
     /// A change that is taken back unless it is confirmed.
     pub pending_confirm: Option<PendingConfirm>,
@@ -121,6 +123,10 @@ pub struct Reloaded {
     pub status: String,
     pub message: String,
     pub pending_confirm: Option<PendingConfirm>,
+    /// What changed, for the audit log.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub notes: Vec<Note>,
 }
 
 /// Answer of a confirmation.
@@ -285,8 +291,8 @@ static CONFIRM: Spec = Spec {
     method: Method::Post,
     path: "/api/v1/config/confirm",
     query: &[],
-    role: Role::Admin,
-    summary: "Keep a change that was made with confirm_secs",
+    role: Role::Operator,
+    summary: "Keep a change that was made with confirm_secs: an operator their own, an admin any",
     body: None,
     reply: api::schema::<Confirmed>,
     success: 200,
@@ -346,8 +352,15 @@ pub fn operations(agent: Arc<dyn AgentControl>, metrics: Arc<Metrics>) -> Vec<Op
         }),
         with(&STATUS, |agent, _| Ok(Reply::json(&agent.status()))),
         with(&CONFIG, |agent, _| Ok(Reply::Json(agent.config()))),
-        with(&RELOAD, |agent, request| Ok(Reply::json(&agent.reload(request.query_as("confirm_secs")?)?))),
-        with(&CONFIRM, |agent, _| Ok(Reply::json(&agent.confirm()?))),
+        with(&RELOAD, |agent, request| {
+            let mut reloaded = agent.reload(request.query_as("confirm_secs")?)?;
+            reloaded.notes.drain(..).for_each(|note| request.note(note));
+            Ok(Reply::json(&reloaded))
+        }),
+        with(&CONFIRM, |agent, request| {
+            let by = (request.role < Role::Admin).then(|| request.caller_id());
+            Ok(Reply::json(&agent.confirm(by.as_deref())?))
+        }),
         with(&EBPF, |agent, _| Ok(Reply::json(&agent.ebpf_status()))),
     ]
 }

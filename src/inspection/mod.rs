@@ -23,6 +23,7 @@ use libbpf_rs::MapHandle;
 use prometheus_client::metrics::counter::Counter;
 
 use self::batch::{Batch, Incoming, Outgoing, Used};
+pub use self::live::BLOCK_SECS;
 use self::live::Live;
 pub use self::live::SharedBlocks;
 use self::reset::ResetCounts;
@@ -43,8 +44,9 @@ use crate::metrics::{CaptureCounters, InspectionCounters, Metrics, WorkerCounter
 use crate::packet::proto::AppProto;
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
 
-/// Flows that can be blocked at a time, and addresses.
-const BLOCKED_FLOWS_MAX: u32 = 65_536;
+/// Flows that can be blocked at a time.
+pub const BLOCKED_FLOWS_MAX: u32 = 65_536;
+/// The same of addresses.
 const BLOCKED_ADDRESSES_MAX: u32 = 65_536;
 /// How often the ring buffer is looked at.
 const POLL: Duration = Duration::from_millis(1);

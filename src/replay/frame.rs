@@ -1,6 +1,7 @@
 //! Frames of other link layers with an Ethernet header in front, because that is what the programs in the kernel read.
 
 use crate::flow::Link;
+use crate::packet::frame;
 
 /// Length of an Ethernet header.
 const HEADER: usize = 14;
@@ -8,6 +9,18 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Reserved (IEEE 802.3): no protocol, so nothing that anyone looks into.
 const UNKNOWN: [u8; 2] = [0xff, 0xff];
+
+/// Whether the host on which a frame was captured sent it: Linux cooked captures say so.
+pub fn is_outgoing(link: Link, bytes: &[u8]) -> bool {
+    const OUTGOING: u8 = 4;
+    match link {
+        // The packet's type stands first, in two bytes.
+        Link::Sll => bytes.starts_with(&[0, OUTGOING]),
+        // It stands behind protocol, interface and hardware type.
+        Link::Sll2 => bytes.get(10) == Some(&OUTGOING),
+        Link::Ethernet | Link::Raw | Link::Null | Link::Ppp => false,
+    }
+}
 
 /// Puts frames together, in one buffer.
 #[derive(Debug, Default)]
@@ -29,6 +42,10 @@ impl Ethernet {
             Link::Sll => split(bytes, 14, 16),
             // It stands first.
             Link::Sll2 => split(bytes, 0, 20),
+            Link::Ppp => match frame::ppp(bytes) {
+                Some((Some(ethertype), packet)) => (ethertype.to_be_bytes(), packet),
+                _ => (UNKNOWN, bytes),
+            },
         };
         self.buffer.clear();
         self.buffer.resize(HEADER - 2, 0);
@@ -94,6 +111,24 @@ mod tests {
         sll2[0] = 0x81;
         sll2[20] = 7;
         check(Link::Sll2, &sll2, [0x81, 0], &[7]);
+        check(Link::Ppp, &[0xff, 0x03, 0, 0x21, 0x45], IPV4, &[0x45]);
+        check(Link::Ppp, &[0, 0x57, 0x60], IPV6, &[0x60]);
+        check(Link::Ppp, &[0x21, 0x45], IPV4, &[0x45]);
+        check(Link::Ppp, &[0xff, 0x03, 0xc0, 0x21, 1], UNKNOWN, &[0xff, 0x03, 0xc0, 0x21, 1]);
+        check(Link::Ppp, &[0xff, 0x03, 0], UNKNOWN, &[0xff, 0x03, 0]);
         assert_eq!(Ethernet::default().of(Link::Ethernet, &[1, 2]), [1, 2]);
+    }
+
+    #[test]
+    fn cooked_frames_say_which_way_they_went() {
+        let mut sll = [0; 16];
+        assert!(!is_outgoing(Link::Sll, &sll));
+        sll[1] = 4;
+        assert!(is_outgoing(Link::Sll, &sll));
+        assert!(!is_outgoing(Link::Ethernet, &sll) && !is_outgoing(Link::Sll2, &sll));
+        let mut sll2 = [0; 20];
+        sll2[10] = 4;
+        assert!(is_outgoing(Link::Sll2, &sll2));
+        assert!(!is_outgoing(Link::Sll2, &sll2[..10]) && !is_outgoing(Link::Sll, &[]));
     }
 }

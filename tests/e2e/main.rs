@@ -1,6 +1,8 @@
 //! The real binary between network namespaces, from packets on a wire to answers on its port. Needs root.
 
+mod alerts;
 mod api;
+mod auth;
 mod clients;
 mod demo;
 mod fields;
@@ -11,6 +13,8 @@ mod mirror;
 mod modes;
 mod openapi;
 mod promises;
+#[path = "../support/pki.rs"]
+pub mod pki;
 mod ratelimit;
 mod reload;
 mod routes;
@@ -19,3 +23,4 @@ mod steer;
 mod support;
 mod swap;
 mod syn_cookies;
+mod tls;

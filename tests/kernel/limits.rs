@@ -95,6 +95,7 @@ fn any_limits(seed: u64, random: &mut Random) -> Vec<Rule> {
             let action = random.pick(&[Action::Drop, Action::Pass, Action::Block]);
             Rule {
                 id: format!("limit-{place}"),
+                namespace: None,
                 priority: from.priority,
                 enabled: from.enabled,
                 matches,
@@ -105,6 +106,7 @@ fn any_limits(seed: u64, random: &mut Random) -> Vec<Rule> {
                 action,
                 threshold_pps: 0,
                 block_secs: if action == Action::Block { 60 } else { 0 },
+                mitre: Vec::new(),
                 description: String::new(),
             }
         })
@@ -260,6 +262,7 @@ fn the_presets_cut_their_floods() {
 fn cookies(id: &str, port: u16, threshold_pps: u32) -> Rule {
     Rule {
         id: id.to_owned(),
+        namespace: None,
         priority: 10,
         enabled: true,
         matches: Match {
@@ -275,6 +278,7 @@ fn cookies(id: &str, port: u16, threshold_pps: u32) -> Rule {
         action: Action::Drop,
         threshold_pps,
         block_secs: 0,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

@@ -13,12 +13,14 @@ use super::random::Random;
 pub fn open_rule(place: usize) -> Rule {
     Rule {
         id: format!("rule-{place}"),
+        namespace: None,
         priority: place as u32 + 1,
         enabled: true,
         action: if place.is_multiple_of(2) { Action::Deny } else { Action::Allow },
         log: false,
         matches: Match::default(),
         mirror_to: None,
+        mitre: Vec::new(),
         description: String::new(),
     }
 }

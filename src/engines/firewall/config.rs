@@ -3,6 +3,8 @@
 //!
 //! [`classify::text`]: crate::classify::text
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -11,7 +13,9 @@ use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
 use crate::classify::keys::read_interface;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::rules::{
+    Mode, check_counts, read_description, read_id, read_mitre, read_namespace, serialize_mitre,
+};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -181,6 +185,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let written = WrittenMatch::read(&mut r);
@@ -190,6 +195,7 @@ impl AnyRule for Rule {
         let log = log_field.boolean();
         let mirror_field = r.key("mirror_to");
         let mirror_to = read_interface(&mirror_field);
+        let mitre = read_mitre(&r.key("mitre"));
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -207,7 +213,8 @@ impl AnyRule for Rule {
         let (id, priority, action) = (id?, priority?, action?);
         written.check_surroundings(surroundings);
         let log = log.unwrap_or(false) || action == Action::Log;
-        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, description })
+        let matches = written.matches;
+        Some(Rule { id, namespace, priority, enabled, action, log, matches, mirror_to, mitre, description })
     }
 
     fn text(&self) -> RuleText {
@@ -216,6 +223,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -252,6 +263,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -271,6 +286,10 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub mirror_to: Option<String>,
+    /// What it is a sign of: techniques of MITRE ATT&CK, such as T1110 or T1110.001; alerts carry them.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", length(max = 16), default)]
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -292,12 +311,14 @@ impl From<&Rule> for RuleText {
     fn from(rule: &Rule) -> RuleText {
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             action: rule.action.name(),
             matches: MatchText::from(&rule.matches),
             enabled: rule.enabled,
             log: rule.log,
             mirror_to: rule.mirror_to.clone(),
+            mitre: rule.mitre.clone(),
             description: rule.description.clone(),
         }
     }
@@ -309,6 +330,7 @@ mod tests {
 
     use super::*;
     use crate::classify::matching::PortRange;
+    use crate::classify::rules::tests::any_mitre;
     use crate::classify::text::tests::any_match;
     use crate::ruled::body::{RuleBody, read_rule_json, read_rules_json};
     use crate::written::Document;
@@ -367,16 +389,19 @@ mod tests {
         /// Any rule that can be written.
         fn rule()(
             id in "[A-Za-z0-9_-]{1,64}",
+            namespace in prop::option::of("[A-Za-z0-9_-]{1,64}"),
             priority in 1..=u32::MAX,
             (enabled, log) in any::<(bool, bool)>(),
             action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
             matches in any_match(),
             mirror_to in prop::option::of("[a-z][a-z0-9.@_-]{0,14}"),
+            mitre in any_mitre(),
             description in "\\PC{0,256}",
         ) -> Rule {
             let matches = Match { fragment: None, ..matches };
             let mirror_to = mirror_to.filter(|_| action != Action::Deny);
-            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, description }
+            let log = log || action == Action::Log;
+            Rule { id, namespace, priority, enabled, action, log, matches, mirror_to, mitre, description }
         }
     }
 

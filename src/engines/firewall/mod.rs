@@ -4,12 +4,14 @@
 //! idle generation of the tables, swaps, attaches, and turns the kernel's records into alerts; the verdict itself falls
 //! in the kernel. Rules of the configuration file and rules made through the API are one list.
 
+pub mod alerts;
 pub mod api;
 pub mod config;
 pub mod explain;
 mod forwarding;
 pub mod maps;
 mod mirror;
+pub mod model;
 pub mod rule;
 
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
+use self::alerts::{rule_of, severity_of};
 use self::api::RuleView;
 use self::config::{FirewallConfig, RpFilter, loop_of};
 use self::explain::{Asked, Explanation, Question};
@@ -27,7 +30,7 @@ use self::maps::Generation;
 use self::mirror::Mirroring;
 use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict, steer_count};
-use crate::alert::{Alert, AlertSender, Severity};
+use crate::alert::{Alert, AlertSender};
 use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
 use crate::bpf::blocks::Blocks;
 use crate::bpf::chain::Chain;
@@ -171,6 +174,12 @@ pub struct Snapshot {
     added: Vec<Rule>,
 }
 
+/// What alerts say of a rule.
+struct Named {
+    id: Arc<str>,
+    mitre: Vec<Arc<str>>,
+}
+
 /// The engine.
 pub struct Firewall {
     kernel: XdpFirewall,
@@ -197,7 +206,7 @@ pub struct Firewall {
     added: Vec<Rule>,
     store: Store<Rule>,
     slots: Slots,
-    names: Vec<Option<Arc<str>>>,
+    names: Vec<Option<Named>>,
     generation: u32,
     alerts: AlertSender,
     metrics: Arc<Metrics>,
@@ -267,6 +276,7 @@ impl Firewall {
             chain: Some(chain),
             steers: steer.is_some(),
             blocks: blocks.as_deref(),
+            is_replay: false,
         })?;
         drop(blocks);
         let (egress, egress_failure) = if config.stateful {
@@ -282,7 +292,7 @@ impl Firewall {
             bpf::xdp_firewall::pin_map(&kernel.connections()?, &connections_pin)?;
         }
         let guarded = interfaces.into_iter().map(|name| Guarded { name, ..Guarded::default() }).collect();
-        let names = vec![None; fw_limits::FW_SLOTS.0 as usize];
+        let names = (0..fw_limits::FW_SLOTS.0).map(|_| None).collect();
         let mut firewall = Firewall {
             kernel,
             egress,
@@ -374,10 +384,10 @@ impl Firewall {
         self.mirror.prepare(&rules);
         self.kernel.swap(|tables| next.write(tables))?;
         self.mirror.follow(&rules, &slots, &ports);
-        self.names.fill(None);
+        self.names.fill_with(|| None);
         for rule in &rules {
             if let Some(slot) = slots.get(&rule.id) {
-                self.names[usize::from(slot)] = Some(rule.id.as_str().into());
+                self.names[usize::from(slot)] = Some(Named { id: rule.id.as_str().into(), mitre: rule.mitre.clone() });
             }
         }
         self.metrics.set_rules_loaded(Component::Firewall, rules.iter().filter(|rule| rule.enabled).count());
@@ -445,7 +455,7 @@ impl Firewall {
             question.frame().ok_or_else(|| ChangeError::Unfit("dst_ip: not of the family of src_ip".to_owned()))?;
         let ifindex = guarded.ifindex.unwrap_or(0);
         let answered = self.kernel.explain(&frame, ifindex)?;
-        let rule = |slot: u16| self.names.get(usize::from(slot))?.as_deref().map(str::to_owned);
+        let rule = |slot: u16| Some(self.names.get(usize::from(slot))?.as_ref()?.id.to_string());
         let explanation = Explanation::new(&answered, &guarded.name, rule).context("the program gave no answer")?;
         Ok(Asked { explanation, frame, ifindex })
     }
@@ -707,17 +717,9 @@ impl Firewall {
     }
 
     fn alert_of(&self, verdict: &Verdict) -> Alert {
-        let rule: Arc<str> = match (verdict.slot, verdict.reason, verdict.unparsable) {
-            (Some(slot), ..) => {
-                self.names.get(usize::from(slot)).cloned().flatten().unwrap_or_else(|| "deleted".into())
-            }
-            (_, Reason::Unparsable, Some(why)) => format!("unparsable:{why}").into(),
-            (_, reason, _) => reason.name().into(),
-        };
-        let severity = match verdict.outcome {
-            Outcome::Dropped | Outcome::WouldDrop if verdict.reason != Reason::Policy => Severity::Medium,
-            _ => Severity::Low,
-        };
+        let named = verdict.slot.and_then(|slot| self.names.get(usize::from(slot))?.as_ref());
+        let rule = rule_of(verdict, |_| named.map(|named| named.id.clone()));
+        let severity = severity_of(verdict);
         let fate = match verdict.outcome {
             Outcome::Passed => "passed",
             Outcome::Dropped => "dropped",
@@ -729,6 +731,7 @@ impl Firewall {
         let by = if verdict.slot.is_some() { "rule " } else { "" };
         let message = format!("packet {fate} by {by}{rule}");
         let mut alert = Alert::new(Component::Firewall, severity, rule, verdict.outcome.name(), timestamp_ns, message);
+        alert.mitre = named.map(|named| named.mitre.clone()).unwrap_or_default();
         let has_ports = verdict.src_port != 0 || verdict.dst_port != 0;
         alert.src_ip = verdict.src;
         alert.dst_ip = verdict.dst;

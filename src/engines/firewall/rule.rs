@@ -1,5 +1,7 @@
 //! A firewall rule as the engine uses it: every field checked and in its own type.
 
+use std::sync::Arc;
+
 use crate::abi::fw_answer;
 use crate::classify::matching::Match;
 
@@ -10,6 +12,8 @@ pub use crate::classify::rules::Action;
 pub struct Rule {
     /// Unique name, `[A-Za-z0-9_-]`, 1 to 64 characters.
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it. Without one it is the admins'.
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; from 1. Equal priorities keep the order in which they were written.
     pub priority: u32,
     /// A rule that is switched off is kept and shown, and never matches.
@@ -22,6 +26,8 @@ pub struct Rule {
     pub matches: Match,
     /// Interface that a copy of each packet that passes by this rule is sent to. Never of a rule that denies.
     pub mirror_to: Option<String>,
+    /// What it is a sign of: ids of MITRE ATT&CK techniques, at most 16.
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }

@@ -2,6 +2,7 @@
 //! command line the keys and their values are the same.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
@@ -10,7 +11,7 @@ use super::rule::{Condition, Field as RuleField, Protocol, Rule};
 use crate::alert::Severity;
 use crate::classify::keys::read_network;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Action, Mode, read_description, read_id};
+use crate::classify::rules::{Action, Mode, read_description, read_id, read_mitre, read_namespace, serialize_mitre};
 use crate::classify::text::{Surroundings, number_or_text_schema};
 use crate::matching::matcher::Matcher;
 use crate::ruled::AnyRule;
@@ -251,10 +252,6 @@ fn check_header_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// Words of `severity`.
-const SEVERITIES: &[(&str, Severity)] =
-    &[("low", Severity::Low), ("medium", Severity::Medium), ("high", Severity::High), ("critical", Severity::Critical)];
-
 impl AnyRule for Rule {
     type Text = RuleText;
 
@@ -262,6 +259,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, _surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let protocol_field = r.key("protocol").required();
@@ -280,7 +278,8 @@ impl AnyRule for Rule {
         };
         let enabled = r.key("enabled").boolean().unwrap_or(true);
         let severity_field = r.key("severity");
-        let severity = severity_field.one_of(SEVERITIES);
+        let severity = severity_field.one_of(Severity::WORDS);
+        let mitre = read_mitre(&r.key("mitre"));
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -289,7 +288,19 @@ impl AnyRule for Rule {
             severity_field.error("what is allowed makes no alert, so it has no severity; write action = \"log\"");
         }
         let severity = severity.unwrap_or(Rule::severity_of(action));
-        Some(Rule { id, priority, enabled, action, protocol, matches, conditions, severity, description })
+        Some(Rule {
+            id,
+            namespace,
+            priority,
+            enabled,
+            action,
+            protocol,
+            matches,
+            conditions,
+            severity,
+            mitre,
+            description,
+        })
     }
 
     fn text(&self) -> RuleText {
@@ -298,6 +309,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -332,6 +347,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -411,6 +430,10 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "severity_schema", default)]
     pub severity: Option<&'static str>,
+    /// What it is a sign of: techniques of MITRE ATT&CK, such as T1110 or T1110.001; alerts carry them.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", length(max = 16), default)]
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -426,7 +449,7 @@ fn protocol_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 }
 
 fn severity_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({ "type": "string", "enum": SEVERITIES.iter().map(|(word, _)| word).collect::<Vec<_>>() })
+    schemars::json_schema!({ "type": "string", "enum": Severity::WORDS.iter().map(|(word, _)| word).collect::<Vec<_>>() })
 }
 
 impl From<&Rule> for RuleText {
@@ -443,6 +466,7 @@ impl From<&Rule> for RuleText {
         });
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             action: rule.action.name(),
             protocol: rule.protocol.name(),
@@ -468,6 +492,7 @@ impl From<&Rule> for RuleText {
             header: headers.collect(),
             enabled: rule.enabled,
             severity: (rule.action != Action::Allow).then_some(rule.severity.name()),
+            mitre: rule.mitre.clone(),
             description: rule.description.clone(),
         }
     }
@@ -480,6 +505,7 @@ mod tests {
 
     use super::*;
     use crate::classify::matching::PortRange;
+    use crate::classify::rules::tests::any_mitre;
     use crate::ruled::body::read_rule_json;
     use crate::written::Document;
 
@@ -556,19 +582,39 @@ mod tests {
         let protocol = select(Protocol::ALL.to_vec());
         let protocol = protocol.prop_flat_map(|protocol| (Just(protocol), conditions(protocol)));
         let action = select(vec![Action::Allow, Action::Deny, Action::Log]);
-        let severity = select(SEVERITIES.iter().map(|(_, severity)| *severity).collect::<Vec<_>>());
+        let severity = select(Severity::WORDS.iter().map(|(_, severity)| *severity).collect::<Vec<_>>());
         let net = prop::option::of(select(vec!["10.0.0.0/8", "192.0.2.7/32"]));
         let ports = prop::option::of(select(vec!["80", "1-65535"]));
-        let words = ("[A-Za-z0-9_-]{1,64}", 1..=u32::MAX, any::<bool>(), "\\PC{0,256}");
+        let id = "[A-Za-z0-9_-]{1,64}";
+        let words = (id, prop::option::of(id), 1..=u32::MAX, any::<bool>(), any_mitre(), "\\PC{0,256}");
         (words, protocol, action, severity, net, ports).prop_map(
-            |((id, priority, enabled, description), (protocol, conditions), action, severity, net, ports)| {
+            |(
+                (id, namespace, priority, enabled, mitre, description),
+                (protocol, conditions),
+                action,
+                severity,
+                net,
+                ports,
+            )| {
                 let matches = Match {
                     src_ip: net.map(|net| net.parse().unwrap()),
                     dst_port: ports.map(|ports| ports.parse().unwrap()),
                     ..Match::default()
                 };
                 let severity = if action == Action::Allow { Rule::severity_of(action) } else { severity };
-                Rule { id, priority, enabled, action, protocol, matches, conditions, severity, description }
+                Rule {
+                    id,
+                    namespace,
+                    priority,
+                    enabled,
+                    action,
+                    protocol,
+                    matches,
+                    conditions,
+                    severity,
+                    mitre,
+                    description,
+                }
             },
         )
     }

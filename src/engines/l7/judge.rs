@@ -53,6 +53,8 @@ pub struct Hit {
     pub action: Action,
     /// How bad it is.
     pub severity: Severity,
+    /// What it is a sign of.
+    pub mitre: Vec<Arc<str>>,
     /// What the transaction is.
     pub protocol: Protocol,
     /// The key of its first condition; `None` of rules without.
@@ -78,6 +80,7 @@ struct Compiled {
     id: Arc<str>,
     action: Action,
     severity: Severity,
+    mitre: Vec<Arc<str>>,
     protocol: Protocol,
     matches: Match,
     /// Indices of its conditions.
@@ -313,6 +316,7 @@ impl Judge {
             id: rule.id.as_str().into(),
             action: rule.action,
             severity: rule.severity,
+            mitre: rule.mitre.clone(),
             protocol: rule.protocol,
             matches: rule.matches.clone(),
             conditions,
@@ -511,6 +515,7 @@ impl Judge {
                 rule: DEFAULT_RULE.into(),
                 action,
                 severity: Rule::severity_of(action),
+                mitre: Vec::new(),
                 protocol: last,
                 field: None,
                 matched: Vec::new(),
@@ -593,6 +598,7 @@ impl Judge {
             rule: rule.id.clone(),
             action: rule.action,
             severity: rule.severity,
+            mitre: rule.mitre.clone(),
             protocol: rule.protocol,
             field: condition.map(|(_, shared)| self.groups[shared.group as usize].name.clone()),
             matched: matched.unwrap_or_default(),

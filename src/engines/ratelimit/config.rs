@@ -5,6 +5,7 @@
 //! [`classify::text`]: crate::classify::text
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -13,7 +14,9 @@ use super::limit::{Limit, LimitError, Unit};
 use super::rule::{Action, Algorithm, Rule, Scope};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id};
+use crate::classify::rules::{
+    Mode, check_counts, read_description, read_id, read_mitre, read_namespace, serialize_mitre,
+};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch, number_or_text_schema};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -75,6 +78,7 @@ impl RatelimitConfig {
     pub fn default_rule(&self) -> Option<Rule> {
         (self.default_rate > 0).then(|| Rule {
             id: "(default)".to_owned(),
+            namespace: None,
             priority: u32::MAX,
             enabled: true,
             matches: Match::default(),
@@ -85,6 +89,7 @@ impl RatelimitConfig {
             action: Action::Drop,
             threshold_pps: 0,
             block_secs: 0,
+            mitre: Vec::new(),
             description: String::new(),
         })
     }
@@ -299,6 +304,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let mut written = WrittenMatch::read_stateless(&mut r);
         r.refuse("state", "a rate limit knows no connection state; remove state");
@@ -306,6 +312,7 @@ impl AnyRule for Rule {
         let (scope, ipv6_prefix_len) = read_scope(&mut r, written_limit.algorithm);
         let (action, block_secs) = read_action(&mut r, written_limit.algorithm);
         let enabled = r.key("enabled").boolean().unwrap_or(true);
+        let mitre = read_mitre(&r.key("mitre"));
         let description = read_description(&r.key("description"));
         r.finish();
 
@@ -319,6 +326,7 @@ impl AnyRule for Rule {
         let (matches, algorithm) = (written.matches, written_limit.algorithm);
         Some(Rule {
             id,
+            namespace,
             priority,
             enabled,
             matches,
@@ -329,6 +337,7 @@ impl AnyRule for Rule {
             action,
             threshold_pps: written_limit.threshold(),
             block_secs,
+            mitre,
             description,
         })
     }
@@ -339,6 +348,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -381,6 +394,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -422,6 +439,10 @@ pub struct RuleText {
     /// A rule that is switched off is kept and never matches.
     #[schemars(default = "yes")]
     pub enabled: bool,
+    /// What it is a sign of: techniques of MITRE ATT&CK, such as T1110 or T1110.001; alerts carry them.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "serialize_mitre")]
+    #[schemars(with = "Vec<String>", length(max = 16), default)]
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256), default)]
@@ -459,6 +480,7 @@ impl From<&Rule> for RuleText {
     fn from(rule: &Rule) -> RuleText {
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             matches: match rule.algorithm {
                 // Those that it looks at are its own.
@@ -475,6 +497,7 @@ impl From<&Rule> for RuleText {
             action: rule.action.name(),
             block_secs: (rule.action == Action::Block).then_some(rule.block_secs),
             enabled: rule.enabled,
+            mitre: rule.mitre.clone(),
             description: rule.description.clone(),
         }
     }
@@ -486,6 +509,7 @@ mod tests {
 
     use super::*;
     use crate::classify::matching::{Protocol, States, TcpFlags};
+    use crate::classify::rules::tests::any_mitre;
     use crate::classify::text::tests::any_match;
     use crate::ruled::body::read_rule_json;
     use crate::written::Document;
@@ -591,6 +615,7 @@ mod tests {
         /// Any rule that can be written.
         fn rule()(
             id in "[A-Za-z0-9_-]{1,64}",
+            namespace in prop::option::of("[A-Za-z0-9_-]{1,64}"),
             priority in 1..=u32::MAX,
             enabled in any::<bool>(),
             scope in prop::sample::select(Scope::WORDS),
@@ -600,6 +625,7 @@ mod tests {
             secs in 1..=BLOCK_SECS_MAX,
             matches in any_match(),
             threshold in 0..=1_000_000_000u32,
+            mitre in any_mitre(),
             description in "\\PC{0,256}",
         ) -> Rule {
             let (scope, action) = (scope.1, action.1);
@@ -608,6 +634,7 @@ mod tests {
                 let (src_ip, dst_ip, vlan_id) = (matches.src_ip, matches.dst_ip, matches.vlan_id);
                 return Rule {
                     id,
+                    namespace,
                     priority,
                     enabled,
                     matches: Match { src_ip, dst_ip, vlan_id, interfaces: matches.interfaces, ..tcp },
@@ -618,11 +645,13 @@ mod tests {
                     threshold_pps: threshold,
                     action: if action == Action::Block { Action::Drop } else { action },
                     block_secs: 0,
+                    mitre,
                     description,
                 };
             }
             Rule {
                 id,
+                namespace,
                 priority,
                 enabled,
                 matches: Match { states: States::ANY, ..matches },
@@ -633,6 +662,7 @@ mod tests {
                 threshold_pps: 0,
                 action,
                 block_secs: if action == Action::Block { secs } else { 0 },
+                mitre,
                 description,
             }
         }

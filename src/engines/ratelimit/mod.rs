@@ -404,17 +404,15 @@ impl Ratelimit {
         let passes = self.config.mode == Mode::Alert || known.is_some_and(|known| known.action == Action::Pass);
         let whose = if over.is_common { "together with others" } else { "from this source" };
         let (action, message) = match (known.is_some_and(Rule::is_about_cookies), passes) {
-            (true, true) => {
-                ("would_challenge", format!("{} SYNs beyond the threshold of {rule}, passed", over.packets))
-            }
-            (true, false) => {
-                ("challenge", format!("{} SYNs beyond the threshold of {rule}, answered with cookies", over.packets))
-            }
-            (false, true) => ("would_drop", format!("{} packets over rate limit {rule} {whose}, passed", over.packets)),
-            (false, false) => ("drop", format!("{} packets over rate limit {rule} {whose}, dropped", over.packets)),
+            (true, true) => ("would_challenge", format!("SYNs beyond the threshold of {rule}, passed")),
+            (true, false) => ("challenge", format!("SYNs beyond the threshold of {rule}, answered with cookies")),
+            (false, true) => ("would_drop", format!("packets over rate limit {rule} {whose}, passed")),
+            (false, false) => ("drop", format!("packets over rate limit {rule} {whose}, dropped")),
         };
+        let mitre = known.map(|known| known.mitre.clone()).unwrap_or_default();
         let timestamp_ns = unix_time_of(over.boot_ns);
         let mut alert = Alert::new(Component::Ratelimit, Severity::Medium, rule, action, timestamp_ns, message);
+        alert.mitre = mitre;
         let has_ports = over.src_port != 0 || over.dst_port != 0;
         alert.src_ip = over.src;
         alert.dst_ip = over.dst;

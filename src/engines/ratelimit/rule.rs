@@ -1,5 +1,7 @@
 //! A rate limit as the engine uses it: every field checked and in its own type.
 
+use std::sync::Arc;
+
 use super::limit::{Limit, Unit};
 use crate::abi::{fw_while, rl_action, rl_algorithm, rl_rule, rl_scope};
 use crate::classify::matching::Match;
@@ -147,6 +149,8 @@ impl Action {
 pub struct Rule {
     /// Unique name, `[A-Za-z0-9_-]`, 1 to 64 characters.
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it. Without one it is the admins'.
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; from 1. Equal priorities keep the order in which they were written.
     pub priority: u32,
     /// A rule that is switched off is kept and shown, and never matches.
@@ -167,6 +171,8 @@ pub struct Rule {
     pub threshold_pps: u32,
     /// How long a bucket is blocked, in seconds, 1 to 86400 with [`Action::Block`], else 0.
     pub block_secs: u32,
+    /// What it is a sign of: ids of MITRE ATT&CK techniques, at most 16.
+    pub mitre: Vec<Arc<str>>,
     /// Free text for people, at most 256 characters.
     pub description: String,
 }
@@ -241,6 +247,7 @@ mod tests {
     fn rule(rate: u64, burst: u64, algorithm: Algorithm) -> Rule {
         Rule {
             id: "r".to_owned(),
+            namespace: None,
             priority: 1,
             enabled: true,
             matches: Match::default(),
@@ -251,6 +258,7 @@ mod tests {
             action: Action::Drop,
             threshold_pps: 0,
             block_secs: 0,
+            mitre: Vec::new(),
             description: String::new(),
         }
     }
