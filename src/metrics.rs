@@ -23,6 +23,8 @@ use crate::component::Component;
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`Metrics::render_text`].
+pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// One metric as declared: the name as scraped is `name`, `_unit` where there is one, and `_total` for a counter.
 #[derive(Debug)]
@@ -141,6 +143,17 @@ metrics! {
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
+
+/// What Prometheus knows of every process, by the names that its dashboards ask for.
+const PROCESS: &[(&str, &str, &str)] = &[
+    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    ("process_open_fds", "gauge", "Number of open file descriptors."),
+    ("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+    ("process_threads", "gauge", "Number of OS threads in the process."),
+];
 
 impl Declared {
     /// The name of the samples: what a query asks for. (A histogram adds `_bucket`, `_sum` and `_count`.)
@@ -484,7 +497,37 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         encode(&mut text, &self.registry).expect("a String takes all that is written");
-        text
+        let end = text.strip_suffix("# EOF\n").map_or(text.len(), str::len);
+        text.truncate(end);
+        for ((name, kind, help), value) in PROCESS.iter().zip(process_figures()) {
+            let Some(value) = value else { continue };
+            let family = name.strip_suffix("_total").unwrap_or(name);
+            text += &format!("# HELP {family} {help}\n# TYPE {family} {kind}\n{name} {value}\n");
+        }
+        text + "# EOF\n"
+    }
+
+    /// The same as Prometheus's own text format, version 0.0.4, in which the family of a counter has the name of its samples.
+    pub fn render_text(&self) -> String {
+        let text = self.render();
+        let mut out = String::with_capacity(text.len());
+        let mut counters: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        counters.retain(|family| family.ends_with(" counter"));
+        let counters: std::collections::HashSet<&str> =
+            counters.iter().filter_map(|family| family.split(' ').next()).collect();
+        for line in text.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+            let mut words = line.splitn(4, ' ');
+            match (words.next(), words.next(), words.next(), words.next()) {
+                (Some("#"), Some(what), Some(family), rest) if counters.contains(family) => {
+                    out += &format!("# {what} {family}_total {}\n", rest.unwrap_or_default());
+                }
+                _ => {
+                    out += line;
+                    out.push('\n');
+                }
+            }
+        }
+        out
     }
 }
 
@@ -851,6 +894,36 @@ fn cpu_time() -> Option<Duration> {
     Some(Duration::from_secs_f64(ticks as f64 / per_second))
 }
 
+/// The figures of [`PROCESS`], in its order; what cannot be read is left out.
+fn process_figures() -> [Option<String>; 7] {
+    let pages = |field: usize| {
+        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: u64 = statm.split_ascii_whitespace().nth(field)?.parse().ok()?;
+        Some((pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()?? as u64).to_string())
+    };
+    let count = |folder: &str| std::fs::read_dir(folder).ok().map(|entries| entries.count().to_string());
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
+    [
+        cpu_time().map(|time| format!("{:.2}", time.as_secs_f64())),
+        pages(1),
+        pages(0),
+        start_time().map(|time| format!("{time:.2}")),
+        count("/proc/self/fd"),
+        limit.map(|(soft, _)| soft.to_string()),
+        count("/proc/self/task"),
+    ]
+}
+
+/// When this process was started, in seconds since 1970.
+fn start_time() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // As in `cpu_time`; field 22 counts from the start of the host.
+    let ticks: f64 = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot: f64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot + ticks / nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64)
+}
+
 /// Memory of this process that is in RAM.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
@@ -1036,7 +1109,22 @@ mod tests {
             assert_eq!(types.len(), 1, "{family} in\n{text}");
         }
         let types = text.lines().filter(|l| l.starts_with("# TYPE ")).count();
-        assert_eq!(types, DECLARED.len());
+        assert_eq!(types, DECLARED.len() + PROCESS.len());
+    }
+
+    #[test]
+    fn the_text_of_prometheus_names_counters_as_their_samples() {
+        let text = moved().render_text();
+        for line in [
+            "# TYPE ebpfsentinel_packets_total counter",
+            "# HELP ebpfsentinel_alerts_total Alerts generated.",
+            "# TYPE ebpfsentinel_connections gauge",
+            "# TYPE ebpfsentinel_processing_duration_seconds histogram",
+            "# TYPE process_cpu_seconds_total counter",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
     }
 
     #[test]
@@ -1048,5 +1136,43 @@ mod tests {
         };
         assert!(value("ebpfsentinel_memory_usage_bytes") > 100_000.0);
         assert!(value("ebpfsentinel_cpu_usage_percent") >= 0.0);
+        assert_eq!(value("process_threads") as usize, std::fs::read_dir("/proc/self/task").unwrap().count());
+        assert!(value("process_open_fds") >= 3.0 && value("process_max_fds") > value("process_open_fds"));
+        assert!(value("process_virtual_memory_bytes") >= value("process_resident_memory_bytes"));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let age = now - value("process_start_time_seconds");
+        assert!((-2.0..86_400.0).contains(&age), "{age}");
+    }
+
+    /// Labels are names of the configuration, or words and numbers of which there are few: never an address or a port.
+    #[test]
+    fn labels_have_few_values() {
+        let few = [
+            "interface",
+            "verdict",
+            "direction",
+            "reason",
+            "rule",
+            "family",
+            "result",
+            "action",
+            "cpu",
+            "kind",
+            "worker",
+            "event",
+            "protocol",
+            "place",
+            "program",
+            "domain",
+            "component",
+            "severity",
+            "status",
+            "operation",
+        ];
+        for metric in DECLARED {
+            for label in metric.labels() {
+                assert!(few.contains(label), "{}: is the number of values of {label} bounded?", metric.full_name());
+            }
+        }
     }
 }

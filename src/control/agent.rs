@@ -242,9 +242,9 @@ static METRICS: Spec = Spec {
     command: "metrics",
     method: Method::Get,
     path: "/metrics",
-    query: &[],
+    query: &[FORMAT],
     role: Role::Public,
-    summary: "Metrics in OpenMetrics text",
+    summary: "Metrics in OpenMetrics text, or in the older text format of Prometheus",
     body: None,
     reply: metrics_reply,
     success: 200,
@@ -310,6 +310,13 @@ static EBPF: Spec = Spec {
     success: 200,
 };
 
+/// `format` of the metrics.
+const FORMAT: Param = Param::optional(
+    "format",
+    "openmetrics, as when absent, or text: Prometheus's own format, version 0.0.4, as promtool reads it",
+    ParamKind::Word(&["openmetrics", "text"]),
+);
+
 /// `confirm_secs`, of every operation that can lock its caller out.
 pub const CONFIRM_SECS: Param = Param::optional(
     "confirm_secs",
@@ -321,7 +328,7 @@ pub const CONFIRM_SECS: Param = Param::optional(
 pub static SPECS: &[&Spec] = &[&HEALTH, &READY, &METRICS, &STATUS, &CONFIG, &RELOAD, &CONFIRM, &EBPF];
 
 fn metrics_reply() -> Value {
-    json!({"type": "string", "contentMediaType": metrics::CONTENT_TYPE})
+    json!({"type": "string", "contentMediaType": [metrics::CONTENT_TYPE, metrics::TEXT_CONTENT_TYPE]})
 }
 
 fn any_object() -> Value {
@@ -337,8 +344,11 @@ pub fn operations(agent: Arc<dyn AgentControl>, metrics: Arc<Metrics>) -> Vec<Op
     vec![
         Operation::new(&HEALTH, |_| Ok(Reply::json(&Health { status: "ok" }))),
         with(&READY, |agent, _| Ok(ready(agent.readiness()))),
-        Operation::new(&METRICS, move |_| {
-            Ok(Reply::Text { content_type: metrics::CONTENT_TYPE, body: metrics.render() })
+        Operation::new(&METRICS, move |request| {
+            Ok(match request.query("format") {
+                Some("text") => Reply::Text { content_type: metrics::TEXT_CONTENT_TYPE, body: metrics.render_text() },
+                _ => Reply::Text { content_type: metrics::CONTENT_TYPE, body: metrics.render() },
+            })
         }),
         with(&STATUS, |agent, _| Ok(Reply::json(&agent.status()))),
         with(&CONFIG, |agent, _| Ok(Reply::Json(agent.config()))),

@@ -284,15 +284,17 @@ fn success(spec: &Spec, schemas: &mut Map<String, Value>) -> Value {
         return json!({"description": description});
     }
     let media = match schema.as_object_mut().and_then(|schema| schema.remove("contentMediaType")) {
-        Some(Value::String(media)) => media,
-        _ => "application/json".to_owned(),
+        Some(Value::String(media)) => vec![media],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => vec!["application/json".to_owned()],
     };
     let is_list = schema["type"] == "array";
     let mut content = json!({"schema": component(schema, schemas)});
     if let Some(reply) = Example::of(spec.command).and_then(|example| example.reply(is_list)) {
         content["example"] = reply;
     }
-    json!({"description": description, "content": {media: content}})
+    let content: Map<String, Value> = media.into_iter().map(|media| (media, content.clone())).collect();
+    json!({"description": description, "content": content})
 }
 
 fn path_parameter(name: &'static str) -> Value {

@@ -11,6 +11,8 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+mod openapi;
+mod promises;
 #[path = "../support/pki.rs"]
 pub mod pki;
 mod ratelimit;

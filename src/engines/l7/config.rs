@@ -207,6 +207,10 @@ fn read_condition(written: &Field<'_>, field: RuleField) -> Option<Condition> {
     Some(Condition { field, matcher })
 }
 
+fn headers_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": ["object", "null"], "additionalProperties": { "type": "string" } })
+}
+
 fn read_headers(table: &Field<'_>) -> Vec<Condition> {
     let Some(entries) = table.entries() else { return Vec::new() };
     if entries.is_empty() {
@@ -417,7 +421,7 @@ pub struct RuleText {
     pub dialect: Option<String>,
     /// http: fields of the request's head by their names, all of which must match.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(default)]
+    #[schemars(schema_with = "headers_schema", default)]
     pub header: BTreeMap<String, String>,
     /// A rule that is switched off is kept and never matches.
     #[schemars(default = "yes")]
