@@ -876,6 +876,9 @@ mod tests {
         metrics.http_refused("head_timeout");
         metrics.auth_failure("unknown_key");
         metrics.auth_keys_fetched(false);
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("audit").inc_by(33);
+        metrics.store_failures("audit").inc_by(34);
         metrics
     }
 
