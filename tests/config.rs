@@ -196,13 +196,12 @@ fn the_installed_config_is_the_defaults() {
     }
     let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
     let lines = &lines[..];
-    assert_eq!(lines.len(), 5 + others.len(), "{errors}");
+    assert_eq!(lines.len(), 4 + others.len(), "{errors}");
     assert!(
         lines[0].contains("tls.clients[0]: a client is known by its certificate's subject or by its finger"),
         "{errors}"
     );
-    assert!(lines[1].contains("tls.clients: are not used"), "{errors}");
-    let lines = &lines[2..];
+    let lines = &lines[1..];
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");

@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +15,14 @@ use ebpfsentinel::config::tls::TlsConfig;
 use ebpfsentinel::control::tls::{TlsState, TlsStore, client_name};
 use ebpfsentinel::control::{Control, ControlConfig};
 use ebpfsentinel::metrics::Metrics;
-use ebpfsentinel::written::Document;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use pki::Pki;
+use rcgen::{BasicConstraints, DnType, IsCa};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+#[path = "support/pki.rs"]
+pub mod pki;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than any buffer between server and client.
@@ -44,71 +46,6 @@ static PING: Spec = spec("ping", Method::Get, "/ping");
 static BIG: Spec = spec("big", Method::Get, "/big");
 static PEER: Spec = spec("peer", Method::Get, "/peer");
 static LENGTH: Spec = Spec { body: Some(api::schema::<String>), ..spec("length", Method::Post, "/length") };
-
-/// Authorities and certificates in a directory.
-struct Pki {
-    dir: tempfile::TempDir,
-}
-
-impl Pki {
-    fn new() -> Pki {
-        Pki { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn arg(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    /// An authority, `NAME.pem`, and what it signs with.
-    fn authority(&self, name: &str) -> Issuer<'static, KeyPair> {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        fs::write(self.path(&format!("{name}.pem")), params.self_signed(&key).unwrap().pem()).unwrap();
-        Issuer::new(params, key)
-    }
-
-    /// `NAME.pem` and `NAME.key`, for localhost.
-    fn certificate(&self, authority: &Issuer<'static, KeyPair>, name: &str) {
-        self.certificate_of(authority, name, |_| {});
-    }
-
-    fn certificate_of(
-        &self,
-        authority: &Issuer<'static, KeyPair>,
-        name: &str,
-        change: impl FnOnce(&mut CertificateParams),
-    ) {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, authority).unwrap();
-        self.write_pair(name, &certificate.pem(), &key.serialize_pem());
-    }
-
-    fn write_pair(&self, name: &str, certificate: &str, key: &str) {
-        let key_path = self.path(&format!("{name}.key"));
-        fs::write(&key_path, key).unwrap();
-        fs::set_permissions(&key_path, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(self.path(&format!("{name}.pem")), certificate).unwrap();
-    }
-
-    /// `[tls]` for the certificate of this name, with these further lines.
-    fn config(&self, name: &str, more: &str) -> TlsConfig {
-        let (cert, key) = (self.arg(&format!("{name}.pem")), self.arg(&format!("{name}.key")));
-        let text = format!("enabled = true\ncert_path = '{cert}'\nkey_path = '{key}'\n{more}");
-        let document = Document::toml("tls.toml", text.as_bytes()).unwrap();
-        document.read(|root| root.table().map(TlsConfig::read)).into_result().unwrap().unwrap()
-    }
-}
 
 struct Port {
     control: Control,
@@ -520,8 +457,8 @@ fn a_connection_is_kept_for_who_asks() {
     let mut idle = port.session(&pki, "ca.pem");
     idle.write_all(b"GET /ping HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n").unwrap();
     assert_eq!(status(&read_all(&mut idle)), 200);
-    let one = "GET /ping HTTP/1.1|Host: localhost|Connection: keep-alive||";
-    assert!(!port.raw(&pki, &one.replace("||", "|Content-Length: 4||abcd")).contains("keep-alive"), "refused: closed");
+    let refused = port.raw(&pki, "GET /ping HTTP/1.1|Host: evil.example|Connection: keep-alive||");
+    assert!(status(&refused) == 421 && !refused.contains("keep-alive"), "{refused}");
 }
 
 #[test]

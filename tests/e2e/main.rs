@@ -10,6 +10,8 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+#[path = "../support/pki.rs"]
+pub mod pki;
 mod ratelimit;
 mod reload;
 mod routes;
@@ -17,3 +19,4 @@ mod steer;
 mod support;
 mod swap;
 mod syn_cookies;
+mod tls;

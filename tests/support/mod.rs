@@ -6,6 +6,7 @@ pub mod captures;
 pub mod classbench;
 pub mod conversations;
 pub mod packets;
+pub mod pki;
 pub mod random;
 pub mod reference;
 pub mod rulesets;
