@@ -1028,6 +1028,9 @@ mod tests {
         streams.alert();
         streams.gap("slow_client", Some(5));
         metrics.grpc_refused("tls");
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("audit").inc_by(33);
+        metrics.store_failures("audit").inc_by(34);
         metrics
     }
 
