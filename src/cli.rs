@@ -4,11 +4,13 @@
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
 mod add;
+mod alerts;
 mod auth;
 mod columns;
 mod firewall;
 mod l7;
 mod ratelimit;
+mod watch;
 
 use std::fmt;
 use std::io::{IsTerminal, Read, Write};
@@ -139,6 +141,8 @@ pub enum Remote {
     RatelimitTop(u32),
     /// The target, with its query.
     Flows(String),
+    /// Alerts as they happen.
+    Watch(watch::Watch),
     /// One request whose answer is printed as it is.
     Call(Call),
 }
@@ -248,6 +252,7 @@ enum Sub {
     Firewall(firewall::FirewallArgs),
     Ratelimit(ratelimit::RatelimitArgs),
     Flows(FlowsArgs),
+    Alerts(alerts::AlertsArgs),
     L7(l7::L7Args),
     Config(ConfigArgs),
     Check(CheckArgs),
@@ -670,6 +675,7 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Ratelimit(args) => ratelimit::command(args)?,
         Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::L7(args) => l7::command(args)?,
+        Sub::Alerts(args) => alerts::command(args),
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
 }
@@ -852,6 +858,9 @@ pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
             return exit.code;
         }
     };
+    if let Remote::Watch(asked) = remote {
+        return watch::run(client, asked, global.output);
+    }
     match ask(&client, remote, global.output) {
         Ok((text, code)) => {
             print(&text);
@@ -890,6 +899,8 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
         }
         Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
+        // It prints for itself, for as long as it runs.
+        Remote::Watch(_) => (String::new(), OK),
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)

@@ -134,8 +134,9 @@ impl Control {
             None => None,
         };
         let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
-        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics))
-            .with_context(|| format!("listening in {}", directory.display()))?;
+        let server =
+            Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.limits.credentials_interval)
+                .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();
         let hosts = Hosts::new(bound.map(|address| address.ip()), &config.host_names);
