@@ -304,7 +304,7 @@ pub fn run(options: Options) -> Result<()> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(&config.agent, &hub, &auth, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
         start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
@@ -1109,6 +1109,7 @@ fn hand_over<E: 'static>(
 fn start_grpc(
     agent: &AgentConfig,
     hub: &Hub,
+    auth: &Arc<Auth>,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
@@ -1117,6 +1118,7 @@ fn start_grpc(
         return Ok(None);
     }
     let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    config.gate = Some(grpc::gate_of(auth.clone()));
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }

@@ -3,7 +3,7 @@
 use argh::FromArgs;
 use serde_json::{Map, Value, json};
 
-use super::{Call, Column, Exit, Paged, Remote, encoded, get, post, query, usage};
+use super::{Call, Column, Exit, Paged, Remote, encoded, get, post, query, usage, watch};
 use crate::api::Method;
 
 const ALERTS: &str = "/api/v1/alerts";
@@ -50,6 +50,7 @@ enum AlertsSub {
     Show(ShowArgs),
     MarkFp(MarkFpArgs),
     UnmarkFp(UnmarkFpArgs),
+    Watch(watch::WatchArgs),
     Suppressions(SuppressionsArgs),
     Unsuppress(UnsuppressArgs),
 }
@@ -157,6 +158,7 @@ pub fn command(args: AlertsArgs) -> Result<Remote, Exit> {
     let one = |id: &str| format!("{ALERTS}/{}", encoded(id));
     let delete = |target: String| Remote::Call(Call { method: Method::Delete, target, body: None });
     Ok(match args.command {
+        AlertsSub::Watch(args) => watch::command(args),
         AlertsSub::List(args) => Remote::Page(Paged {
             target: query(
                 ALERTS,

@@ -160,7 +160,8 @@ impl Control {
             file
         });
         let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
-        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor)
+        let every = config.limits.credentials_interval;
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor, every)
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();

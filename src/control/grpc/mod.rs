@@ -33,6 +33,8 @@ use self::pb::alert_stream_service_server::{AlertStreamService, AlertStreamServi
 use self::pb::{AlertEvent, StreamAlertsRequest};
 use crate::alert::Filter;
 use crate::alert::hub::{Event, EventId, Hub, Step, Subscription, filter_of};
+use crate::api::{ApiError, Role};
+use crate::control::auth::{self, Auth};
 use crate::metrics::{Metrics, StreamMetrics};
 use crate::supervise::{Gone, Pulse, Supervisor, Thread};
 
@@ -141,6 +143,28 @@ impl From<Denied> for Status {
 
 /// Says whether a client may listen to alerts: what a viewer may. May take its time.
 pub type Gate = Arc<dyn Fn(&Credentials) -> Result<(), Denied> + Send + Sync>;
+
+/// The gate that asks as the REST API does.
+pub fn gate_of(auth: Arc<Auth>) -> Gate {
+    Arc::new(move |shown| {
+        let credentials = auth::Credentials {
+            api_key: shown.api_key.as_deref(),
+            bearer: shown.bearer.as_deref(),
+            certificate: shown.certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
+            unix: None,
+        };
+        let asked = auth.require(Role::Viewer, &credentials, Some(shown.peer.ip().to_canonical()));
+        asked.map(drop).map_err(|refusal| {
+            let ApiError { status, message, .. } = refusal.error;
+            match status {
+                401 => Denied::Unauthenticated(message),
+                403 => Denied::Forbidden(message),
+                429 => Denied::TooMany(message),
+                _ => Denied::Unavailable(message),
+            }
+        })
+    })
+}
 
 /// The TLS configuration for the next connection; its ALPN must offer `h2`.
 pub type Tls = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
