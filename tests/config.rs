@@ -162,7 +162,7 @@ fn the_installed_config_is_the_defaults() {
     let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| {
         section.starts_with('[') || installed.contains(&format!("# [{}\n", section.lines().next().unwrap_or_default()))
     });
-    assert_eq!(rules.len(), 9, "what has no default is switched on");
+    assert_eq!(rules.len(), 8, "what has no default is switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());

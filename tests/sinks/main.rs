@@ -10,6 +10,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
+mod hardship;
 mod outage;
 mod support;
 
@@ -43,7 +44,9 @@ fn a_webhook_gets_signed_json() {
     let got = receiver.wait(3);
     assert_eq!(numbers_of(&got), [0, 1, 2]);
     for record in &got {
-        let header = |name: &str| record["headers"][name].as_str().unwrap_or_else(|| panic!("{name} in {record}"));
+        let header = |name: &str| {
+            record["headers"][name.to_lowercase()].as_str().unwrap_or_else(|| panic!("{name} in {record}"))
+        };
         let mut mac = Hmac::<Sha256>::new_from_slice(b"k3y").unwrap();
         mac.update(format!("{}.{}", header("X-Ebpfsentinel-Timestamp"), record["body"].as_str().unwrap()).as_bytes());
         let want = format!("sha256={}", HEXLOWER.encode(&mac.finalize().into_bytes()));
