@@ -760,6 +760,9 @@ mod tests {
         metrics.alert(Component::Firewall, "high");
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("alerts").inc_by(32);
+        metrics.store_failures("audit").inc();
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.set_rules_loaded(Component::Firewall, 12);

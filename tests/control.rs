@@ -598,7 +598,7 @@ fn l7_rules_by_curl() {
     let (handle, thread) =
         supervisor.spawn_owner("l7", L7::start(engine).unwrap(), crossbeam_channel::never()).unwrap();
     let confirmations = Arc::new(Confirmations::default());
-    let config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
     let heard = Arc::new(Heard::default());
     config.auditor = heard.clone();
     let control = Control::start(config, l7::api::operations(&handle, &confirmations), metrics).unwrap();
