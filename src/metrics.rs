@@ -1011,6 +1011,9 @@ mod tests {
         sender.delivered.inc_by(32);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("alerts").inc_by(32);
+        metrics.store_failures("audit").inc();
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.tls_reload(true);
