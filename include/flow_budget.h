@@ -13,7 +13,8 @@
  *   budget: they are recorded whole. All fragments of a protocol between two addresses are one flow without ports.
  * - TCP: a SYN (with or without ACK) starts the direction anew: nothing is spent, nothing is known of its protocol. A
  *   packet with payload is within the budget while less than stream_depth bytes are spent; it then spends the payload
- *   that its IP header claims, so the last one may go beyond. One without payload is within the budget while fewer
+ *   that its IP header claims, so the last one may go beyond (of each CPU, if several see the direction at the same
+ *   time). One without payload is within the budget while fewer
  *   than IDS_EMPTY_PACKETS + stream_depth / IDS_EMPTY_SHARE of them were recorded: acknowledgements of a long
  *   download must not be recorded for ever.
  * - All else, UDP first: a packet is within the budget while fewer than udp_packets are spent; it then spends one.
@@ -270,13 +271,13 @@ static __always_inline void restart(struct ids_entry *entry, const struct seen *
 	entry->flags &= ~IDS_ENTRY_READ;
 }
 
-/* A packet was recorded whole. */
+/* A packet was recorded whole. Other CPUs may be at it with the same direction: nothing that was spent is forgotten. */
 static __always_inline void spend(struct ids_entry *entry, const struct seen *p)
 {
 	if (p->budget == BUDGET_PACKETS)
-		entry->spent++;
+		__sync_fetch_and_add(&entry->spent, 1);
 	else if (p->budget == BUDGET_BYTES && p->payload)
-		entry->spent += p->payload;
+		__sync_fetch_and_add(&entry->spent, p->payload);
 	else if (p->budget == BUDGET_BYTES)
-		entry->empty++;
+		__sync_fetch_and_add(&entry->empty, 1);
 }

@@ -90,6 +90,7 @@ fn link_of(number: u32) -> Option<Link> {
         0 | 108 => Link::Null,
         1 => Link::Ethernet,
         12 | 14 | 101 | 228 | 229 => Link::Raw,
+        9 | 50 => Link::Ppp,
         113 => Link::Sll,
         276 => Link::Sll2,
         _ => return None,

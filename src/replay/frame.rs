@@ -1,6 +1,7 @@
 //! Frames of other link layers with an Ethernet header in front, because that is what the programs in the kernel read.
 
 use crate::flow::Link;
+use crate::packet::frame;
 
 /// Length of an Ethernet header.
 const HEADER: usize = 14;
@@ -17,7 +18,7 @@ pub fn is_outgoing(link: Link, bytes: &[u8]) -> bool {
         Link::Sll => bytes.starts_with(&[0, OUTGOING]),
         // It stands behind protocol, interface and hardware type.
         Link::Sll2 => bytes.get(10) == Some(&OUTGOING),
-        Link::Ethernet | Link::Raw | Link::Null => false,
+        Link::Ethernet | Link::Raw | Link::Null | Link::Ppp => false,
     }
 }
 
@@ -41,6 +42,10 @@ impl Ethernet {
             Link::Sll => split(bytes, 14, 16),
             // It stands first.
             Link::Sll2 => split(bytes, 0, 20),
+            Link::Ppp => match frame::ppp(bytes) {
+                Some((Some(ethertype), packet)) => (ethertype.to_be_bytes(), packet),
+                _ => (UNKNOWN, bytes),
+            },
         };
         self.buffer.clear();
         self.buffer.resize(HEADER - 2, 0);
@@ -106,6 +111,11 @@ mod tests {
         sll2[0] = 0x81;
         sll2[20] = 7;
         check(Link::Sll2, &sll2, [0x81, 0], &[7]);
+        check(Link::Ppp, &[0xff, 0x03, 0, 0x21, 0x45], IPV4, &[0x45]);
+        check(Link::Ppp, &[0, 0x57, 0x60], IPV6, &[0x60]);
+        check(Link::Ppp, &[0x21, 0x45], IPV4, &[0x45]);
+        check(Link::Ppp, &[0xff, 0x03, 0xc0, 0x21, 1], UNKNOWN, &[0xff, 0x03, 0xc0, 0x21, 1]);
+        check(Link::Ppp, &[0xff, 0x03, 0], UNKNOWN, &[0xff, 0x03, 0]);
         assert_eq!(Ethernet::default().of(Link::Ethernet, &[1, 2]), [1, 2]);
     }
 

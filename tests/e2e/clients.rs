@@ -15,10 +15,10 @@ const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/servi
 /// Length of the file that nobody may have.
 const SECRET_BYTES: usize = 24_000_000;
 
-/// A firewall that lets everything through, and these rules of the L7 firewall.
-fn l7(rules: &[&str]) -> String {
+/// A firewall that lets everything through, and these keys and rules of the L7 firewall.
+fn l7(keys: &str, rules: &[&str]) -> String {
     let rules: String = rules.iter().map(|rule| format!("  {rule},\n")).collect();
-    format!("{}\n[l7]\nmode = \"block\"\nrules = [\n{rules}]\n", config("", "mode = \"block\"", &[]))
+    format!("{}\n[l7]\nmode = \"block\"\n{keys}\nrules = [\n{rules}]\n", config("", "mode = \"block\"", &[]))
 }
 
 /// A laboratory whose host offers services.
@@ -31,8 +31,12 @@ struct Town {
 
 impl Town {
     fn new(rules: &[&str]) -> Town {
+        Town::with("", rules)
+    }
+
+    fn with(keys: &str, rules: &[&str]) -> Town {
         let lab = Lab::new();
-        let agent = lab.start(&l7(rules));
+        let agent = lab.start(&l7(keys, rules));
         let folder = tempfile::Builder::new().prefix("ebs-town-").tempdir().unwrap();
         // What is denied is long: packets that were on their way when the rule was met do pass.
         let secret = std::fs::File::create(folder.path().join("file.txt")).unwrap();
@@ -324,18 +328,24 @@ fn ssh_is_recognised() {
     assert_eq!(town.protocol_on(8130), "ssh");
 }
 
+/// A server of the test itself in the host, and a client of it in the world, each with patience.
+fn connect(town: &Town, listen: &str, to: &str, port: u16) -> (TcpStream, TcpStream) {
+    let listener = town.lab.host.run(|| TcpListener::bind((listen, port))).unwrap().unwrap();
+    let client = town.lab.world.run(|| TcpStream::connect((to, port))).unwrap().unwrap();
+    let (server, _) = listener.accept().unwrap();
+    for stream in [&client, &server] {
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    }
+    (client, server)
+}
+
 /// What a server that is refused a flow sees of it: it is not left waiting.
 #[test]
 fn both_ends_of_a_refused_connection_are_reset() {
     use std::io::{Read, Write};
     let town = Town::new(&["{ id = \"no\", priority = 1, action = \"deny\", protocol = \"http\", path = \"/no\" }"]);
     for (listen, to) in [("0.0.0.0", HOST), ("::", HOST_V6)] {
-        let listener = town.lab.host.run(|| TcpListener::bind((listen, 8131))).unwrap().unwrap();
-        let mut client = town.lab.world.run(|| TcpStream::connect((to, 8131))).unwrap().unwrap();
-        let (mut server, _) = listener.accept().unwrap();
-        let patience = Some(std::time::Duration::from_secs(20));
-        client.set_read_timeout(patience).unwrap();
-        server.set_read_timeout(patience).unwrap();
+        let (mut client, mut server) = connect(&town, listen, to, 8131);
         client.write_all(b"GET /no HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         let end = |stream: &mut TcpStream| loop {
             match stream.read(&mut [0; 512]) {
@@ -348,4 +358,26 @@ fn both_ends_of_a_refused_connection_are_reset() {
         assert_eq!(end(&mut client), std::io::ErrorKind::ConnectionReset, "{to}");
     }
     assert!(town.lab.metric("ebpfsentinel_tcp_resets_total{worker=\"0\",result=\"sent\"}") >= 2.0);
+}
+
+/// The same where resets are not wanted: the kernel drops what comes, and says nothing.
+#[test]
+fn nobody_is_reset_where_that_is_switched_off() {
+    use std::io::{ErrorKind, Read, Write};
+    let rule = "{ id = \"no\", priority = 1, action = \"deny\", protocol = \"http\", path = \"/no\" }";
+    let town = Town::with("tcp_reset = false", &[rule]);
+    for (listen, to) in [("0.0.0.0", HOST), ("::", HOST_V6)] {
+        let (mut client, mut server) = connect(&town, listen, to, 8132);
+        client.write_all(b"GET /no HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut request = [0; 512];
+        let length = server.read(&mut request).unwrap();
+        assert!(request[..length].starts_with(b"GET /no"));
+        town.alert("no", |line| line.contains("action=blocked") && line.contains(&format!("dst_ip={to} ")));
+        server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        for stream in [&mut client, &mut server] {
+            stream.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
+            assert_eq!(stream.read(&mut [0; 512]).unwrap_err().kind(), ErrorKind::WouldBlock, "{to}");
+        }
+    }
+    assert_eq!(town.lab.metric("ebpfsentinel_tcp_resets_total{worker=\"0\",result=\"sent\"}"), 0.0);
 }

@@ -662,6 +662,7 @@ fn payloads(records: &[Told], ipv6: bool, from: u16) -> Vec<(usize, &[u8])> {
 fn super_packets_are_copied_whole_wherever_their_bytes_stand() {
     const DEPTH: usize = 3 << 20;
     const SENT: usize = 4 << 20;
+    let cpus = std::thread::available_parallelism().unwrap().get();
     let wire = Wire::new();
     let content: Vec<u8> = (0..SENT as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let mut file = tempfile::tempfile().unwrap();
@@ -699,7 +700,8 @@ fn super_packets_are_copied_whole_wherever_their_bytes_stand() {
             // What a busy machine makes TCP send again is spent, and told, again.
             let spent = counts.spent as usize;
             let copied: usize = payloads.iter().map(|(_, payload)| payload.len()).sum();
-            assert!((DEPTH..DEPTH + FRAME_MAX).contains(&spent), "{what}: {counts:?}");
+            // Each CPU may have seen room for its last packet.
+            assert!((DEPTH..DEPTH + FRAME_MAX * cpus).contains(&spent), "{what}: {counts:?}");
             assert_eq!(spent, copied, "{what}: {counts:?}");
             assert_eq!(ids.count(direction).lost, [0; 3], "{what}");
             if direction == Direction::Egress {

@@ -31,6 +31,8 @@ pub enum Link {
     Sll,
     /// Linux cooked capture, version 2.
     Sll2,
+    /// PPP (RFC 1661), with or without address and control (RFC 1662).
+    Ppp,
 }
 
 /// Protocol numbers of IP that are looked into.
@@ -282,6 +284,10 @@ pub fn decode(link: Link, vlans: [u16; 2], bytes: &[u8]) -> Result<Frame<'_>, Un
         Link::Null => null(bytes)?,
         Link::Sll => cooked(bytes, 14, 16, &mut vlans)?,
         Link::Sll2 => cooked(bytes, 0, 20, &mut vlans)?,
+        Link::Ppp => {
+            let (ethertype, packet) = ppp(bytes).ok_or(Malformed::LinkTruncated)?;
+            (ethertype.ok_or(Unread::NotIp)?, packet)
+        }
     };
     let mut oddities = Oddities::default();
     let packet = ip::read(ethertype, packet, vlans, 0, &mut oddities)?;
@@ -332,6 +338,25 @@ fn null(bytes: &[u8]) -> Result<(u16, &[u8]), Unread> {
         10 | 24 | 28 | 30 => Ok((ip::ETHERTYPE_IPV6, packet)),
         _ => Err(Malformed::LinkUnknownFamily.into()),
     }
+}
+
+/// What PPP carries: the EtherType of IPv4 or IPv6, none for another protocol, and the packet. `None`: too short.
+pub fn ppp(bytes: &[u8]) -> Option<(Option<u16>, &[u8])> {
+    // Both may be left out (RFC 1661, sections 6.5 and 6.6): an odd byte ends the protocol's number.
+    let bytes = bytes.strip_prefix(&[0xff, 0x03]).unwrap_or(bytes);
+    let (&first, rest) = bytes.split_first()?;
+    let (number, packet) = if first & 1 == 1 {
+        (u16::from(first), rest)
+    } else {
+        let (&second, rest) = rest.split_first()?;
+        (u16::from_be_bytes([first, second]), rest)
+    };
+    let ethertype = match number {
+        0x21 => Some(ip::ETHERTYPE_IPV4),
+        0x57 => Some(ip::ETHERTYPE_IPV6),
+        _ => None,
+    };
+    Some((ethertype, packet))
 }
 
 /// Linux cooked capture: the EtherType stands at `at`, the packet begins at `header`.

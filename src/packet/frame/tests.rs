@@ -42,6 +42,8 @@ fn plain_frames_of_each_link_layer_are_read() {
         check_tcp(Link::Null, &[&family.to_be_bytes(), ip].concat(), 0, b"hello");
         check_tcp(Link::Null, &[&family.to_le_bytes(), ip].concat(), 0, b"hello");
         check_tcp(Link::Sll, &[&[0; 14], ethertype, ip].concat(), 0, b"hello");
+        let ppp = if ethertype == [8, 0] { [0, 0x21] } else { [0, 0x57] };
+        check_tcp(Link::Ppp, &[&[0xff, 0x03], &ppp, ip].concat(), 0, b"hello");
         check_tcp(Link::Sll2, &[ethertype, &[0; 18], ip].concat(), 0, b"hello");
     }
 }
@@ -263,7 +265,7 @@ fn options_of_tcp_are_walked_within_their_bounds() {
 proptest! {
     /// Whatever comes, it is read or refused; and a frame that is cut anywhere never says more than the whole one.
     #[test]
-    fn no_bytes_make_it_panic(mut frame in prop::collection::vec(any::<u8>(), 0..200), kind in 0usize..8, link in 0usize..5) {
+    fn no_bytes_make_it_panic(mut frame in prop::collection::vec(any::<u8>(), 0..200), kind in 0usize..8, link in 0usize..6) {
         let start: &[u8] = match kind {
             0 => &[0; 0],
             1 => &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45],
@@ -276,7 +278,7 @@ proptest! {
         };
         let len = start.len().min(frame.len());
         frame[..len].copy_from_slice(&start[..len]);
-        let link = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2][link];
+        let link = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2, Link::Ppp][link];
         if let Ok(read) = decode(link, [0; 2], &frame)
             && let Content::Fragment(part) = read.content
         {

@@ -79,6 +79,8 @@ fn link_layers_by_their_numbers() {
         (101, Link::Raw),
         (228, Link::Raw),
         (229, Link::Raw),
+        (9, Link::Ppp),
+        (50, Link::Ppp),
         (113, Link::Sll),
         (276, Link::Sll2),
         // With the length of a frame check sequence above.

@@ -8,7 +8,7 @@ use ebpfsentinel::flow::{
 };
 use ebpfsentinel::packet::proto::{Fact, Stage, Told};
 
-const LINKS: [Link; 5] = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2];
+const LINKS: [Link; 6] = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2, Link::Ppp];
 /// What the flow table, fragments, announcements and anomalies may take beside what [`limits`] says, in bytes.
 const TABLES_MAX: usize = 512 << 10;
 /// Anomalies of one flow, which it keeps until it ends.

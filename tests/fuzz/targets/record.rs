@@ -19,7 +19,7 @@ fn record_of_tc_ids(bytes: &[u8]) {
     // The boot's time and the record's may be any.
     record.meta(u64::MAX);
     let _ = (record.signature(), record.has_lost(), record.is_headers_only(), record.is_truncated());
-    for link in [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2] {
+    for link in [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2, Link::Ppp] {
         let _ = frame::decode(link, meta.vlans, record.frame);
     }
 }

@@ -194,7 +194,7 @@ fn quic_seeds(root: &Path) -> Vec<Vec<u8>> {
 }
 
 fn packets_seeds(root: &Path) -> Vec<Vec<u8>> {
-    let links = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2];
+    let links = [Link::Ethernet, Link::Raw, Link::Null, Link::Sll, Link::Sll2, Link::Ppp];
     let mut seeds = Vec::new();
     for (frames, choice) in captures(root).iter().flat_map(|frames| [(frames, 0), (frames, 0x15)]) {
         let mut seed = vec![choice];
