@@ -475,7 +475,7 @@ pub(crate) mod tests {
         let requests = server.join().unwrap();
         let first = requests[0].to_lowercase();
         assert!(first.starts_with("get /s?a=b ") && first.contains("last-event-id: id-7\r\n"), "{first}");
-        assert!(first.contains("accept: text/event-stream\r\n") && first.contains("bearer secret"), "{first}");
+        assert!(first.contains("accept: text/event-stream\r\n") && first.contains("x-api-key: secret"), "{first}");
 
         // Silence, with the connection open.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -209,7 +209,9 @@ fn the_installed_config_is_the_defaults() {
         let stands = if key.kind == Kind::Table && !table.ends_with("[]") {
             full.contains(&format!("[{}]", key.path))
         } else {
-            let section = full.split(&header).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
+            // At the start of a line: comments name sections, too.
+            let section =
+                full.split(&format!("\n{header}")).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
             let has = |name: &str| section.lines().any(|line| line.starts_with(&format!("{name} = ")));
             // Of the ways to write a secret one is shown, and the others are named.
             let secret = last.trim_end_matches("_file").trim_end_matches("_credential");

@@ -271,7 +271,12 @@ impl Server {
     /// Tells the audit log of who was not let, unless there are too many of them from one address: then it is told how many
     /// were left out by the next one that is not.
     fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, notes: Vec<Note>, address: Option<IpAddr>) {
-        let Some(untold) = refusal.told else { return };
+        // Of strangers there may be too many; whoever is known is always told of.
+        let untold = match (refusal.told, &refusal.caller) {
+            (Some(untold), _) => untold,
+            (None, Some(_)) => 0,
+            (None, None) => return,
+        };
         let nobody = Caller::anonymous(Role::Public);
         let caller = refusal.caller.as_ref().unwrap_or(&nobody);
         let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
