@@ -17,7 +17,9 @@ use serde_json::Value;
 use crate::abi::xdp_chain;
 use crate::alert::hub::{self, Hub};
 use crate::alert::{self, Alerting, Route, Suppressions};
-use crate::api::ApiError;
+use crate::api::{ApiError, Note};
+use crate::audit::store::AuditStore;
+use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
 use crate::bpf::attach::{AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
@@ -28,7 +30,7 @@ use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
 use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
-use crate::confirm::Confirmations;
+use crate::confirm::{Confirmations, Expired};
 use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
@@ -47,7 +49,9 @@ use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
-use crate::supervise::{Handle, Mailbox, Supervisor};
+use crate::store;
+use crate::store::alerts::AlertStore;
+use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
@@ -109,6 +113,7 @@ struct Agent {
     shared: Arc<Mutex<Config>>,
     /// With `tls.enabled`.
     tls: Option<Arc<TlsStore>>,
+    stores: Stores,
 }
 
 /// What the control port sees of the agent.
@@ -121,7 +126,21 @@ struct Front {
     /// Where gRPC listens.
     grpc: Option<SocketAddr>,
     tls: Option<Arc<TlsStore>>,
+    stores: Stores,
     started: Instant,
+}
+
+/// What outlives a run; `None` where it is switched off.
+#[derive(Clone)]
+struct Stores {
+    audit: Option<AuditStore>,
+    alerts: Option<AlertStore>,
+}
+
+/// The threads of the stores.
+struct StoreThreads {
+    audit: Option<Thread<audit::store::Writer>>,
+    alerts: Option<Thread<store::alerts::Writer>>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -153,10 +172,15 @@ pub fn run(options: Options) -> Result<()> {
     let hub = Hub::new(hub::RING);
     let processes = Processes::open(Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
+    let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    if let Some(alerts) = &stores.alerts {
+        hub.set_history(Arc::new(alerts.clone()));
+    }
     let start = alert::Start {
         config: &config.alerting,
-        own: vec![Route::all(hub.sink())],
-        suppressions: Arc::new(Suppressions::default()),
+        own: stores.alerts.iter().map(|alerts| Route::all(alerts.sink())).chain([Route::all(hub.sink())]).collect(),
+        suppressions,
         processes,
         alerts: alert_queue,
         state_dir: config.agent.state_dir.clone(),
@@ -249,9 +273,18 @@ pub fn run(options: Options) -> Result<()> {
         shared: shared.clone(),
         grpc: None,
         tls: tls.clone(),
+        stores: stores.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, &auth, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(
+        &config.agent,
+        &hub,
+        grpc::gate_of(auth.clone(), stores.auditor()),
+        tls.as_ref(),
+        &supervisor,
+        &metrics,
+    )
+    .and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
         start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
@@ -286,6 +319,7 @@ pub fn run(options: Options) -> Result<()> {
         confirmations,
         shared,
         tls,
+        stores: stores.clone(),
     };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
@@ -315,8 +349,72 @@ pub fn run(options: Options) -> Result<()> {
             log::warn!("{gone}");
         }
     }
+    // The last of all: what the others did while they stopped is kept, too.
+    for gone in stores.stop(store_threads) {
+        log::warn!("{gone}");
+    }
     log::info!("agent stopped");
     ended
+}
+
+impl Stores {
+    /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
+    fn start(
+        config: &Config,
+        suppressions: &Arc<Suppressions>,
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Result<(Stores, StoreThreads)> {
+        let audit = config.audit.enabled.then(|| {
+            let path = config.audit.trail_file(&config.agent.state_dir);
+            AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
+        });
+        let (audit, audit_thread) = audit.transpose()?.unzip();
+        let alerts = config.audit.alerts.enabled.then(|| {
+            let path = config.audit.alerts_file(&config.agent.state_dir);
+            AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor)
+                .context("starting the store of alerts")
+        });
+        let (alerts, alerts_thread) = alerts.transpose()?.unzip();
+        Ok((Stores { audit, alerts }, StoreThreads { audit: audit_thread, alerts: alerts_thread }))
+    }
+
+    /// Whom operations are told to.
+    fn auditor(&self) -> Arc<dyn Auditor> {
+        match &self.audit {
+            Some(audit) => Arc::new(audit.clone()),
+            None => Arc::new(NoAuditor),
+        }
+    }
+
+    /// Other limits, at a reload.
+    fn reconfigure(&self, config: &Config) {
+        if let Some(audit) = &self.audit {
+            let limits = config.audit.limits();
+            if let Err(gone) = audit.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the audit trail keeps its old limits: {gone}");
+            }
+        }
+        if let Some(alerts) = &self.alerts {
+            let limits = config.audit.alerts.limits();
+            if let Err(gone) = alerts.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the store of alerts keeps its old limits: {gone}");
+            }
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        let audit = self.audit.iter().flat_map(AuditStore::health);
+        audit.chain(self.alerts.iter().flat_map(AlertStore::health)).collect()
+    }
+
+    fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
+        let audit = self.audit.as_ref().zip(threads.audit);
+        let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        let alerts = self.alerts.as_ref().zip(threads.alerts);
+        let alerts = alerts.map(|(alerts, thread)| alerts.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        [alerts, audit].into_iter().flatten().filter_map(Result::err).collect()
+    }
 }
 
 impl Agent {
@@ -352,7 +450,9 @@ impl Agent {
                     }
                 }
                 MainEvent::Timer(Timer::Second) => {
-                    if let Some((what, undone)) = self.confirmations.expire(Instant::now()) {
+                    if let Some(Expired { what, undone, notes }) = self.confirmations.expire(Instant::now()) {
+                        let outcome = if undone.is_ok() { 200 } else { 500 };
+                        self.audit("config confirm", outcome, &format!("{what}: not confirmed in time"), notes);
                         match undone {
                             Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
                             Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
@@ -422,20 +522,37 @@ impl Agent {
     fn reload_and_tell(&mut self, notifier: &Notifier, why: &str) {
         notifier.reloading();
         match self.reload(None) {
-            Ok(message) => log::info!("{why}: {message}"),
-            Err(error) => log::error!("{why}: nothing was changed: {error}"),
+            Ok((message, notes)) => {
+                log::info!("{why}: {message}");
+                self.audit("config reload", 200, &format!("{why}: {message}"), notes);
+            }
+            Err(error) => {
+                log::error!("{why}: nothing was changed: {error}");
+                let told = format!("{why}: nothing was changed: {}", error.message);
+                self.audit("config reload", error.status, &told, Vec::new());
+            }
         }
         notifier.ready("protecting");
     }
 
+    /// Tells the audit log of what the agent did by itself.
+    fn audit(&self, operation: &str, outcome: u16, detail: &str, notes: Vec<Note>) {
+        let auditor = self.stores.auditor();
+        let entry = Entry::new(Actor::config_reload(), operation, outcome, detail);
+        if notes.is_empty() {
+            auditor.record(entry.clone());
+        }
+        notes.into_iter().for_each(|note| auditor.record(entry.clone().with(note)));
+    }
+
     /// Reads the configuration anew and puts all of it in force, or changes nothing.
-    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         let result = self.try_reload(confirm_secs);
         self.metrics.config_reload(result.is_ok());
         result
     }
 
-    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         self.confirmations.refuse_while_pending()?;
         let loaded = self.options.load().map_err(|errors| ApiError::validation(errors.to_string()))?;
         let fixed = loaded.config.restart_needed(&self.config);
@@ -455,7 +572,7 @@ impl Agent {
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
-        let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
         let alerting = self.alerting.clone();
         let others = before.clone();
         let (asking, asked) = (self.auth.clone(), self.auth.current());
@@ -479,6 +596,7 @@ impl Agent {
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            stores.reconfigure(&old);
                             if let Some((store, state)) = tls_before {
                                 store.replace(state);
                             }
@@ -510,10 +628,15 @@ impl Agent {
         if let Some((store, state)) = tls {
             store.replace(state);
         }
+        self.stores.reconfigure(&loaded.config);
+        let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
+        if confirm_secs.is_some() {
+            self.confirmations.remember(notes.clone());
+        }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
-        Ok(format!("configuration reloaded, {rules} rules in the file"))
+        Ok((format!("configuration reloaded, {rules} rules in the file"), notes))
     }
 }
 
@@ -686,6 +809,7 @@ impl Front {
     fn degraded(&self) -> Vec<String> {
         let mut reasons = self.engines.degraded();
         reasons.extend(self.auth.degraded());
+        reasons.extend(self.stores.degraded());
         reasons
     }
 
@@ -754,11 +878,11 @@ impl AgentControl for Front {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        let message = self
+        let (message, notes) = self
             .agent
             .call(move |agent| agent.reload(confirm_secs))
             .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
-        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending() })
+        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending(), notes })
     }
 
     fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError> {
@@ -957,7 +1081,7 @@ fn hand_over<E: 'static>(
 fn start_grpc(
     agent: &AgentConfig,
     hub: &Hub,
-    auth: &Arc<Auth>,
+    gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
@@ -966,7 +1090,7 @@ fn start_grpc(
         return Ok(None);
     }
     let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
-    config.gate = Some(grpc::gate_of(auth.clone()));
+    config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
@@ -997,7 +1121,10 @@ fn start_control(
         let tls = tls.clone();
         metrics.set_tls_expiry(Box::new(move || tls.not_after()));
     }
+    let stores = front.stores.clone();
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
+    operations.extend(audit::api::operations(stores.audit.as_ref()));
+    operations.extend(store::api::operations(stores.alerts.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
@@ -1030,6 +1157,7 @@ fn start_control(
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
     config.auth = Some(auth);
+    config.auditor = stores.auditor();
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")

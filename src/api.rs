@@ -25,6 +25,7 @@
 //! assert!((list.run)(&api::Request::new(&LIST)).is_ok());
 //! ```
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -36,6 +37,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::component::Component;
 
 /// Items of a list when the client names no `limit`.
 pub const PAGE_LIMIT_DEFAULT: u32 = 100;
@@ -315,6 +318,21 @@ pub struct Request {
     pub namespaces: Namespaces,
     /// [`Caller::method`].
     pub method: &'static str,
+    /// What the operation changed, for the audit log.
+    notes: RefCell<Vec<Note>>,
+}
+
+/// One thing that an operation changed, as the API shows it: no secret is ever in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// Of which component.
+    pub component: Option<Component>,
+    /// The rule's id.
+    pub rule: Option<String>,
+    /// What there was; `None`: nothing.
+    pub before: Option<Value>,
+    /// What there is now; `None`: nothing.
+    pub after: Option<Value>,
 }
 
 impl Request {
@@ -331,6 +349,7 @@ impl Request {
             last_event_id: None,
             namespaces: Namespaces::All,
             method: "none",
+            notes: RefCell::default(),
         }
     }
 
@@ -343,6 +362,21 @@ impl Request {
     /// The caller, apart from whoever has the same name by another method.
     pub fn caller_id(&self) -> String {
         format!("{} {}", self.method, self.actor)
+    }
+
+    /// Notes what was changed, or what would have been, had it gone well: the audit log tells which by the answer.
+    pub fn note(&self, note: Note) {
+        self.notes.borrow_mut().push(note);
+    }
+
+    /// What was noted up to now.
+    pub fn notes(&self) -> Vec<Note> {
+        self.notes.borrow().clone()
+    }
+
+    /// What was noted up to now; from now on nothing is.
+    pub fn take_notes(&self) -> Vec<Note> {
+        self.notes.take()
     }
 
     /// With a path parameter.

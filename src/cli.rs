@@ -5,6 +5,7 @@
 
 mod add;
 mod alerts;
+mod audit;
 mod auth;
 mod columns;
 mod firewall;
@@ -143,8 +144,23 @@ pub enum Remote {
     Flows(String),
     /// Alerts as they happen.
     Watch(watch::Watch),
+    /// A page of something.
+    Page(Paged),
+    /// Whether the audit trail is as it was written.
+    AuditVerify,
     /// One request whose answer is printed as it is.
     Call(Call),
+}
+
+/// A list that is asked for page by page.
+#[derive(Debug, PartialEq)]
+pub struct Paged {
+    /// Path and query.
+    pub target: String,
+    /// Where in the answer the list is; `None`: it is the answer.
+    pub field: Option<&'static str>,
+    columns: &'static [Column],
+    nothing: &'static str,
 }
 
 /// One request.
@@ -252,8 +268,9 @@ enum Sub {
     Firewall(firewall::FirewallArgs),
     Ratelimit(ratelimit::RatelimitArgs),
     Flows(FlowsArgs),
-    Alerts(alerts::AlertsArgs),
     L7(l7::L7Args),
+    Alerts(alerts::AlertsArgs),
+    Audit(audit::AuditArgs),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
@@ -675,7 +692,8 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Ratelimit(args) => ratelimit::command(args)?,
         Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::L7(args) => l7::command(args)?,
-        Sub::Alerts(args) => alerts::command(args),
+        Sub::Alerts(args) => alerts::command(args)?,
+        Sub::Audit(args) => audit::command(args),
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
 }
@@ -686,6 +704,16 @@ fn get(path: &str) -> Remote {
 
 fn post(target: String, body: Option<Value>) -> Remote {
     Remote::Call(Call { method: Method::Post, target, body })
+}
+
+/// A path with those parameters that are given.
+fn query(path: &str, parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let mut target = path.to_owned();
+    for (n, (name, value)) in given.enumerate() {
+        target += &format!("{}{name}={}", if n == 0 { '?' } else { '&' }, encoded(value));
+    }
+    target
 }
 
 fn flows_target(args: &FlowsArgs) -> String {
@@ -901,6 +929,11 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
         Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
         // It prints for itself, for as long as it runs.
         Remote::Watch(_) => (String::new(), OK),
+        Remote::Page(page) => (paged(output, page, client.json(Method::Get, &page.target, None)?), OK),
+        Remote::AuditVerify => {
+            let found = client.json(Method::Get, "/api/v1/audit/verify", None)?;
+            (show(&found), if found["status"] == "intact" { OK } else { REFUSED })
+        }
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)
@@ -947,6 +980,29 @@ fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) 
         Output::Table if items.is_empty() => nothing.to_owned(),
         Output::Table => list_table(&items, columns),
     }
+}
+
+/// A page for people says how to go on; for programs it is the answer as it is.
+fn paged(output: Output, page: &Paged, mut answer: Value) -> String {
+    if output == Output::Json {
+        return pretty(&answer);
+    }
+    let items = match page.field {
+        Some(field) => answer[field].take(),
+        None => answer.take(),
+    };
+    let Value::Array(mut items) = items else { return page.nothing.to_owned() };
+    for changes in items.iter_mut().filter_map(|item| item.get_mut("changes")) {
+        let text = |change: &Value| {
+            format!("{}: {} -> {}", scalar(&change["key"]), scalar(&change["before"]), scalar(&change["after"]))
+        };
+        *changes = changes.as_array().map(|all| all.iter().map(text).collect::<Vec<_>>().join("; ")).into();
+    }
+    let mut text = listed(output, items, page.columns, page.nothing);
+    if !answer["next"].is_null() {
+        text += &format!("\nThere may be more: --before {}", scalar(&answer["next"]));
+    }
+    text
 }
 
 /// A column of a table: heading, and the fields that it shows, those that are absent left out.
@@ -1137,6 +1193,32 @@ mod tests {
             assert_eq!((call.method, call.target.as_str()), (method, target), "{text}");
         };
         check("status", Method::Get, "/api/v1/agent/status");
+        check("alerts show 019a", Method::Get, "/api/v1/alerts/019a");
+        check("alerts unmark-fp 019a", Method::Delete, "/api/v1/alerts/019a/false-positive");
+        check("alerts unsuppress 019b", Method::Delete, "/api/v1/alerts/suppressions/019b");
+        check("alerts mark-fp 019a --comment x --suppress 60", Method::Post, "/api/v1/alerts/019a/false-positive");
+        let body = call("alerts mark-fp 019a --comment known --suppress 60").body.unwrap();
+        assert_eq!(body, json!({"comment": "known", "suppress": {"minutes": 60}}));
+        assert_eq!(call("alerts mark-fp 019a").body.unwrap(), json!({}));
+        let page = |text: &str| match line(text).unwrap().command {
+            Command::Remote(Remote::Page(page)) => page.target,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(
+            page("alerts list --component ids --severity high --limit 50"),
+            "/api/v1/alerts?component=ids&min_severity=high&limit=50"
+        );
+        assert_eq!(
+            page("alerts list --ip 10.0.0.0/8 --from 2026-11-30T08:00:00Z --false-positive false"),
+            "/api/v1/alerts?ip=10%2E0%2E0%2E0%2F8&from=2026-11-30T08%3A00%3A00Z&false_positive=false&limit=100"
+        );
+        assert_eq!(
+            page("audit logs --component firewall --limit 20"),
+            "/api/v1/audit/logs?component=firewall&limit=20"
+        );
+        assert_eq!(page("audit history fw-001"), "/api/v1/audit/rules/fw-001/history?limit=50");
+        assert!(matches!(line("audit verify").unwrap().command, Command::Remote(Remote::AuditVerify)));
+        assert_eq!(line("alerts mark-fp 019a --suppress 0").unwrap_err().code, USAGE);
         check("config show", Method::Get, "/api/v1/config");
         check("config reload", Method::Post, "/api/v1/config/reload");
         check("config reload --confirm 60", Method::Post, "/api/v1/config/reload?confirm_secs=60");

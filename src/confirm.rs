@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::api::ApiError;
+use crate::api::{ApiError, Note};
 
 /// Longest time that a change may wait, in seconds.
 pub const CONFIRM_SECS_MAX: u32 = 3600;
@@ -17,6 +17,17 @@ struct Pending {
     deadline: Instant,
     keep: Act,
     undo: Act,
+    notes: Vec<Note>,
+}
+
+/// A change that nobody confirmed in time.
+pub struct Expired {
+    /// What it was.
+    pub what: String,
+    /// Whether it could be taken back.
+    pub undone: anyhow::Result<()>,
+    /// What taking it back changed, for the audit log.
+    pub notes: Vec<Note>,
 }
 
 /// The one change that may wait for its confirmation.
@@ -55,8 +66,16 @@ impl Confirmations {
         keep: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
         undo: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) {
+        let (keep, undo): (Act, Act) = (Box::new(keep), Box::new(undo));
         let (what, by) = (what.into(), by.into());
-        *self.lock() = Some(Pending { what, by, deadline, keep: Box::new(keep), undo: Box::new(undo) });
+        *self.lock() = Some(Pending { what, by, deadline, keep, undo, notes: Vec::new() });
+    }
+
+    /// Remembers what the change that waits has changed, to tell the opposite when it is taken back.
+    pub fn remember(&self, notes: Vec<Note>) {
+        if let Some(pending) = self.lock().as_mut() {
+            pending.notes = notes;
+        }
     }
 
     /// Keeps what waits; `None` when nothing does. With `by` it must be that caller's own change.
@@ -74,13 +93,15 @@ impl Confirmations {
     }
 
     /// Takes back what waited too long; `None` when nothing did.
-    pub fn expire(&self, now: Instant) -> Option<(String, anyhow::Result<()>)> {
+    pub fn expire(&self, now: Instant) -> Option<Expired> {
         let mut lock = self.lock();
         if lock.as_ref()?.deadline > now {
             return None;
         }
         let pending = lock.take()?;
         drop(lock);
-        Some((pending.what, (pending.undo)()))
+        let opposite = |note: Note| Note { before: note.after, after: note.before, ..note };
+        let notes = pending.notes.into_iter().map(opposite).collect();
+        Some(Expired { what: pending.what, undone: (pending.undo)(), notes })
     }
 }

@@ -160,7 +160,10 @@ impl Output {
             .write_style(env_logger::WriteStyle::Never)
             .format(move |out, record| out.write_all(line(record, format, under_journald).as_bytes()))
             .filter_level(level)
-            .filter_module(ALERT_TARGET, level.max(LevelFilter::Info));
+            .filter_module(ALERT_TARGET, level.max(LevelFilter::Info))
+            // At trace they show paths and headers of requests, which may be secrets.
+            .filter_module("ureq", level.min(LevelFilter::Debug))
+            .filter_module("ureq_proto", level.min(LevelFilter::Debug));
         if let Some(value) = rust_log {
             check_filter(value)
                 .map_err(|reason| LoggingError::RustLog { value: value.escape_debug().to_string(), reason })?;

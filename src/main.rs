@@ -8,11 +8,13 @@ use ebpfsentinel::agent::{self, Options};
 use ebpfsentinel::cli::{self, Command};
 use ebpfsentinel::control::tls::TlsState;
 use ebpfsentinel::lab::demo;
+use ebpfsentinel::outbound;
 use ebpfsentinel::replay::{self, Job};
 
 const DEFAULT_CONFIG: &str = "/etc/ebpfsentinel/config.toml";
 
 fn main() -> ExitCode {
+    outbound::install_crypto();
     let invocation = cli::parse();
     let global = &invocation.global;
     let options = |path: Option<PathBuf>| Options {

@@ -107,12 +107,23 @@ metrics! {
     PROGRAM_STATUS = Gauge "ebpf_program_status" ["program"] "1 for an attached eBPF program, 0 for any other";
     RULES_LOADED = Gauge "rules_loaded" ["domain"] "Rules in force";
     ALERTS = Counter "alerts" ["component", "severity"] "Alerts generated";
+    SENDER_CIRCUIT = Gauge "alert_sender_circuit_state" ["destination"] "Whether alerts are sent to a destination: 0 closed \
+        (they are), 1 half-open (one is, to see), 2 open (none is, after failures)";
+    SENDER_ALERTS = Counter "alert_sender_alerts" ["destination", "result"] "Alerts of a destination: delivered, retried (each \
+        time that one is to be sent again), failed (refused for good, or given up)";
+    SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
+    SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
     ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route, or alerting.enabled is false (disabled)";
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    FALSE_POSITIVES = Counter "false_positives" ["component", "rule_id"] "Alerts that were marked as false positives";
+    STORE_RECORDS = Counter "store_records" ["store"] "Records that were committed: alerts (an alert that goes on counts \
+        each time it is told), entries of the audit trail";
+    STORE_FAILURES = Counter "store_commit_failures" ["store"] "Commits that failed and are tried again: the disk is full or \
+        refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
     STREAM_CLIENTS = Gauge "stream_clients" ["kind"] "Clients that listen to alerts: kind sse or grpc";
@@ -302,6 +313,23 @@ pub struct LimitRuleCounters {
     pub counts: Vec<(&'static str, u64, u64)>,
 }
 
+/// What is counted of one destination of alerts.
+#[derive(Clone, Debug)]
+pub struct SenderMetrics {
+    /// 0 closed, 1 half-open, 2 open.
+    pub circuit: Gauge,
+    /// Alerts in memory.
+    pub queue: Gauge,
+    /// Bytes on disk.
+    pub spool_bytes: Gauge,
+    /// Alerts that arrived.
+    pub delivered: Counter,
+    /// Alerts that are to be sent again.
+    pub retried: Counter,
+    /// Alerts that will not be sent again.
+    pub failed: Counter,
+}
+
 type KernelSource = Box<dyn Fn() -> KernelCounters + Send + Sync>;
 
 /// The agent's metrics. One for a process, shared by `Arc`.
@@ -332,6 +360,28 @@ impl Metrics {
     /// One alert.
     pub fn alert(&self, component: Component, severity: &str) {
         self.state.alerts.get_or_create(&ALERTS.set([component.name(), severity])).inc();
+    }
+
+    /// What is counted of a destination of alerts; keep it.
+    pub fn sender(&self, destination: &str) -> SenderMetrics {
+        let state = &self.state;
+        let gauge = |family: &Gauges, declared: &Declared| family.get_or_create_owned(&declared.set([destination]));
+        let alerts = |result| state.sender_alerts.get_or_create_owned(&SENDER_ALERTS.set([destination, result]));
+        SenderMetrics {
+            circuit: gauge(&state.sender_circuit, &SENDER_CIRCUIT),
+            queue: gauge(&state.sender_queue, &SENDER_QUEUE),
+            spool_bytes: gauge(&state.sender_spool, &SENDER_SPOOL),
+            delivered: alerts("delivered"),
+            retried: alerts("retried"),
+            failed: alerts("failed"),
+        }
+    }
+
+    /// A destination that is no more: its states go, its counts stay.
+    pub fn forget_sender(&self, destination: &str) {
+        self.state.sender_circuit.remove(&SENDER_CIRCUIT.set([destination]));
+        self.state.sender_queue.remove(&SENDER_QUEUE.set([destination]));
+        self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
     /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
@@ -375,6 +425,21 @@ impl Metrics {
     /// The histogram of a component's time per event. Keep it, as [`Metrics::events_lost`].
     pub fn processing(&self, component: Component) -> Histogram {
         self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
+    }
+
+    /// One alert that was marked as a false positive.
+    pub fn false_positive(&self, component: &str, rule_id: &str) {
+        self.state.false_positives.get_or_create(&FALSE_POSITIVES.set([component, rule_id])).inc();
+    }
+
+    /// The counter of records that a store has committed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_records(&self, store: &str) -> Counter {
+        self.state.store_records.get_or_create_owned(&STORE_RECORDS.set([store]))
+    }
+
+    /// The counter of a store's commits that failed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_failures(&self, store: &str) -> Counter {
+        self.state.store_failures.get_or_create_owned(&STORE_FAILURES.set([store]))
     }
 
     /// One answered request; `operation` is the command of its spec.
@@ -476,10 +541,17 @@ struct State {
     program_status: Gauges,
     rules_loaded: Gauges,
     alerts: Counters,
+    sender_circuit: Gauges,
+    sender_alerts: Counters,
+    sender_queue: Gauges,
+    sender_spool: Gauges,
     alerts_dropped: Counters,
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    false_positives: Counters,
+    store_records: Counters,
+    store_failures: Counters,
     tls_reloads: Counters,
     tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
@@ -501,10 +573,17 @@ impl Default for State {
             program_status: Gauges::default(),
             rules_loaded: Gauges::default(),
             alerts: Counters::default(),
+            sender_circuit: Gauges::default(),
+            sender_alerts: Counters::default(),
+            sender_queue: Gauges::default(),
+            sender_spool: Gauges::default(),
             alerts_dropped: Counters::default(),
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            false_positives: Counters::default(),
+            store_records: Counters::default(),
+            store_failures: Counters::default(),
             tls_reloads: Counters::default(),
             tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
@@ -589,10 +668,17 @@ impl Collector for State {
         out.family(&PROGRAM_STATUS, &self.program_status)?;
         out.family(&RULES_LOADED, &self.rules_loaded)?;
         out.family(&ALERTS, &self.alerts)?;
+        out.family(&SENDER_CIRCUIT, &self.sender_circuit)?;
+        out.family(&SENDER_ALERTS, &self.sender_alerts)?;
+        out.family(&SENDER_QUEUE, &self.sender_queue)?;
+        out.family(&SENDER_SPOOL, &self.sender_spool)?;
         out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&FALSE_POSITIVES, &self.false_positives)?;
+        out.family(&STORE_RECORDS, &self.store_records)?;
+        out.family(&STORE_FAILURES, &self.store_failures)?;
         out.family(&TLS_RELOADS, &self.tls_reloads)?;
         if let Some(expiry) = &*lock(&self.tls_expiry) {
             out.gauge(&TLS_EXPIRY, expiry() as f64)?;
@@ -845,6 +931,11 @@ mod tests {
         metrics.set_kernel_source(Box::new(counted));
         metrics.events_lost("engine", "queue_full").inc_by(4);
         metrics.alert(Component::Firewall, "high");
+        let sender = metrics.sender("hook");
+        sender.circuit.set(2);
+        sender.queue.set(30);
+        sender.spool_bytes.set(31);
+        sender.delivered.inc_by(32);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
         metrics.config_reload(true);
@@ -909,6 +1000,10 @@ mod tests {
             "ebpfsentinel_ebpf_program_status{program=\"xdp_firewall\"} 1",
             "ebpfsentinel_rules_loaded{domain=\"firewall\"} 12",
             "ebpfsentinel_alerts_total{component=\"firewall\",severity=\"high\"} 1",
+            "ebpfsentinel_alert_sender_circuit_state{destination=\"hook\"} 2",
+            "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
+            "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
+            "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
             "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
             "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",

@@ -149,7 +149,8 @@ impl Url {
         if authority.as_str().contains('@') {
             return Err("no user and password in a URL; send them in a header".to_owned());
         }
-        if authority.host().is_empty() || authority.as_str().ends_with(':') || uri.port_u16() == Some(0) {
+        let has_port = authority.as_str().len() > authority.host().len();
+        if authority.host().is_empty() || has_port && uri.port_u16().is_none_or(|port| port == 0) {
             return Err(strange());
         }
         let url = Url { uri };
@@ -471,3 +472,6 @@ impl Resolver for Checked {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

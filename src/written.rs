@@ -25,6 +25,8 @@ use toml_parser::lexer::TokenKind;
 pub const TEXT_MAX: usize = 16 << 20;
 /// Deepest nesting of tables and arrays.
 pub const DEPTH_MAX: usize = 32;
+/// Largest number of bytes that can be written as a size.
+const BYTES_MAX: u64 = 1 << 40;
 /// Errors that are listed; further ones are only counted.
 pub const ERRORS_MAX: usize = 100;
 /// TOML tokens, or JSON values: a full rule set of both families needs less, and a hostile text costs at most 100 MB.
@@ -1055,6 +1057,27 @@ fn unknown(key: &str, known: &[&'static str]) -> String {
         format!("unknown key; known here are {}", known.join(", "))
     } else {
         format!("unknown key{near}")
+    }
+}
+
+/// A number of bytes, in whole or with KiB, MiB or GiB; at most 1024GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Bytes, String> {
+        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+        let (number, shift) = units
+            .iter()
+            .find_map(|(unit, shift)| s.strip_suffix(unit).map(|number| (number.trim_end(), *shift)))
+            .unwrap_or((s, 0));
+        let shown = || s.chars().take(60).collect::<String>();
+        let strange = || format!("\"{}\" is not a number of bytes; write such as 65536, 64KiB or 1MiB", shown());
+        let bytes: u64 = number.parse().map_err(|_| strange())?;
+        let bytes = bytes.checked_mul(1 << shift).filter(|&bytes| bytes <= BYTES_MAX);
+        bytes.map(Bytes).ok_or_else(|| format!("\"{}\" is more than 1024GiB", shown()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{Method, Operation, Reply, Role, Spec};
+use ebpfsentinel::audit::{Auditor, Entry};
 use ebpfsentinel::config;
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent as control_agent;
@@ -24,7 +25,7 @@ use ebpfsentinel::outbound::install_crypto;
 use ebpfsentinel::ruled::store::Store;
 use ebpfsentinel::supervise::Supervisor;
 use ebpfsentinel::written::Document;
-use ebpfsentinel::{explain, inspection};
+use ebpfsentinel::{audit, explain, inspection, store};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::{Value, json};
@@ -60,7 +61,29 @@ struct Port {
     rest: SocketAddr,
     metrics: Arc<Metrics>,
     auth: Arc<Auth>,
+    trail: Arc<Trail>,
     directory: tempfile::TempDir,
+}
+
+/// What the audit log is told.
+#[derive(Default)]
+struct Trail(Mutex<Vec<Entry>>);
+
+impl Auditor for Trail {
+    fn record(&self, entry: Entry) {
+        self.0.lock().unwrap().push(entry);
+    }
+}
+
+impl Trail {
+    /// Who, by what, what, and with which outcome.
+    fn told(&self) -> Vec<(String, String, String, u16)> {
+        let entries = self.0.lock().unwrap();
+        let line = |entry: &Entry| {
+            (entry.actor.name.clone(), entry.actor.method.clone(), entry.operation.clone(), entry.outcome)
+        };
+        entries.iter().map(line).collect()
+    }
 }
 
 impl Drop for Port {
@@ -80,8 +103,10 @@ fn start(text: &str, operations: impl FnOnce(&Path) -> Vec<Operation>) -> Port {
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
     config.metrics = Some("127.0.0.1:0".parse().unwrap());
     config.auth = Some(auth.clone());
+    let trail = Arc::new(Trail::default());
+    config.auditor = trail.clone();
     let control = Control::start(config, operations(directory.path()), metrics.clone()).unwrap();
-    Port { rest: control.addresses().rest, control: Some(control), metrics, auth, directory }
+    Port { rest: control.addresses().rest, control: Some(control), metrics, auth, trail, directory }
 }
 
 /// An answer.
@@ -162,7 +187,7 @@ impl Port {
 /// What the agent offers: every operation, but for the document about them that the port adds itself.
 fn all_specs() -> Vec<&'static Spec> {
     let engines = [firewall::api::SPECS, ratelimit::api::SPECS, l7::api::SPECS, inspection::api::SPECS];
-    [control_agent::SPECS, &engines.concat(), explain::SPECS].concat()
+    [control_agent::SPECS, &engines.concat(), explain::SPECS, audit::api::SPECS, store::api::SPECS].concat()
 }
 
 /// Operations that succeed: what is asked here is who gets so far.
@@ -394,6 +419,47 @@ fn operators_change_the_rules_of_their_namespaces() {
     let saved: Value = serde_json::from_str(&saved).unwrap();
     let namespaces: Vec<_> = saved.as_array().unwrap().iter().map(|rule| &rule["namespace"]).collect();
     assert_eq!(namespaces, [&Value::Null, &json!("prod")]);
+}
+
+#[test]
+fn the_audit_log_is_told_of_who_was_not_let() {
+    let (port, _confirmations) = with_l7(&section(""));
+    let send = |from: Ipv4Addr, key: &str, method: &str, path: &str, body: &str| {
+        let fields = [("X-API-Key", key), ("Content-Type", "application/json")];
+        let fields = if key.is_empty() { &fields[1..] } else { &fields[..] };
+        ask(from, port.rest, method, &format!("/api/v1/firewall/l7-rules{path}"), fields, body).status
+    };
+    let rule = r#"{"id":"mine","namespace":"prod","priority":1,"action":"deny","protocol":"http"}"#;
+    let from = next_client();
+    assert_eq!(send(from, OPERATOR, "GET", "", ""), 200);
+    assert_eq!(send(from, OPERATOR, "POST", "", rule), 201);
+    assert_eq!(send(from, OTHER, "DELETE", "/mine", ""), 403);
+    assert_eq!(send(from, VIEWER, "DELETE", "/mine", ""), 403);
+    assert_eq!(send(from, "a-key-of-nobody-here", "GET", "", ""), 401);
+    assert_eq!(send(from, "", "GET", "", ""), 401);
+    let line = |name: &str, method: &str, operation: &str, outcome| {
+        (name.to_owned(), method.to_owned(), operation.to_owned(), outcome)
+    };
+    let told = [
+        line("op", "api_key", "l7 add", 201),
+        line("other-op", "api_key", "l7 delete", 403),
+        line("see", "api_key", "l7 delete", 403),
+        line("anonymous", "none", "l7 list", 401),
+        line("anonymous", "none", "l7 list", 401),
+    ];
+    assert_eq!(port.trail.told(), told);
+    {
+        let entries = port.trail.0.lock().unwrap();
+        assert!(entries.iter().all(|entry| entry.actor.address == Some(IpAddr::V4(from))));
+        assert_eq!(entries[0].after.as_ref().unwrap()["namespace"], "prod");
+        assert!(entries[1].detail.contains("namespace") && entries[3].detail.contains("unknown_key"), "{entries:?}");
+        assert!(entries.iter().all(|entry| !entry.detail.contains("a-key-of-nobody-here")));
+    }
+    // A flood is counted, not written down.
+    for n in 0..100 {
+        send(from, &format!("a-guess-of-a-key-{n}"), "GET", "", "");
+    }
+    assert!(port.trail.told().len() < 30, "{}", port.trail.told().len());
 }
 
 #[test]

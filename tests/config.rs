@@ -8,6 +8,7 @@ use ebpfsentinel::alert::config::AlertingConfig;
 use ebpfsentinel::alert::sinks::config::Destination;
 use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
 use ebpfsentinel::api::Role;
+use ebpfsentinel::audit::config::AuditConfig;
 use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
@@ -272,6 +273,10 @@ fn the_example_of_alerting_is_good() {
     let patterns = || routes.iter().flat_map(|route| &route.filter.rule_ids);
     has("name of a rule", patterns().any(|pattern| matches!(pattern, RulePattern::Exact(_))));
     has("beginning of a name", patterns().any(|pattern| matches!(pattern, RulePattern::Prefix(_))));
+    for word in ["log", "eve", "syslog", "webhook", "email"] {
+        has(word, routes.iter().any(|route| route.destination.word() == word));
+    }
+    has("spool", routes.iter().any(|route| route.destination.spool.is_some()));
     has("rule with a technique", config.firewall.rules.iter().any(|rule| !rule.mitre.is_empty()));
 }
 
@@ -283,7 +288,7 @@ fn routes_of_alerts() {
     assert_eq!(names(&default), ["default-log"]);
     assert_eq!(
         (default.routes[0].filter.clone(), &default.routes[0].destination),
-        (Filter::default(), &Destination::Log)
+        (Filter::default(), &Destination::log())
     );
     assert_eq!(default.limits(), Limits::default());
     let none = alerting("[alerting]\nroutes = []\n").unwrap();
@@ -305,6 +310,14 @@ fn routes_of_alerts() {
         (&"a".into(), &"log".into(), &"low".into())
     );
     assert_eq!((&shown["rule_ids"][0], &shown["mitre"][0]), (&"ssh-*".into(), &"T1110".into()));
+    // Secrets are not.
+    let secret = "[[alerting.routes]]\nname = 'h'\ndestination = 'webhook'\nwebhook_url = 'https://example.org/s3cret'\n\
+                  webhook_secret = 's3cret'\n[alerting.smtp]\nhost = 'm'\nfrom_address = 'a@example.org'\nusername = 'u'\n\
+                  password = 's3cret'\n";
+    let shown = parse(&format!("{MINIMAL}{secret}")).unwrap().masked().to_string();
+    assert!(shown.contains("https://example.org/***") && !shown.contains("s3cret"), "{shown}");
+    let set = with(&format!("{MINIMAL}{secret}"), &[("EBPFSENTINEL_ALERTING_SMTP_PORT", "2525")], &[]).unwrap();
+    assert_eq!(set.alerting.smtp.map(|smtp| smtp.port), Some(2525));
 }
 
 #[test]
@@ -522,6 +535,40 @@ fn a_reload_names_what_needs_a_restart() {
     );
     let renewed = "cert_path='/a'\nkey_path='/b'\nclient_auth='optional'\nclient_ca_path='/c'\nallow_tls12=true";
     assert_eq!(changed(&format!("{MINIMAL}[tls]\n{renewed}")), [""; 0]);
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nretention_days=1\nmax_entries=1000\nalerts={{retention_days=1,max_alerts=1000}}"
+        )),
+        [""; 0]
+    );
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nenabled=false\nbuffer_size=100\nstorage_path='/a'\nalerts={{enabled=false,buffer_size=100}}"
+        )),
+        [
+            "audit.enabled",
+            "audit.buffer_size",
+            "audit.storage_path",
+            "audit.alerts.enabled",
+            "audit.alerts.buffer_size"
+        ]
+    );
+}
+
+#[test]
+fn the_example_of_the_audit_trail_is_good() {
+    let (config, warnings) =
+        config::parse("audit.toml", text_of("conf/examples/audit.toml").as_bytes(), [], &[]).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let (audit, state) = (&config.audit, Path::new("/var/lib/x"));
+    assert_eq!(audit.limits().age.as_secs(), 366 * 86_400);
+    assert_eq!(audit.alerts.limits().count, 200_000);
+    let file = |audit: &AuditConfig| [audit.trail_file(state), audit.alerts_file(state)];
+    assert_eq!(file(audit), [Path::new("/srv/audit/trail.redb"), Path::new("/srv/audit/alerts.redb")]);
+    assert_eq!(
+        file(&AuditConfig::default()),
+        [Path::new("/var/lib/x/audit.redb"), Path::new("/var/lib/x/alerts.redb")]
+    );
 }
 
 #[test]
@@ -541,6 +588,8 @@ fn the_shown_config_is_the_used_one() {
     known.retain(|key| key.kind != Kind::Table || lists.iter().any(|list| key.path.ends_with(list)));
     // Its parts exclude each other; see the_shown_auth_is_the_used_one.
     known.retain(|key| !key.path.starts_with("auth."));
+    // The mail server is shown where there is one; it is one key here.
+    known.retain(|key| !key.path.starts_with("alerting.smtp."));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
@@ -552,7 +601,11 @@ fn the_shown_config_is_the_used_one() {
         + count(&shown["ids"])
         - 1
         + count(&shown["ids"]["sampling"])
-        + count(&shown["alerting"]);
+        + count(&shown["alerting"])
+        - 1
+        + count(&shown["audit"])
+        - 1
+        + count(&shown["audit"]["alerts"]);
     assert_eq!(known.len(), leaves);
     assert!(shown["ids"]["enabled"].is_null(), "it is what the other sections need");
     for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
@@ -760,7 +813,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7", "tls"] {
+    for example in ["firewall", "ratelimit", "l7", "tls", "audit", "auth"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

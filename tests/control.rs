@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::audit::{self, Auditor, Entry};
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::control::{Control, ControlConfig, openapi};
@@ -16,6 +17,7 @@ use ebpfsentinel::engines::{firewall, ratelimit};
 use ebpfsentinel::inspection;
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::store::Store;
+use ebpfsentinel::store;
 use ebpfsentinel::supervise::Supervisor;
 use ebpfsentinel::written::Document;
 use serde_json::{Value, json};
@@ -52,7 +54,12 @@ impl AgentControl for Agent {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None })
+        Ok(Reloaded {
+            status: "reloaded".to_owned(),
+            message: format!("{confirm_secs:?}"),
+            pending_confirm: None,
+            notes: Vec::new(),
+        })
     }
 
     fn confirm(&self, _by: Option<&str>) -> Result<Confirmed, ApiError> {
@@ -62,6 +69,26 @@ impl AgentControl for Agent {
     fn ebpf_status(&self) -> EbpfStatus {
         EbpfStatus { kernel: "6.18".to_owned(), stats_enabled: false, missing_features: vec![], programs: vec![] }
     }
+}
+
+/// Remembers what it is told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<Entry>>);
+
+impl Auditor for Heard {
+    fn record(&self, entry: Entry) {
+        self.0.lock().unwrap().push(entry);
+    }
+}
+
+/// Operation, status, action, rule, and its path before and after.
+fn told_of(entry: &Entry) -> String {
+    let path = |value: &Option<Value>| {
+        value.as_ref().map_or_else(|| "-".to_owned(), |value| value["path"].as_str().unwrap_or_default().to_owned())
+    };
+    let rule = entry.rule.as_deref().unwrap_or("-");
+    let (before, after) = (path(&entry.before), path(&entry.after));
+    format!("{} {} {} {rule} {before} {after}", entry.operation, entry.outcome, entry.action().name())
 }
 
 const fn spec(command: &'static str, method: Method, path: &'static str) -> Spec {
@@ -572,7 +599,9 @@ fn l7_rules_by_curl() {
     let (handle, thread) =
         supervisor.spawn_owner("l7", L7::start(engine).unwrap(), crossbeam_channel::never()).unwrap();
     let confirmations = Arc::new(Confirmations::default());
-    let config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let heard = Arc::new(Heard::default());
+    config.auditor = heard.clone();
     let control = Control::start(config, l7::api::operations(&handle, &confirmations), metrics).unwrap();
     let url = format!("http://{}/api/v1/firewall/l7-rules", control.addresses().rest);
     let send = |method: &str, path: &str, body: &str| {
@@ -617,12 +646,40 @@ fn l7_rules_by_curl() {
 
     assert_eq!(send("DELETE", "/l7-block-admin?confirm_secs=60", "").0, 204);
     assert_eq!((ids(), send("POST", "", rule).0), (vec!["file".to_owned()], 409));
-    let (_, undone) = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
-    undone.unwrap();
+    let expired = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
+    expired.undone.unwrap();
+    let [note] = expired.notes.as_slice() else { panic!("{:?}", expired.notes) };
+    assert_eq!((note.rule.as_deref(), &note.before), (Some("l7-block-admin"), &None), "it came back");
+    assert_eq!(note.after.as_ref().unwrap()["path"], "~^/adm[a-z]+$");
     assert_eq!(ids(), ["file", "l7-block-admin"]);
     assert_eq!((send("DELETE", "/file", "").0, send("DELETE", "/nobody", "").0), (409, 404));
     assert_eq!((send("DELETE", "/l7-block-admin", "").0, send("GET", "/l7-block-admin", "").0), (204, 404));
     control.stop();
+    // What changed, also what was refused; nothing of those who only looked.
+    let told: Vec<String> = heard.0.lock().unwrap().iter().map(told_of).collect();
+    assert_eq!(
+        told,
+        [
+            "l7 add 201 rule_added l7-block-admin - /admin",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 update 200 rule_updated l7-block-admin /admin ~^/adm[a-z]+$",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 409 failed new - /admin",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 delete 204 rule_removed l7-block-admin ~^/adm[a-z]+$ -",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 delete 409 failed file - -",
+            "l7 delete 404 failed nobody - -",
+            "l7 delete 204 rule_removed l7-block-admin ~^/adm[a-z]+$ -",
+        ]
+    );
+    let heard = heard.0.lock().unwrap();
+    assert_eq!(heard[0].actor.address, Some("127.0.0.1".parse().unwrap()));
+    assert!(heard[1].detail.starts_with("POST /api/v1/firewall/l7-rules: "), "{}", heard[1].detail);
     handle.stop().unwrap();
     thread.join(PATIENCE).unwrap();
 }
@@ -631,6 +688,7 @@ fn l7_rules_by_curl() {
 fn the_document_of_all_engines_has_each_type_once() {
     let all =
         [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS].concat();
+    let all = [all.as_slice(), audit::api::SPECS, store::api::SPECS].concat();
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();

@@ -12,8 +12,8 @@ const LAYERS: &[&[&str]] = &[
     &["config", "audit", "system"],
     &["engines"],
     &["ruled"],
-    &["alert", "bpf", "classify", "confirm", "matching"],
-    &["flow", "feeds", "event", "enrichment", "outbound", "secret", "written", "api"],
+    &["alert", "bpf", "classify", "confirm", "matching", "store"],
+    &["flow", "feeds", "eve", "event", "enrichment", "outbound", "secret", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Severity;
 use super::route::{Filter, RulePattern};
 use super::router::Limits;
-use super::sinks::config::Destination;
+use super::sinks::config::{Destination, SmtpConfig};
 use crate::classify::rules::{read_id, read_technique};
 use crate::component::Component;
 use crate::written::{Field, Reader};
@@ -46,6 +46,8 @@ pub struct AlertingConfig {
     pub throttle_max: u32,
     /// Alerts of all rules and sources that begin in a second.
     pub max_alerts_per_second: u32,
+    /// The server of routes that mail; `null`: none.
+    pub smtp: Option<SmtpConfig>,
     /// Who is told what, in the order in which it was written.
     pub routes: Vec<RouteConfig>,
 }
@@ -62,10 +64,22 @@ impl AlertingConfig {
         let throttle_max = r.key("throttle_max").integer(1..=1_000_000).unwrap_or(limits.throttle_max);
         let max_alerts_per_second =
             r.key("max_alerts_per_second").integer(1..=1_000_000).unwrap_or(limits.alerts_per_second);
-        let list = r.key("routes");
-        let routes = if list.is_present() { read_routes(&list) } else { default_routes(&list) };
+        let (smtp_field, list) = (r.key("smtp"), r.key("routes"));
+        let smtp = SmtpConfig::read(&smtp_field);
+        let routes = match list.is_present() {
+            true => read_routes(&list, smtp.as_ref()),
+            false => default_routes(&list),
+        };
         r.finish();
-        AlertingConfig { enabled, dedup_window_secs, throttle_window_secs, throttle_max, max_alerts_per_second, routes }
+        AlertingConfig {
+            enabled,
+            dedup_window_secs,
+            throttle_window_secs,
+            throttle_max,
+            max_alerts_per_second,
+            smtp,
+            routes,
+        }
     }
 
     /// Windows and bounds of the router.
@@ -94,11 +108,11 @@ impl AlertingConfig {
 
 /// Without a route the log hears everything. The keys of a route are read nevertheless, so that they are known.
 fn default_routes(list: &Field<'_>) -> Vec<RouteConfig> {
-    read_routes(list);
-    vec![RouteConfig { name: "default-log".to_owned(), filter: Filter::default(), destination: Destination::Log }]
+    read_routes(list, None);
+    vec![RouteConfig { name: "default-log".to_owned(), filter: Filter::default(), destination: Destination::log() }]
 }
 
-fn read_routes(list: &Field<'_>) -> Vec<RouteConfig> {
+fn read_routes(list: &Field<'_>, smtp: Option<&SmtpConfig>) -> Vec<RouteConfig> {
     let readers = list.tables();
     if readers.len() > ROUTES_MAX {
         list.error(format!("{} routes, and {ROUTES_MAX} is the limit", readers.len()));
@@ -117,7 +131,7 @@ fn read_routes(list: &Field<'_>) -> Vec<RouteConfig> {
             }
         }
         let filter = read_filter(&mut reader);
-        let destination = Destination::read(&mut reader);
+        let destination = Destination::read(&mut reader, smtp);
         reader.finish();
         if let (Some(name), Some(destination)) = (name, destination) {
             routes.push(RouteConfig { name, filter, destination });

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::alert::config::AlertingConfig;
+use crate::audit::config::AuditConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -45,6 +46,8 @@ pub struct Config {
     pub l7: L7Config,
     /// Section `[alerting]`.
     pub alerting: AlertingConfig,
+    /// Section `[audit]`.
+    pub audit: AuditConfig,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
         let l7_field = r.key("l7");
         let auth_field = r.key("auth");
         let alerting_field = r.key("alerting");
+        let audit_field = r.key("audit");
         r.finish();
         let auth = auth_field.table().map(AuthConfig::read);
         let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
@@ -66,6 +70,7 @@ impl Config {
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
+        let audit = audit_field.table().map(AuditConfig::read);
         let alerting = alerting_field.table().map(AlertingConfig::read);
         let config = Config {
             agent: agent?,
@@ -76,6 +81,7 @@ impl Config {
             ids: ids?,
             l7: l7?,
             alerting: alerting?,
+            audit: audit?,
         };
         if config.ratelimit.enabled && !config.firewall.enabled {
             ratelimit_field.error(
@@ -157,13 +163,22 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
+        let (audit, was) = (&self.audit, &old.audit);
+        let audit_keys = [
+            ("audit.enabled", audit.enabled != was.enabled),
+            ("audit.buffer_size", audit.buffer_size != was.buffer_size),
+            ("audit.storage_path", audit.storage_path != was.storage_path),
+            ("audit.alerts.enabled", audit.alerts.enabled != was.alerts.enabled),
+            ("audit.alerts.buffer_size", audit.alerts.buffer_size != was.alerts.buffer_size),
+        ];
         let keys = agent_keys
             .into_iter()
             .chain(tls_keys)
             .chain(firewall_keys)
             .chain(ratelimit_keys)
             .chain(ids_keys)
-            .chain(l7_keys);
+            .chain(l7_keys)
+            .chain(audit_keys);
         keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

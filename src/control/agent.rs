@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Role, Spec};
+use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Role, Spec};
 use crate::metrics::{self, Metrics};
 
 /// What the agent answers about itself. Called on control workers, several at a time.
@@ -120,6 +120,10 @@ pub struct Reloaded {
     pub status: String,
     pub message: String,
     pub pending_confirm: Option<PendingConfirm>,
+    /// What changed, for the audit log.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub notes: Vec<Note>,
 }
 
 /// Answer of a confirmation.
@@ -335,7 +339,11 @@ pub fn operations(agent: Arc<dyn AgentControl>, metrics: Arc<Metrics>) -> Vec<Op
         }),
         with(&STATUS, |agent, _| Ok(Reply::json(&agent.status()))),
         with(&CONFIG, |agent, _| Ok(Reply::Json(agent.config()))),
-        with(&RELOAD, |agent, request| Ok(Reply::json(&agent.reload(request.query_as("confirm_secs")?)?))),
+        with(&RELOAD, |agent, request| {
+            let mut reloaded = agent.reload(request.query_as("confirm_secs")?)?;
+            reloaded.notes.drain(..).for_each(|note| request.note(note));
+            Ok(Reply::json(&reloaded))
+        }),
         with(&CONFIRM, |agent, request| {
             let by = (request.role < Role::Admin).then(|| request.caller_id());
             Ok(Reply::json(&agent.confirm(by.as_deref())?))

@@ -35,6 +35,7 @@ use self::server::Server;
 use self::socket::SocketFile;
 use self::tls::TlsStore;
 use crate::api::Operation;
+use crate::audit::{Auditor, NoAuditor};
 use crate::metrics::Metrics;
 
 /// What control listens on.
@@ -59,6 +60,8 @@ pub struct ControlConfig {
     pub auth: Option<Arc<Auth>>,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
+    /// Told of every operation that changes something.
+    pub auditor: Arc<dyn Auditor>,
 }
 
 /// See [`ControlConfig::on_failure`].
@@ -78,6 +81,7 @@ impl ControlConfig {
             limits: Limits::default(),
             auth: None,
             on_failure: Arc::new(|_, _| {}),
+            auditor: Arc::new(NoAuditor),
         }
     }
 }
@@ -134,9 +138,9 @@ impl Control {
             None => None,
         };
         let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
-        let server =
-            Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.limits.credentials_interval)
-                .with_context(|| format!("listening in {}", directory.display()))?;
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), Arc::clone(&config.auditor))
+            .with_context(|| format!("listening in {}", directory.display()))?
+            .asking_again_after(config.limits.credentials_interval);
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();
         let hosts = Hosts::new(bound.map(|address| address.ip()), &config.host_names);

@@ -14,10 +14,13 @@ use std::time::{Duration, Instant};
 use tiny_http::{Header, Response, StatusCode};
 
 use super::auth::{self, Auth, Credentials, Refusal};
-use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
+use super::front::{
+    self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, Limits, PEER_HEADER, STREAM_HEADER, UID_HEADER,
+};
 use super::panic_message;
 use super::routes::{Miss, Routes};
-use crate::api::{ApiError, Reply, Role, Stream};
+use crate::api::{ApiError, Caller, Method, Note, Reply, Role, Spec, Stream};
+use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
 /// Between attempts to listen anew.
@@ -37,6 +40,7 @@ pub struct Server {
     routes: Routes,
     auth: Arc<Auth>,
     metrics: Arc<Metrics>,
+    auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
     /// How often it is asked again whether a stream's client may listen.
     credentials_interval: Duration,
@@ -57,11 +61,17 @@ impl Server {
         routes: Routes,
         auth: Arc<Auth>,
         metrics: Arc<Metrics>,
-        credentials_interval: Duration,
+        auditor: Arc<dyn Auditor>,
     ) -> io::Result<Server> {
-        let backend = Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 };
-        let (backend, stop, streams) = (Mutex::new(backend), AtomicBool::new(false), Mutex::default());
-        Ok(Server { backend, directory, routes, auth, metrics, stop, credentials_interval, streams })
+        let backend = Mutex::new(Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 });
+        let (stop, streams) = (AtomicBool::new(false), Mutex::default());
+        let credentials_interval = Limits::default().credentials_interval;
+        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop, credentials_interval, streams })
+    }
+
+    /// How often it is asked again whether a stream's client may listen.
+    pub fn asking_again_after(self, credentials_interval: Duration) -> Server {
+        Server { credentials_interval, ..self }
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -197,11 +207,14 @@ impl Server {
         };
         let command = operation.spec.command;
         let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
-        let caller =
-            match self.auth.admit(operation.spec, &Shown::of(request).credentials(), peer.map(|peer| peer.ip())) {
-                Ok(caller) => caller,
-                Err(refusal) => return (command, (*refusal).into()),
-            };
+        let address = peer.map(|peer| peer.ip());
+        let caller = match self.auth.admit(operation.spec, &Shown::of(request).credentials(), address) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                self.audit_refusal(operation.spec, path, &refusal, Vec::new(), address);
+                return (command, (*refusal).into());
+            }
+        };
         let mut call = match call {
             Ok(call) => call.called_by(caller.clone()),
             Err(error) => return (command, error.into()),
@@ -215,18 +228,73 @@ impl Server {
             return (command, ApiError::validation("this operation takes no body").into());
         }
         // An operation that panics is a mistake of ours, and its request's end, not the agent's.
-        match catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))) {
-            Ok(Ok(reply)) => (command, reply.into()),
-            Ok(Err(error)) if error.status == 403 => {
-                let refusal = self.auth.refused_by_operation(error, caller, peer.map(|peer| peer.ip()));
+        let result = catch_unwind(AssertUnwindSafe(|| (operation.run)(&call))).unwrap_or_else(|panic| {
+            log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
+            Err(ApiError::internal("the operation failed; the agent's log says why"))
+        });
+        let notes = call.take_notes();
+        match result {
+            // The operation knew more of what is asked than its role.
+            Err(error) if error.status == 403 => {
+                let refusal = self.auth.refused_by_operation(error, caller, address);
+                self.audit_refusal(operation.spec, path, &refusal, notes, address);
                 (command, (*refusal).into())
             }
-            Ok(Err(error)) => (command, error.into()),
-            Err(panic) => {
-                log::error!("control: {method} {path} panicked: {}", panic_message(&*panic));
-                (command, ApiError::internal("the operation failed; the agent's log says why").into())
+            result => {
+                self.audit(operation.spec, path, &caller, address, &result, notes);
+                (command, result.map_or_else(Answer::from, Answer::from))
             }
         }
+    }
+
+    /// Tells the audit log of what changes something, also of what did not go well.
+    fn audit(
+        &self,
+        spec: &Spec,
+        path: &str,
+        caller: &Caller,
+        address: Option<IpAddr>,
+        result: &Result<Reply, ApiError>,
+        notes: Vec<Note>,
+    ) {
+        if spec.method == Method::Get {
+            return;
+        }
+        let (status, error) = match result {
+            Ok(reply) => (reply.status(), String::new()),
+            Err(error) => (error.status, format!(": {}", error.message)),
+        };
+        let entry = Entry::new(actor(caller, address), spec.command, status, format!("{} {path}{error}", spec.method));
+        self.record(entry, notes);
+    }
+
+    /// Tells the audit log of who was not let, unless there are too many of them from one address: then it is told how many
+    /// were left out by the next one that is not.
+    fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, notes: Vec<Note>, address: Option<IpAddr>) {
+        let Some(untold) = refusal.told else { return };
+        let nobody = Caller::anonymous(Role::Public);
+        let caller = refusal.caller.as_ref().unwrap_or(&nobody);
+        let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
+        let detail = format!("{} {path}: {}: {}{more}", spec.method, refusal.reason, refusal.detail);
+        self.record(Entry::new(actor(caller, address), spec.command, refusal.error.status, detail), notes);
+    }
+
+    fn record(&self, entry: Entry, notes: Vec<Note>) {
+        if notes.is_empty() {
+            self.auditor.record(entry);
+        } else {
+            notes.into_iter().for_each(|note| self.auditor.record(entry.clone().with(note)));
+        }
+    }
+}
+
+/// The caller, as the audit log has them.
+pub fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
+    Actor {
+        name: caller.name.clone(),
+        role: caller.role.name().to_owned(),
+        address: address.map(|address| address.to_canonical()),
+        method: caller.method.to_owned(),
     }
 }
 

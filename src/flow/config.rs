@@ -1,12 +1,10 @@
 //! Section `[ids]` as written -> as used: which packets are inspected, how deep, and how much memory that may take.
 
-use std::str::FromStr;
-
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Checksums, Limits};
-use crate::written::Reader;
+use crate::written::{Bytes, Reader};
 
 /// Parts of an inspector's memory: what is out of order, what was delivered lately, and fragments. Parsers and flows have
 /// the rest.
@@ -18,8 +16,6 @@ const FRAGMENTS_PART: u64 = 8;
 pub const WORKERS_MAX: usize = 64;
 /// Least memory, in bytes.
 const MEMORY_MIN: u64 = 1 << 20;
-/// Largest number of bytes that can be written.
-const BYTES_MAX: u64 = 1 << 40;
 
 /// Which flows the kernel copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -156,24 +152,4 @@ fn read_sampling(mut r: Reader<'_>) -> Sampling {
         rate_field.error("goes with mode = \"hash\" or \"random\"; it is \"none\", which inspects everything");
     }
     Sampling { mode: mode.unwrap_or_default(), rate }
-}
-
-/// A number of bytes, in whole or with KiB, MiB or GiB.
-struct Bytes(u64);
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Bytes, String> {
-        let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
-        let (number, shift) = units
-            .iter()
-            .find_map(|(unit, shift)| s.strip_suffix(unit).map(|number| (number.trim_end(), *shift)))
-            .unwrap_or((s, 0));
-        let shown = || s.chars().take(60).collect::<String>();
-        let strange = || format!("\"{}\" is not a number of bytes; write such as 65536, 64KiB or 1MiB", shown());
-        let bytes: u64 = number.parse().map_err(|_| strange())?;
-        let bytes = bytes.checked_mul(1 << shift).filter(|&bytes| bytes <= BYTES_MAX);
-        bytes.map(Bytes).ok_or_else(|| format!("\"{}\" is more than 1024GiB", shown()))
-    }
 }

@@ -1,39 +1,249 @@
-//! The sinks of a configuration, by the names of their routes.
+//! The outlets that run, by the names of their routes; started, exchanged at a reload, and stopped.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::config::Destination;
-use super::{LogSink, Sink};
+use super::outlet::{Courier, Estate, Losses, Order, Outlet, OutletConfig, QUEUE_MAX, Source, Spooler};
+use super::spool::Spool;
+use super::{Deliver, Sink};
+use crate::alert::Alert;
 use crate::metrics::Metrics;
-use crate::supervise::Supervisor;
+use crate::supervise::{Supervisor, Thread};
+
+/// How long an outlet may go on sending when its route is no more.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How long a new thread waits for the end of the one before it, which may be in the midst of a delivery.
+const PREDECESSOR: Duration = Duration::from_secs(150);
+
+/// The threads of one outlet.
+struct Threads {
+    orders: Vec<Sender<Order>>,
+    courier: Thread<Estate>,
+    spooler: Option<Thread<()>>,
+    spool: Option<Arc<Spool>>,
+}
+
+impl Threads {
+    fn order(&self, order: Order) {
+        // One order is enough; the first counts.
+        for orders in &self.orders {
+            let _ = orders.try_send(order);
+        }
+    }
+}
+
+struct Running {
+    destination: Destination,
+    outlet: Outlet,
+    alerts: (Sender<Arc<Alert>>, Receiver<Arc<Alert>>),
+    threads: Threads,
+}
 
 /// All outlets.
-pub struct Outlets;
+pub struct Outlets {
+    supervisor: Supervisor,
+    metrics: Arc<Metrics>,
+    state_dir: PathBuf,
+    running: BTreeMap<String, Running>,
+    /// Threads of routes that are no more.
+    ending: BTreeMap<String, Threads>,
+    next: usize,
+}
+
+/// A new outlet's threads, which wait for their predecessor or for being dropped.
+struct Waiting {
+    threads: Threads,
+    go: Sender<Option<Threads>>,
+}
 
 /// Outlets of a configuration that is not in force yet.
-pub struct Prepared(usize);
+pub struct Prepared {
+    /// Name, destination, and the threads where there are new ones.
+    outlets: Vec<(String, Destination, Option<(Outlet, Alerts, Waiting)>)>,
+}
+
+type Alerts = (Sender<Arc<Alert>>, Receiver<Arc<Alert>>);
 
 impl Outlets {
-    /// None yet.
-    pub fn new(_supervisor: Supervisor, _metrics: Arc<Metrics>, _state_dir: PathBuf) -> Outlets {
-        Outlets
+    /// None yet. Spools are kept in `state_dir/spool/NAME`.
+    pub fn new(supervisor: Supervisor, metrics: Arc<Metrics>, state_dir: PathBuf) -> Outlets {
+        Outlets { supervisor, metrics, state_dir, running: BTreeMap::new(), ending: BTreeMap::new(), next: 0 }
     }
 
-    /// Makes what these destinations need, by the names of their routes. Nothing changes before [`Outlets::commit`].
+    /// Makes what these destinations need, by the names of their routes. Those that are as before stay. Nothing changes
+    /// before [`Outlets::commit`].
     pub fn prepare<'d>(
         &mut self,
         wanted: impl IntoIterator<Item = (&'d str, &'d Destination)>,
     ) -> anyhow::Result<Prepared> {
-        Ok(Prepared(wanted.into_iter().count()))
+        let mut outlets = Vec::new();
+        for (name, destination) in wanted {
+            let stays = self.running.get(name).is_some_and(|running| running.destination == *destination);
+            let new = if stays {
+                None
+            } else {
+                let deliver =
+                    destination.deliver().map_err(anyhow::Error::msg).with_context(|| format!("alert route {name}"))?;
+                Some(self.start(name, deliver, destination.outlet(), destination.spool)?)
+            };
+            outlets.push((name.to_owned(), destination.clone(), new));
+        }
+        Ok(Prepared { outlets })
     }
 
-    /// Puts outlets in force, and gives their sinks in the order in which they were wanted.
+    /// Starts the threads of an outlet; they wait.
+    fn start(
+        &mut self,
+        name: &str,
+        deliver: Box<dyn Deliver>,
+        config: OutletConfig,
+        spool: Option<u64>,
+    ) -> anyhow::Result<(Outlet, Alerts, Waiting)> {
+        let number = self.next;
+        self.next += 1;
+        let before = self.running.get(name);
+        // The queue goes on, so that nothing is lost that the router puts there meanwhile.
+        let alerts = before.map_or_else(|| bounded(QUEUE_MAX), |running| running.alerts.clone());
+        let outlet = Outlet::new(name, alerts.0.clone(), &self.metrics);
+        let metrics = self.metrics.sender(name);
+        let losses = Losses::new(name, &self.metrics);
+        let spool = spool.map(|cap| self.spool(name, cap)).transpose()?;
+        let (go, gone) = bounded::<Option<Threads>>(1);
+        let (inherited, heir) = bounded(1);
+        let (orders, order) = bounded(1);
+        let mut threads_orders = vec![orders];
+        let (source, spooler) = match &spool {
+            None => (Source::Queue(alerts.1.clone()), None),
+            Some(spool) => {
+                let (wake, woken) = bounded(1);
+                let (orders, order) = bounded(1);
+                threads_orders.push(orders);
+                let (queue, losses) = (alerts.1.clone(), losses.clone());
+                let spooler = Spooler { queue, orders: order, spool: spool.clone(), losses, wake };
+                let spooler = self.supervisor.spawn(&format!("spool-{number}"), move |_| {
+                    // The courier tells what it inherited, or goes without a word if it is not to run.
+                    if let Ok(estate) = heir.recv() {
+                        spooler.run(estate);
+                    }
+                    Ok(())
+                });
+                let spooler = spooler.context("starting a thread for alerts")?;
+                (Source::Spool { spool: spool.clone(), wake: woken }, Some(spooler))
+            }
+        };
+        let has_spool = spool.is_some();
+        let courier = Courier { name: name.to_owned(), deliver, config, source, orders: order, metrics, losses };
+        let courier = self.supervisor.spawn(&format!("sink-{number}"), move |_| {
+            let Ok(predecessor) = gone.recv() else { return Ok(Estate::default()) };
+            let estate = predecessor.map(|before| before.inherit(&courier.name)).unwrap_or_default();
+            if has_spool {
+                let _ = inherited.send(estate);
+                return Ok(courier.run(Estate::default()));
+            }
+            Ok(courier.run(estate))
+        });
+        let courier = courier.context("starting a thread for alerts")?;
+        let threads = Threads { orders: threads_orders, courier, spooler, spool };
+        Ok((outlet, alerts, Waiting { threads, go }))
+    }
+
+    fn spool(&self, name: &str, cap: u64) -> anyhow::Result<Arc<Spool>> {
+        let known = self.running.get(name).map(|running| &running.threads).or_else(|| self.ending.get(name));
+        if let Some(spool) = known.and_then(|threads| threads.spool.clone()) {
+            spool.set_cap(cap);
+            return Ok(spool);
+        }
+        let folder = self.state_dir.join("spool").join(folder_of(name));
+        let torn = self.metrics.events_lost(super::outlet::place(name), "spool_torn");
+        let spool = Spool::open(&folder, cap, self.metrics.sender(name).spool_bytes, torn);
+        Ok(Arc::new(spool.with_context(|| format!("opening the spool {}", folder.display()))?))
+    }
+
+    /// Puts outlets in force, and gives their sinks in the order in which they were wanted. Routes that are no more have
+    /// some seconds to send what they have.
     pub fn commit(&mut self, prepared: Prepared) -> Vec<Box<dyn Sink>> {
-        (0..prepared.0).map(|_| Box::new(LogSink) as Box<dyn Sink>).collect()
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        let mut before = std::mem::take(&mut self.running);
+        for (name, destination, new) in prepared.outlets {
+            let running = match (new, before.remove(&name)) {
+                (None, Some(running)) => running,
+                (None, None) => continue,
+                (Some((outlet, alerts, waiting)), old) => {
+                    let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
+                    old.iter().for_each(|old| old.order(Order::HandOver));
+                    // The thread waits for nothing else.
+                    let _ = waiting.go.send(old);
+                    Running { destination, outlet, alerts, threads: waiting.threads }
+                }
+            };
+            sinks.push(Box::new(running.outlet.clone()));
+            self.running.insert(name, running);
+        }
+        for (name, gone) in before {
+            gone.threads.order(Order::Flush(Instant::now() + FLUSH));
+            self.metrics.forget_sender(&name);
+            self.ending.insert(name, gone.threads);
+        }
+        sinks
     }
 
-    /// Ends all.
-    pub fn stop(self, _timeout: Duration) {}
+    /// Ends all, at the latest after `timeout`: what is there is sent, or stays in the spool, or is counted as lost.
+    pub fn stop(self, timeout: Duration) {
+        let until = Instant::now() + timeout;
+        let all: Vec<(String, Threads)> =
+            self.ending.into_iter().chain(self.running.into_iter().map(|(name, of)| (name, of.threads))).collect();
+        all.iter().for_each(|(_, threads)| threads.order(Order::Flush(until)));
+        for (name, threads) in all {
+            // The last delivery may be under way; it is given a moment more.
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
+            let spooler = threads.spooler.map_or(Ok(()), |spooler| spooler.join(left));
+            if let Err(gone) = spooler.and_then(|()| threads.courier.join(left).map(drop)) {
+                log::warn!(sink = name.as_str(); "{gone}: what it has not delivered and not spooled is lost");
+            }
+        }
+    }
+}
+
+impl Threads {
+    /// Waits for the end of these threads, and takes what they leave.
+    fn inherit(self, name: &str) -> Estate {
+        let spooler = self.spooler.map_or(Ok(()), |spooler| spooler.join(PREDECESSOR));
+        match spooler.and_then(|()| self.courier.join(PREDECESSOR)) {
+            Ok(estate) => estate,
+            Err(gone) => {
+                log::error!(sink = name; "{gone}: what it has not delivered and not spooled is lost");
+                Estate::default()
+            }
+        }
+    }
+}
+
+/// A route's name as that of a folder: other characters than letters, digits, `-` and `_` as `%` and their number.
+fn folder_of(name: &str) -> String {
+    let mut folder = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            folder.push(byte.into());
+        } else {
+            folder.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    folder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_a_plain_name() {
+        assert_eq!(folder_of("web-hook_1"), "web-hook_1");
+        assert_eq!(folder_of("../a/b.c ü"), "%2e%2e%2fa%2fb%2ec%20%c3%bc");
+    }
 }

@@ -9,14 +9,13 @@
 //! 401, then 403 INSUFFICIENT_ROLE, and only then is the request itself looked at: 400, and what [`crate::ruled::api`] says
 //! of rules. Why a credential is not good stands in the log and in `auth_failures_total`, never in the answer.
 //!
-//! Through the Unix socket root, the agent's own user and members of the group `ebpfsentinel` are admins without any
-//! credential; who is a member is looked up at the start and at a reload.
+//! Through the Unix socket root, the agent's own user and processes of the group `ebpfsentinel` are admins without any
+//! credential. The kernel says who they are; the group is looked up at the start and at a reload.
 
 mod flood;
 mod oidc;
 mod token;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
-use nix::unistd::{Gid, Group, Uid, User, geteuid};
+use nix::unistd::{Group, geteuid};
 use subtle::ConditionallySelectable;
 
 use self::flood::{Flood, Limits};
@@ -124,30 +123,23 @@ enum Tokens {
     Published(TokenRules, OidcConfig, Arc<KeySource>),
 }
 
-/// Who is an admin through the Unix socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Who is an admin through the Unix socket, besides root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Members {
-    users: HashSet<u32>,
+    /// The agent's own user, who could do all that it can.
+    user: u32,
     group: Option<u32>,
 }
 
 impl Members {
     fn look_up() -> Members {
-        let mut members = Members { users: HashSet::from([0, geteuid().as_raw()]), group: None };
-        match Group::from_name(GROUP) {
-            Ok(Some(group)) => {
-                members.group = Some(group.gid.as_raw());
-                let named = group.mem.iter().filter_map(|name| User::from_name(name).ok().flatten());
-                members.users.extend(named.map(|user| user.uid.as_raw()));
-            }
-            Ok(None) => {}
-            Err(error) => log::warn!("looking up the group {GROUP}: {error}; its members are not known"),
-        }
-        members
+        let group = Group::from_name(GROUP);
+        let group = group.inspect_err(|error| log::warn!("looking up the group {GROUP}: {error}; it lets nobody in"));
+        Members { user: geteuid().as_raw(), group: group.ok().flatten().map(|group| group.gid.as_raw()) }
     }
 
-    fn have(&self, user: Uid, group: Gid) -> bool {
-        self.users.contains(&user.as_raw()) || self.group == Some(group.as_raw())
+    fn have(self, user: u32, group: u32) -> bool {
+        user == 0 || user == self.user || self.group == Some(group)
     }
 }
 
@@ -175,11 +167,17 @@ impl Auth {
     }
 
     /// Asks as the configuration says.
-    pub fn new(config: &AuthConfig, certificates: &[TlsClient], metrics: &Arc<Metrics>) -> anyhow::Result<Arc<Auth>> {
-        Ok(Auth::with(State::new(config, certificates, None, metrics)?, metrics))
+    pub fn new(
+        config: &AuthConfig,
+        certificates: &[TlsClient],
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> anyhow::Result<Arc<Auth>> {
+        let state = State::new(config, certificates, None, metrics, Some(supervisor))?;
+        Ok(Auth::with(state, metrics, Some(supervisor.clone())))
     }
 
-    fn with(state: State, metrics: &Arc<Metrics>) -> Arc<Auth> {
+    fn with(state: State, metrics: &Arc<Metrics>, supervisor: Option<Supervisor>) -> Arc<Auth> {
         let flood = Flood::new(Limits::DEFAULT, Instant::now());
         Arc::new(Auth { state: ArcSwap::from_pointee(state), flood, metrics: metrics.clone(), supervisor })
     }
@@ -266,7 +264,7 @@ impl Auth {
             return caller.map_err(|fault| self.bad(fault, peer));
         }
         if let Some((user, group)) = credentials.unix {
-            if state.members.have(Uid::from_raw(user), Gid::from_raw(group)) {
+            if state.members.have(user, group) {
                 let name = format!("uid:{user}");
                 return Ok(Caller { name, role: Role::Admin, namespaces: Namespaces::All, method: "unix" });
             }

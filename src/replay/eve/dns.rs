@@ -1,6 +1,6 @@
 //! DNS messages in EVE, version 3: questions and all records, by the mnemonics of their types.
 
-use super::json::Json;
+use crate::eve::json::Json;
 use crate::packet::proto::dns::{Message, Record, kind_name};
 
 /// Bits of the flags (RFC 1035, 4.1.1; RFC 4035, 3.2) that are shown when they are set.

@@ -1,8 +1,8 @@
 //! Transactions in EVE: one member named by the protocol, and in it what Suricata says of one.
 
 use super::dns;
-use super::json::Json;
-use super::time::civil;
+use crate::eve::json::Json;
+use crate::eve::time::civil;
 use crate::packet::proto::http::{Grpc, Version};
 use crate::packet::proto::{Fact, Told, ftp, http, quic, smb, smtp, ssh, tls};
 

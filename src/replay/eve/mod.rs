@@ -5,16 +5,14 @@
 
 mod dns;
 mod facts;
-mod json;
-mod time;
 
 use std::net::SocketAddr;
 
+use crate::eve;
+use crate::eve::json::Json;
+use crate::eve::time::Stamp;
 use crate::flow::{Anomaly, EndReason, Flow, community_id};
 use crate::packet::proto::{Side, Told};
-
-use json::Json;
-use time::Stamp;
 
 /// What was enforced and said of a rule that was hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,23 +195,7 @@ fn ends(json: &mut Json, protocol: u8, source: SocketAddr, destination: SocketAd
     if has_ports {
         json.number("dest_port", u64::from(destination.port()));
     }
-    json.key("proto");
-    let name: &[u8] = match protocol {
-        TCP => b"\"TCP\"",
-        UDP => b"\"UDP\"",
-        SCTP => b"\"SCTP\"",
-        1 => b"\"ICMP\"",
-        47 => b"\"GRE\"",
-        50 => b"\"ESP\"",
-        58 => b"\"IPv6-ICMP\"",
-        _ => b"",
-    };
-    json.raw(name);
-    if name.is_empty() {
-        json.raw(b"\"");
-        json.padded(u64::from(protocol), 3);
-        json.raw(b"\"");
-    }
+    eve::protocol(json, protocol);
 }
 
 /// What a flow of TCP shows of its flags.

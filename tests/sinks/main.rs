@@ -1,0 +1,320 @@
+//! Alerts on their way to real receivers: HTTPS, SMTP, syslog and a file that is rotated, with outages.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use ebpfsentinel::outbound::{Client, ClientConfig, Fetched, OutboundError, Url, Validators};
+use hmac::{Hmac, KeyInit, Mac};
+use serde_json::Value;
+use sha2::Sha256;
+
+mod outage;
+mod support;
+
+use support::{Running, Scene, free_port, records, until};
+
+fn webhook(scene: &Scene, port: u16, more: &str) -> String {
+    format!(
+        "destination = 'webhook'\nwebhook_url = 'https://localhost:{port}/s3cret'\nallow_private = true\nca_file = {}\n\
+         timeout_secs = 1\nbreaker_secs = 1\n{more}",
+        scene.quoted("ca.pem")
+    )
+}
+
+fn numbers_of(bodies: &[Value]) -> Vec<usize> {
+    let message = |value: &Value| value["message"].as_str().unwrap().parse().unwrap();
+    let read = |record: &Value| -> Value { serde_json::from_str(record["body"].as_str().unwrap()).unwrap() };
+    let alerts = bodies.iter().map(read);
+    alerts
+        .flat_map(|body| body.as_array().map_or_else(|| vec![message(&body)], |all| all.iter().map(message).collect()))
+        .collect()
+}
+
+#[test]
+fn a_webhook_gets_signed_json() {
+    let scene = Scene::new();
+    let port = free_port();
+    let receiver = scene.receiver("webhook", port);
+    let more = "webhook_secret = 'k3y'\nwebhook_headers = { Authorization = 'Bearer abc', X-Who = { value = 'me' } }";
+    let mut running = Running::new(&scene, &[("hook", webhook(&scene, port, more))]);
+    running.tell(0..3);
+    let got = receiver.wait(3);
+    assert_eq!(numbers_of(&got), [0, 1, 2]);
+    for record in &got {
+        let header = |name: &str| record["headers"][name].as_str().unwrap_or_else(|| panic!("{name} in {record}"));
+        let mut mac = Hmac::<Sha256>::new_from_slice(b"k3y").unwrap();
+        mac.update(format!("{}.{}", header("X-Ebpfsentinel-Timestamp"), record["body"].as_str().unwrap()).as_bytes());
+        let want = format!("sha256={}", HEXLOWER.encode(&mac.finalize().into_bytes()));
+        assert_eq!(header("X-Ebpfsentinel-Signature"), want);
+        assert_eq!((header("Authorization"), header("X-Who")), ("Bearer abc", "me"));
+        assert_eq!((header("Content-Type"), record["path"].as_str()), ("application/json", Some("/s3cret")));
+    }
+    let body: Value = serde_json::from_str(got[0]["body"].as_str().unwrap()).unwrap();
+    assert_eq!((&body["src_ip"], &body["severity"]), (&"2001:db8::7".into(), &"high".into()));
+    until("it is counted", || running.sender("hook") == (0, 3, 0));
+    running.stop();
+}
+
+#[test]
+fn a_webhook_gets_a_template_or_many_at_a_time() {
+    let scene = Scene::new();
+    let port = free_port();
+    let receiver = scene.receiver("webhook", port);
+    let template = r#"webhook_template = '{"text": "[{severity}] {message} from {src_ip}", "username": "sentinel"}'"#;
+    let mut running = Running::new(&scene, &[("slack", webhook(&scene, port, template))]);
+    running.tell(7..8);
+    let got = receiver.wait(1);
+    let body: Value = serde_json::from_str(got[0]["body"].as_str().unwrap()).unwrap();
+    assert_eq!(body, serde_json::json!({"text": "[high] 7 from 2001:db8::7", "username": "sentinel"}));
+
+    // The same route, another shape: the queue goes on.
+    scene.mode("503");
+    running.tell(8..40);
+    running.reload(&[("slack", webhook(&scene, port, "webhook_batch = 10"))]);
+    scene.mode("ok");
+    running.tell(40..48);
+    until("all arrive", || running.sender("slack").1 == 41);
+    let taken: Vec<Value> = receiver.records().into_iter().skip(1).filter(|record| record["mode"] == "ok").collect();
+    assert_eq!(numbers_of(&taken).len(), 40);
+    assert_eq!(support::once(numbers_of(&taken)), (8..48).collect::<Vec<_>>());
+    assert!(taken.len() < 40, "in {} bodies", taken.len());
+    running.stop();
+}
+
+#[test]
+fn a_webhook_that_refuses_is_counted_and_one_that_cannot_is_tried_again() {
+    let scene = Scene::new();
+    let port = free_port();
+    let receiver = scene.receiver("webhook", port);
+    let mut running = Running::new(&scene, &[("hook", webhook(&scene, port, ""))]);
+    for (number, mode) in ["400", "404", "302 Location http://169.254.169.254/latest", "401"].iter().enumerate() {
+        scene.mode(mode);
+        running.tell(number..number + 1);
+        until("it is counted", || running.sender("hook").2 == number as u64 + 1);
+    }
+    assert_eq!(receiver.records().len(), 4, "each once, and no redirect was followed");
+    assert_eq!(running.metrics.events_lost("sink_hook", "refused").get(), 4);
+    for mode in ["503 Retry-After 1", "429", "hang"] {
+        let before = receiver.records().len();
+        let delivered = running.sender("hook").1;
+        scene.mode(mode);
+        running.tell(9..10);
+        receiver.wait(before + 2);
+        scene.mode("ok");
+        until("it arrives", || running.sender("hook").1 == delivered + 1);
+    }
+    assert_eq!(running.sender("hook").2, 4);
+    running.stop();
+}
+
+#[test]
+fn a_receiver_with_the_wrong_certificate_gets_nothing() {
+    let scene = Scene::new();
+    let (hook, syslog) = (free_port(), free_port());
+    let receivers = [scene.receiver_with("webhook", hook, "other"), scene.receiver_with("tls", syslog, "other")];
+    let tls = format!(
+        "destination = 'syslog'\nhost = 'localhost'\nport = {syslog}\ntransport = 'tls'\nca_file = {}\nbreaker_failures = 2",
+        scene.quoted("ca.pem")
+    );
+    // Its authority is not trusted, and the name is another one.
+    let url = format!(
+        "destination = 'webhook'\nwebhook_url = 'https://localhost:{hook}/'\nallow_private = true\nbreaker_failures = 2"
+    );
+    let mut running = Running::new(
+        &scene,
+        &[("tls", tls), ("untrusted", url), ("name", webhook(&scene, hook, "breaker_failures = 2"))],
+    );
+    running.tell(0..3);
+    for name in ["tls", "untrusted", "name"] {
+        until("the circuit opens", || running.sender(name).0 == 2);
+        assert_eq!((running.sender(name).1, running.sender(name).2), (0, 0));
+    }
+    assert!(receivers.iter().all(|receiver| receiver.records().is_empty()));
+    let metrics = {
+        running.sinks.clear();
+        running.outlets.take().unwrap().stop(Duration::from_millis(10));
+        running.metrics
+    };
+    assert_eq!(metrics.events_lost("sink_name", "stopped").get(), 3);
+}
+
+#[test]
+fn syslog_arrives_over_all_three() {
+    let scene = Scene::new();
+    for transport in ["udp", "tcp", "tls"] {
+        let port = free_port();
+        let receiver = scene.receiver(transport, port);
+        let ca = if transport == "tls" { format!("ca_file = {}", scene.quoted("ca.pem")) } else { String::new() };
+        let route = format!(
+            "destination = 'syslog'\nhost = '127.0.0.1'\nport = {port}\ntransport = '{transport}'\nbreaker_secs = 1\n\
+             facility = 'local3'\n{ca}\n"
+        );
+        let mut running = Running::new(&scene, &[("rfc", route.clone()), ("cef", format!("{route}format = 'cef'"))]);
+        running.tell(0..200);
+        let got = receiver.wait(400);
+        let messages: Vec<&str> = got.iter().map(|record| record["message"].as_str().unwrap()).collect();
+        let (cef, rfc): (Vec<&str>, Vec<&str>) = messages.iter().partition(|message| message.contains(" - CEF:0|"));
+        assert_eq!((rfc.len(), cef.len()), (200, 200));
+        for (number, message) in rfc.iter().enumerate() {
+            assert!(message.starts_with("<155>1 2026-11-30T18:40:31.123456Z "), "{message}");
+            assert!(
+                message.contains(" ebpfsentinel ") && message.contains(" l7 [ebpfsentinel@32473 id=\""),
+                "{message}"
+            );
+            assert!(message.ends_with(&format!("\"] {number}")), "{transport}: {message} is not {number}");
+        }
+        for (number, message) in cef.iter().enumerate() {
+            assert!(message.ends_with(&format!(" msg={number}")), "{transport}: {message} is not {number}");
+        }
+        running.stop();
+    }
+}
+
+#[test]
+fn a_closed_connection_of_syslog_is_noticed_before_anything_is_sent() {
+    let scene = Scene::new();
+    for transport in ["tcp", "tls"] {
+        let port = free_port();
+        let route = format!(
+            "destination = 'syslog'\nhost = 'localhost'\nport = {port}\ntransport = '{transport}'\nbreaker_secs = 1\n{}",
+            if transport == "tls" { format!("ca_file = {}", scene.quoted("ca.pem")) } else { String::new() }
+        );
+        let mut running = Running::new(&scene, &[("syslog", route)]);
+        for round in 0..3 {
+            let receiver = scene.receiver(transport, port);
+            running.tell(round..round + 1);
+            receiver.wait(round + 1);
+            until("it is counted", || running.sender("syslog").1 == round as u64 + 1);
+        }
+        running.stop();
+    }
+}
+
+fn email(scene: &Scene, port: u16, more: &str) -> String {
+    format!(
+        "destination = 'email'\nemail_to = ['SOC <soc@example.org>', 'b@example.org']\nbreaker_secs = 1\ntimeout_secs = 5\n{more}\n\
+         [smtp]\nhost = 'localhost'\nport = {port}\nfrom_address = 'Sentinel <agent@example.org>'\nca_file = {}\n",
+        scene.quoted("ca.pem")
+    )
+}
+
+const LOGIN: &str = "username = 'agent'\npassword = 'pass word'\n";
+
+#[test]
+fn a_mail_goes_by_starttls_with_a_login_and_then_a_digest() {
+    let scene = Scene::new();
+    let port = free_port();
+    let receiver = scene.receiver("smtp", port);
+    let route = email(&scene, port, "digest_secs = 2") + LOGIN;
+    let mut running = Running::new(&scene, &[("mail", route)]);
+    running.tell(0..1);
+    let first = &receiver.wait(1)[0];
+    assert_eq!(first["from"], "agent@example.org");
+    assert_eq!(first["to"], serde_json::json!(["soc@example.org", "b@example.org"]));
+    assert_eq!(first["tls"], true);
+    let text = first["text"].as_str().unwrap();
+    assert!(text.contains("\r\nSubject: [eBPFsentinel] high: 0\r\n"), "{text}");
+    assert!(text.contains("\r\nAuto-Submitted: auto-generated\r\n") && text.contains("\r\nMessage-ID: <"), "{text}");
+    assert!(text.contains("\r\nrule_id: rule-1\r\n") && text.contains("\r\nsrc_ip: 2001:db8::7\r\n"), "{text}");
+    running.tell(1..20);
+    let second = &receiver.wait(2)[1];
+    let text = second["text"].as_str().unwrap();
+    assert!(text.contains("\r\nSubject: [eBPFsentinel] 19 alerts, the gravest high\r\n"), "{text}");
+    assert!((1..20).all(|number| text.contains(&format!("\r\nmessage: {number}\r\n"))), "{text}");
+    running.stop();
+    assert_eq!(receiver.records().len(), 2);
+}
+
+#[test]
+fn mails_that_are_refused_are_not_sent_again() {
+    let scene = Scene::new();
+    let (port, tls) = (free_port(), free_port());
+    let receiver = scene.receiver("smtp", port);
+    let wrapped = scene.receiver("smtps", tls);
+    let wrong = email(&scene, port, "digest_secs = 0") + "username = 'agent'\npassword = 'wrong'\n";
+    let some = email(&scene, tls, "digest_secs = 0").replace("b@example.org", "gone@example.org") + "tls = 'tls'\n";
+    let none = some.replace("'SOC <soc@example.org>', ", "");
+    let mut running = Running::new(&scene, &[("wrong", wrong), ("some", some), ("none", none)]);
+    running.tell(0..1);
+    until("all are counted", || {
+        ["wrong", "some", "none"].iter().all(|name| running.sender(name).1 + running.sender(name).2 == 1)
+    });
+    assert_eq!((running.sender("wrong").2, running.sender("some").1, running.sender("none").2), (1, 1, 1));
+    running.stop();
+    assert!(receiver.records().is_empty());
+    let got = wrapped.records();
+    assert_eq!((got.len(), &got[0]["to"], &got[0]["tls"]), (1, &serde_json::json!(["soc@example.org"]), &true.into()));
+}
+
+/// logrotate renames the file while lines are written: no line is lost, torn or twice there.
+#[test]
+fn eve_goes_on_when_the_file_is_renamed() {
+    let scene = Scene::new();
+    let path = scene.path("eve.json");
+    let route = format!("destination = 'eve'\npath = {}\nmax_size = 0", scene.quoted("eve.json"));
+    let mut running = Running::new(&scene, &[("eve", route)]);
+    let mut old = Vec::new();
+    for round in 0..20 {
+        running.tell(round * 100..(round + 1) * 100);
+        until("there is something to rename", || !records(&path).is_empty());
+        old.push(scene.path(&format!("eve.{round}")));
+        fs::rename(&path, old.last().unwrap()).unwrap();
+    }
+    running.stop();
+    let message = |line: &Value| line["alert"]["message"].as_str().unwrap().parse::<usize>().unwrap();
+    let files = old.iter().map(|path| path.as_path()).chain([path.as_path()]);
+    let whole = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        assert!(text.is_empty() || text.ends_with('\n'));
+        records(path)
+    };
+    let all: Vec<usize> = files.flat_map(whole).map(|line| message(&line)).collect();
+    assert_eq!(all, (0..2000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_document_is_asked_for_with_limits() {
+    let scene = Scene::new();
+    scene.mode("ok");
+    let port = free_port();
+    let receiver = scene.receiver("http", port);
+    let config = ClientConfig {
+        allow_private: true,
+        insecure: true,
+        body_max: 1 << 20,
+        redirects_max: 3,
+        timeout: Duration::from_secs(30),
+        ..ClientConfig::default()
+    };
+    let client = Client::new(config.clone()).unwrap();
+    let url = |path: &str| Url::parse(&format!("http://localhost:{port}{path}"), true, true).unwrap();
+    let get = |path: &str| client.get(&url(path), &[], &Validators::default());
+    let Ok(Fetched::Document { body, validators }) = get("/document") else { panic!() };
+    assert_eq!((body.as_slice(), validators.etag.as_deref()), (&b"text"[..], Some("\"v1\"")));
+    assert_eq!(validators.last_modified.as_deref(), Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+    assert_eq!(client.get(&url("/document"), &[], &validators).unwrap(), Fetched::NotModified);
+    let Ok(Fetched::Refused(answer)) = get("/none") else { panic!() };
+    assert_eq!((answer.status, answer.reason.as_str()), (404, "none"));
+    for path in ["/bomb", "/endless"] {
+        let error = get(path).unwrap_err();
+        assert!(matches!(error, OutboundError::TooLong(1_048_576)), "{path}: {error}");
+    }
+    // Each hop is checked: one to where nobody may go, one that is fine, one more than are followed.
+    let error = get("/to/http://169.254.169.254/latest").unwrap_err();
+    assert!(matches!(&error, OutboundError::Refused(why) if why.contains("never connected to")), "{error}");
+    assert!(matches!(get("/to//document"), Ok(Fetched::Document { .. })));
+    assert!(matches!(get("/to//to//to//document"), Ok(Fetched::Document { .. })));
+    assert!(matches!(get("/to//to//to//to//document"), Ok(Fetched::Refused(_))), "one too many");
+    // Headers of one's own are shown to nobody else.
+    let before = receiver.records().len();
+    let Ok(Fetched::Refused(answer)) = client.get(&url("/to//document"), &[("X-Key", "k")], &Validators::default())
+    else {
+        panic!()
+    };
+    assert_eq!((answer.status, receiver.records().len() - before), (302, 1));
+    // And one without the right to go where the first hop leads.
+    let strict = Client::new(ClientConfig { allow_private: false, ..config }).unwrap();
+    assert!(matches!(strict.get(&url("/document"), &[], &Validators::default()), Err(OutboundError::Refused(_))));
+}
