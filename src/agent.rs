@@ -194,6 +194,9 @@ pub fn run(options: Options) -> Result<()> {
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
     let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    if let Some(alerts) = &stores.alerts {
+        hub.set_history(Arc::new(alerts.clone()));
+    }
     let mut own = vec![Route::all(hub.sink())];
     own.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let start = alert::Start {
@@ -304,7 +307,15 @@ pub fn run(options: Options) -> Result<()> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, &auth, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(
+        &config.agent,
+        &hub,
+        grpc::gate_of(auth.clone(), stores.auditor()),
+        tls.as_ref(),
+        &supervisor,
+        &metrics,
+    )
+    .and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
         start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
@@ -1109,7 +1120,7 @@ fn hand_over<E: 'static>(
 fn start_grpc(
     agent: &AgentConfig,
     hub: &Hub,
-    auth: &Arc<Auth>,
+    gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
@@ -1118,7 +1129,7 @@ fn start_grpc(
         return Ok(None);
     }
     let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
-    config.gate = Some(grpc::gate_of(auth.clone()));
+    config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
