@@ -12,9 +12,9 @@ mod lockout;
 mod mirror;
 mod modes;
 mod openapi;
-mod promises;
 #[path = "../support/pki.rs"]
 pub mod pki;
+mod promises;
 mod ratelimit;
 mod reload;
 mod routes;
