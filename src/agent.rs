@@ -1224,7 +1224,7 @@ fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
         harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
     plan.write.extend([agent.state_dir.clone(), runtime]);
     plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
-    plan.low_port = [agent.http_port, agent.metrics_port].iter().any(|port| *port < 1024);
+    plan.low_port = [agent.http_port, agent.metrics_port, agent.grpc_port].iter().any(|port| (1..1024).contains(port));
     plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
     Ok(plan)
 }
