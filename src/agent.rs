@@ -538,13 +538,15 @@ impl Agent {
     }
 
     /// The files of [tls] as `config` names them, read and checked but not yet in use.
-    fn prepare_tls(&self, config: &Config) -> Result<Option<(Arc<TlsStore>, Arc<TlsState>)>, ApiError> {
-        let Some(store) = &self.tls else { return Ok(None) };
+    fn prepare_tls(&self, config: &Config) -> Result<Option<Arc<TlsState>>, ApiError> {
+        if self.tls.is_none() {
+            return Ok(None);
+        }
         let read = TlsState::load(&config.tls);
         self.metrics.tls_reload(read.is_ok());
         let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
         state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
-        Ok(Some((store.clone(), Arc::new(state))))
+        Ok(Some(Arc::new(state)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -660,7 +662,7 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
-        if let Some((store, state)) = tls {
+        if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
         }
         self.auth.replace(auth);
