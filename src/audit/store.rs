@@ -888,5 +888,4 @@ fn remove(write: &WriteTransaction, cutoff: u64, count_max: u64) -> Result<(Opti
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

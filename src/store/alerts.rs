@@ -811,5 +811,4 @@ impl From<&Answer> for Value {
 }
 
 #[cfg(test)]
-#[path = "alerts_tests.rs"]
 mod tests;
