@@ -823,5 +823,4 @@ impl From<&Answer> for Value {
 }
 
 #[cfg(test)]
-#[path = "alerts_tests.rs"]
 mod tests;

@@ -414,7 +414,7 @@ mod tests {
             assert_eq!(Summary::decode(&bytes[..length]), None);
         }
         assert_eq!(Block::decode(&[0; 81]), None);
-        assert!(ROWS_MAX * ROW_BYTES < 65_536 - 64);
+        const { assert!(ROWS_MAX * ROW_BYTES < 65_536 - 64) };
     }
 
     #[test]
