@@ -1123,7 +1123,7 @@ mod tests {
         let text = moved().render_text();
         for line in [
             "# TYPE ebpfsentinel_packets_total counter",
-            "# HELP ebpfsentinel_alerts_total Alerts generated.",
+            "# HELP ebpfsentinel_alerts_total Alerts generated",
             "# TYPE ebpfsentinel_connections gauge",
             "# TYPE ebpfsentinel_processing_duration_seconds histogram",
             "# TYPE process_cpu_seconds_total counter",
@@ -1174,6 +1174,10 @@ mod tests {
             "severity",
             "status",
             "operation",
+            "destination",
+            "route",
+            "rule_id",
+            "store",
         ];
         for metric in DECLARED {
             for label in metric.labels() {
