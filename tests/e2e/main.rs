@@ -14,6 +14,7 @@ mod ratelimit;
 mod reload;
 mod routes;
 mod steer;
+mod stores;
 mod support;
 mod swap;
 mod syn_cookies;
