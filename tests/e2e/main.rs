@@ -21,6 +21,7 @@ mod routes;
 mod sandbox;
 mod sinks;
 mod steer;
+mod stores;
 mod support;
 mod swap;
 mod syn_cookies;
