@@ -1,9 +1,11 @@
-//! Compiles bpf/*.bpf.c and writes a skeleton of each object into OUT_DIR; src/bpf includes them.
+//! Compiles bpf/*.bpf.c and writes a skeleton of each object into OUT_DIR; src/bpf includes them. The same for the gRPC
+//! service, for src/control/grpc.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use libbpf_cargo::SkeletonBuilder;
+use prost::Message;
 
 /// Objects with a skeleton, by the stem of their source.
 const OBJECTS: &[&str] = &[
@@ -19,6 +21,9 @@ const OBJECTS: &[&str] = &[
 
 /// Objects of benches and tests.
 const TEST_SOURCES: &[&str] = &["benches/bench.bpf.c", "tests/support/syn_flood.bpf.c"];
+
+/// The folder of the gRPC service, and its file there.
+const PROTO: (&str, &str) = ("src/control/grpc", "alerts.proto");
 
 fn main() {
     let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -45,6 +50,22 @@ fn main() {
             .build()
             .unwrap_or_else(|error| panic!("compiling {source}: {error:#}"));
     }
+    generate_grpc(&out_dir);
+}
+
+/// Writes the service's code, and its description, which the server shows by reflection.
+fn generate_grpc(out_dir: &Path) {
+    let (folder, file) = PROTO;
+    println!("cargo:rerun-if-changed={folder}/{file}");
+    let description = protox::compile([file], [folder]).unwrap_or_else(|error| panic!("{folder}/{file}: {error}"));
+    // The generator writes no description when it is given one.
+    std::fs::write(out_dir.join("alerts.fds"), description.encode_to_vec()).expect("OUT_DIR can be written");
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_transport(false)
+        .emit_rerun_if_changed(false)
+        .compile_fds(description)
+        .unwrap_or_else(|error| panic!("generating code of {folder}/{file}: {error}"));
 }
 
 fn compile(source: &str, clang: &Path) -> SkeletonBuilder {

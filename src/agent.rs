@@ -15,9 +15,12 @@ use libbpf_rs::MapHandle;
 use serde_json::Value;
 
 use crate::abi::xdp_chain;
-use crate::alert::{self, Alerting, Suppressions};
-use crate::api::ApiError;
-use crate::bpf::attach::{AttachMode, XdpMode};
+use crate::alert::hub::{self, Hub};
+use crate::alert::{self, Alerting, Route, Suppressions};
+use crate::api::{ApiError, Note};
+use crate::audit::store::AuditStore;
+use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
+use crate::bpf::attach::{self, AttachMode, XdpMode};
 use crate::bpf::chain::Chain;
 use crate::bpf::ringbuf::{self, Ring, Taker};
 use crate::bpf::tc_ids::PROGRAMS;
@@ -25,25 +28,31 @@ use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
-use crate::config::agent::{AgentConfig, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
+use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
-use crate::confirm::Confirmations;
+use crate::confirm::{Confirmations, Expired};
 use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
-use crate::control::{Control, ControlConfig};
+use crate::control::auth::Auth;
+use crate::control::grpc::{self, Grpc, GrpcConfig};
+use crate::control::tls::{TlsState, TlsStore};
+use crate::control::{Control, ControlConfig, UnixSocket, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
-use crate::enrichment::Processes;
+use crate::enrichment::{Processes, Scanner};
 use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
 use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
-use crate::supervise::{Handle, Mailbox, Supervisor};
+use crate::store;
+use crate::store::alerts::AlertStore;
+use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
+use crate::system::harden::{self, Sandbox};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
 
 /// Records that wait for an engine.
@@ -98,19 +107,43 @@ struct Agent {
     options: Options,
     config: Config,
     engines: Engines,
+    auth: Arc<Auth>,
     alerting: Arc<Alerting>,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    stores: Stores,
+    /// With `tls.enabled`.
+    tls: Option<Arc<TlsStore>>,
+    sandbox: Arc<Sandbox>,
 }
 
 /// What the control port sees of the agent.
 struct Front {
     agent: Handle<Agent>,
     engines: Engines,
+    auth: Arc<Auth>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
+    stores: Stores,
+    tls: Option<Arc<TlsStore>>,
+    sandbox: Arc<Sandbox>,
+    /// Where gRPC listens.
+    grpc: Option<SocketAddr>,
     started: Instant,
+}
+
+/// What outlives a run; `None` where it is switched off.
+#[derive(Clone)]
+struct Stores {
+    audit: Option<AuditStore>,
+    alerts: Option<AlertStore>,
+}
+
+/// The threads of the stores.
+struct StoreThreads {
+    audit: Option<Thread<audit::store::Writer>>,
+    alerts: Option<Thread<store::alerts::Writer>>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -118,13 +151,14 @@ pub fn run(options: Options) -> Result<()> {
     // Before any thread starts: threads inherit the mask.
     let signals = Signals::block().context("blocking signals")?;
     let loaded = options.load().map_err(|errors| anyhow::anyhow!("the configuration has errors\n{errors}"))?;
-    let config = loaded.config;
+    let config = &loaded.config;
     crate::logging::init(config.agent.log_level, config.agent.log_format)?;
     bpf::log_libbpf();
     for warning in &loaded.warnings {
         log::warn!("{warning}");
     }
 
+    let tls = load_tls(&config)?;
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
@@ -132,16 +166,43 @@ pub fn run(options: Options) -> Result<()> {
     let mut main_loop = MainLoop::<Timer>::new(signals, failures).context("setting up the main loop")?;
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
+    main_loop.watch_files(&config.tls.files()).context("watching the files of [tls]")?;
     let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
+    let config = &loaded.config;
+    let enclosed = config.agent.sandbox;
+    // Before the walls: it looks into processes, which no thread behind them may.
+    let looking = move || {
+        if let Err(error) = if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) } {
+            log::warn!("the look-up of processes keeps more capabilities than it needs: {error:#}");
+        }
+    };
+    let scanner = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
+    if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
+        // Mounting is the first that ends.
+        attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
+    }
+    let socket = bind_socket(&config.agent)?;
+    let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
+    let config = loaded.config;
+    let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
+
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
-    let processes = Processes::open(Instant::now());
+    let hub = Hub::new(hub::RING);
+    let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+    let suppressions = Arc::new(Suppressions::default());
+    let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    if let Some(alerts) = &stores.alerts {
+        hub.set_history(Arc::new(alerts.clone()));
+    }
+    let mut own = vec![Route::all(hub.sink())];
+    own.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let start = alert::Start {
         config: &config.alerting,
-        own: Vec::new(),
-        suppressions: Arc::new(Suppressions::default()),
+        own,
+        suppressions,
         processes,
         alerts: alert_queue,
         state_dir: config.agent.state_dir.clone(),
@@ -207,7 +268,10 @@ pub fn run(options: Options) -> Result<()> {
     let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
     let (l7, l7_thread) = l7.unzip();
     let threads = match &blocks {
-        Some(blocks) => Some(start_inspection(&config, blocks, &guard, l7.as_ref(), alerts, &metrics, &supervisor)?),
+        Some(blocks) => {
+            let told = (alerts, &metrics);
+            Some(start_inspection(&config, blocks, &guard, l7.as_ref(), scanner, told, &supervisor)?)
+        }
         None => None,
     };
     let engines = Engines {
@@ -224,17 +288,40 @@ pub fn run(options: Options) -> Result<()> {
         move || engines.counters()
     }));
 
+    // The control port and all that come after it are born behind the last wall.
+    sandbox.close();
+    for failure in sandbox.degraded() {
+        log::error!("{failure}");
+    }
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
     let front = Front {
         agent: agent_handle,
         engines: engines.clone(),
+        auth: auth.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
+        stores: stores.clone(),
+        sandbox: sandbox.clone(),
+        grpc: None,
+        tls: tls.clone(),
         started: Instant::now(),
     };
-    let control = match start_control(&config.agent, &supervisor, front, &engines, &confirmations, &metrics) {
-        Ok(control) => control,
+    let started = start_grpc(
+        &config.agent,
+        &hub,
+        grpc::gate_of(auth.clone(), stores.auditor()),
+        tls.as_ref(),
+        &supervisor,
+        &metrics,
+    )
+    .and_then(|grpc| {
+        let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
+        start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
+            .map(|control| (grpc, control))
+    });
+    let (grpc, control) = match started {
+        Ok(started) => started,
         Err(error) => {
             match engines.firewall.call(Firewall::abandon) {
                 Ok(Ok(())) => {}
@@ -244,18 +331,37 @@ pub fn run(options: Options) -> Result<()> {
             return Err(error);
         }
     };
+    let rest = control.addresses().rest;
+    let also = grpc.as_ref().map_or_else(String::new, |grpc| format!(", gRPC on {}", grpc.address()));
     log::info!(
-        version = env!("CARGO_PKG_VERSION"), rest = control.addresses().rest.to_string().as_str();
-        "agent started; REST on {}", control.addresses().rest
+        version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str();
+        "agent started; REST on {rest}{}{}{also}", if tls.is_some() { " by TLS" } else { "" },
+        control.socket().map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
     notifier.ready("protecting");
 
-    let mut agent =
-        Agent { options, config, engines: engines.clone(), alerting: alerting.clone(), metrics, confirmations, shared };
+    let mut agent = Agent {
+        options,
+        config,
+        engines: engines.clone(),
+        auth,
+        alerting: alerting.clone(),
+        metrics,
+        confirmations,
+        shared,
+        stores: stores.clone(),
+        tls,
+        sandbox,
+    };
     let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
     notifier.stopping();
     // From here on a second signal ends the process at once.
     let _ = main_loop.signals().release();
+    // Streams end with it, and then the ports that they are on.
+    hub.close();
+    if let Some(Err(gone)) = grpc.map(Grpc::stop) {
+        log::warn!("{gone}");
+    }
     control.stop();
     stop_poller.store(true, std::sync::atomic::Ordering::Release);
     let _ = poller_thread.join(STOP);
@@ -275,8 +381,72 @@ pub fn run(options: Options) -> Result<()> {
             log::warn!("{gone}");
         }
     }
+    // The last of all: what the others did while they stopped is kept, too.
+    for gone in stores.stop(store_threads) {
+        log::warn!("{gone}");
+    }
     log::info!("agent stopped");
     ended
+}
+
+impl Stores {
+    /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
+    fn start(
+        config: &Config,
+        suppressions: &Arc<Suppressions>,
+        metrics: &Arc<Metrics>,
+        supervisor: &Supervisor,
+    ) -> Result<(Stores, StoreThreads)> {
+        let audit = config.audit.enabled.then(|| {
+            let path = config.audit.trail_file(&config.agent.state_dir);
+            AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
+        });
+        let (audit, audit_thread) = audit.transpose()?.unzip();
+        let alerts = config.audit.alerts.enabled.then(|| {
+            let path = config.audit.alerts_file(&config.agent.state_dir);
+            AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor)
+                .context("starting the store of alerts")
+        });
+        let (alerts, alerts_thread) = alerts.transpose()?.unzip();
+        Ok((Stores { audit, alerts }, StoreThreads { audit: audit_thread, alerts: alerts_thread }))
+    }
+
+    /// Whom operations are told to.
+    fn auditor(&self) -> Arc<dyn Auditor> {
+        match &self.audit {
+            Some(audit) => Arc::new(audit.clone()),
+            None => Arc::new(NoAuditor),
+        }
+    }
+
+    /// Other limits, at a reload.
+    fn reconfigure(&self, config: &Config) {
+        if let Some(audit) = &self.audit {
+            let limits = config.audit.limits();
+            if let Err(gone) = audit.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the audit trail keeps its old limits: {gone}");
+            }
+        }
+        if let Some(alerts) = &self.alerts {
+            let limits = config.audit.alerts.limits();
+            if let Err(gone) = alerts.handle().call(move |writer| writer.set_limits(limits)) {
+                log::error!("the store of alerts keeps its old limits: {gone}");
+            }
+        }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        let audit = self.audit.iter().flat_map(AuditStore::health);
+        audit.chain(self.alerts.iter().flat_map(AlertStore::health)).collect()
+    }
+
+    fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
+        let audit = self.audit.as_ref().zip(threads.audit);
+        let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        let alerts = self.alerts.as_ref().zip(threads.alerts);
+        let alerts = alerts.map(|(alerts, thread)| alerts.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
+        [alerts, audit].into_iter().flatten().filter_map(Result::err).collect()
+    }
 }
 
 impl Agent {
@@ -293,10 +463,13 @@ impl Agent {
             main_loop.set_timer(Timer::Watchdog, Instant::now() + interval);
         }
         loop {
-            match main_loop.wait().context("waiting for events")? {
+            let event = main_loop.wait().context("waiting for events")?;
+            let files = self.config.tls.files();
+            match event {
                 MainEvent::Signal(Signal::Terminate | Signal::Interrupt) => return Ok(()),
                 MainEvent::Signal(Signal::Hangup) => self.reload_and_tell(notifier, "SIGHUP"),
                 MainEvent::ConfigChanged => self.reload_and_tell(notifier, "the configuration file changed"),
+                MainEvent::FilesChanged => self.reload_tls(),
                 MainEvent::Link(event) => {
                     log::debug!("link {} ({}): {:?}", event.name, event.ifindex, event.change);
                     // Changes come in bunches; they are looked at once, and soon.
@@ -309,7 +482,9 @@ impl Agent {
                     }
                 }
                 MainEvent::Timer(Timer::Second) => {
-                    if let Some((what, undone)) = self.confirmations.expire(Instant::now()) {
+                    if let Some(Expired { what, undone, notes }) = self.confirmations.expire(Instant::now()) {
+                        let outcome = if undone.is_ok() { 200 } else { 500 };
+                        self.audit("config confirm", outcome, &format!("{what}: not confirmed in time"), notes);
                         match undone {
                             Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
                             Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
@@ -339,7 +514,39 @@ impl Agent {
                 }
                 MainEvent::Fatal(fatal) => bail!("{fatal}"),
             }
+            // A reload may have come by any of these ways, also by a call, or was taken back.
+            if self.config.tls.files() != files
+                && let Err(error) = main_loop.watch_files(&self.config.tls.files())
+            {
+                log::error!("watching the files of [tls], which are read at SIGHUP from here on: {error}");
+            }
         }
+    }
+
+    /// The certificate or its key is another one now.
+    fn reload_tls(&self) {
+        let Some(tls) = &self.tls else { return };
+        let read = tls.reload();
+        self.metrics.tls_reload(read.is_ok());
+        match read {
+            Ok(()) => {
+                tls.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+                log::info!("tls: the files changed: new connections get the new certificate");
+            }
+            Err(error) => log::error!("tls: the files changed, and the certificate of before stays in use: {error:#}"),
+        }
+    }
+
+    /// The files of [tls] as `config` names them, read and checked but not yet in use.
+    fn prepare_tls(&self, config: &Config) -> Result<Option<Arc<TlsState>>, ApiError> {
+        if self.tls.is_none() {
+            return Ok(None);
+        }
+        let read = TlsState::load(&config.tls);
+        self.metrics.tls_reload(read.is_ok());
+        let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
+        state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+        Ok(Some(Arc::new(state)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -349,38 +556,64 @@ impl Agent {
     fn reload_and_tell(&mut self, notifier: &Notifier, why: &str) {
         notifier.reloading();
         match self.reload(None) {
-            Ok(message) => log::info!("{why}: {message}"),
-            Err(error) => log::error!("{why}: nothing was changed: {error}"),
+            Ok((message, notes)) => {
+                log::info!("{why}: {message}");
+                self.audit("config reload", 200, &format!("{why}: {message}"), notes);
+            }
+            Err(error) => {
+                log::error!("{why}: nothing was changed: {error}");
+                let told = format!("{why}: nothing was changed: {}", error.message);
+                self.audit("config reload", error.status, &told, Vec::new());
+            }
         }
         notifier.ready("protecting");
     }
 
+    /// Tells the audit log of what the agent did by itself.
+    fn audit(&self, operation: &str, outcome: u16, detail: &str, notes: Vec<Note>) {
+        let auditor = self.stores.auditor();
+        let entry = Entry::new(Actor::config_reload(), operation, outcome, detail);
+        if notes.is_empty() {
+            auditor.record(entry.clone());
+        }
+        notes.into_iter().for_each(|note| auditor.record(entry.clone().with(note)));
+    }
+
     /// Reads the configuration anew and puts all of it in force, or changes nothing.
-    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         let result = self.try_reload(confirm_secs);
         self.metrics.config_reload(result.is_ok());
         result
     }
 
-    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<String, ApiError> {
+    fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
         self.confirmations.refuse_while_pending()?;
         let loaded = self.options.load().map_err(|errors| ApiError::validation(errors.to_string()))?;
         let fixed = loaded.config.restart_needed(&self.config);
         if !fixed.is_empty() {
             return Err(ApiError::validation(format!("{} cannot change without a restart", fixed.join(", "))));
         }
+        let refused = sandbox_plan(&loaded).map(|plan| self.sandbox.refuses(&plan));
+        if let Some(why) = refused.map_err(|error| ApiError::internal(format!("{error:#}")))? {
+            return Err(ApiError::validation(why));
+        }
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
         let refused = |error: anyhow::Error| ApiError::conflict(format!("{error:#}"));
         let sinks = self.alerting.prepare(&loaded.config.alerting).map_err(refused)?;
+        let tls = self.prepare_tls(&loaded.config)?;
+        let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
+        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients);
+        let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
         let before = self.engines.replace_sections(&loaded.config, &guard)?;
         let section = loaded.config.firewall.clone();
         let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
-        let (undo, shared) = (self.engines.clone(), self.shared.clone());
+        let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
         let alerting = self.alerting.clone();
         let others = before.clone();
+        let (asking, asked) = (self.auth.clone(), self.auth.current());
         let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
         let replaced = self
@@ -393,12 +626,18 @@ impl Agent {
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         "config reload",
+                        "an admin",
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
+                            asking.replace(asked);
                             undo.restore_sections(others)?;
                             undo.firewall.call(move |firewall| firewall.restore(before))??;
                             undo.spare(spared_before.0, &spared_before.1);
+                            if let Some((store, state)) = tls_before {
+                                store.replace(state);
+                            }
+                            stores.reconfigure(&old);
                             let told = alerting.replace(&old.alerting);
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
                             told
@@ -423,10 +662,19 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        if let (Some(store), Some(state)) = (&self.tls, tls) {
+            store.replace(state);
+        }
+        self.auth.replace(auth);
+        self.stores.reconfigure(&loaded.config);
+        let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
+        if confirm_secs.is_some() {
+            self.confirmations.remember(notes.clone());
+        }
         self.config = loaded.config.clone();
         *self.lock() = loaded.config;
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
-        Ok(format!("configuration reloaded, {rules} rules in the file"))
+        Ok((format!("configuration reloaded, {rules} rules in the file"), notes))
     }
 }
 
@@ -596,6 +844,15 @@ struct Before {
 }
 
 impl Front {
+    fn degraded(&self) -> Vec<String> {
+        let mut reasons = self.engines.degraded();
+        reasons.extend(self.auth.degraded());
+        reasons.extend(self.stores.degraded());
+        reasons.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
+        reasons.extend(self.sandbox.degraded());
+        reasons
+    }
+
     fn pending(&self) -> Option<PendingConfirm> {
         let (what, left) = self.confirmations.pending(Instant::now())?;
         let deadline = (SystemTime::now() + left).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -605,7 +862,7 @@ impl Front {
 
 impl AgentControl for Front {
     fn readiness(&self) -> Readiness {
-        let mut reasons = self.engines.degraded();
+        let mut reasons = self.degraded();
         let ebpf_loaded = match self.engines.facts() {
             Ok(facts) => facts.programs.iter().all(|program| !program.enabled || program.facts.is_some()),
             Err(gone) => {
@@ -617,7 +874,7 @@ impl AgentControl for Front {
     }
 
     fn status(&self) -> AgentStatus {
-        let mut degraded = self.engines.degraded();
+        let mut degraded = self.degraded();
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);
@@ -638,6 +895,7 @@ impl AgentControl for Front {
                 ipv4: number(|facts| facts.ipv4_rules),
                 ipv6: number(|facts| facts.ipv6_rules),
             },
+            grpc_address: self.grpc.map(|address| address.to_string()),
             interfaces: facts
                 .iter()
                 .flat_map(|facts| &facts.interfaces)
@@ -650,6 +908,7 @@ impl AgentControl for Front {
                 })
                 .collect(),
             pending_confirm: self.pending(),
+            sandbox: self.sandbox.status(),
             degraded,
         }
     }
@@ -659,15 +918,15 @@ impl AgentControl for Front {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        let message = self
+        let (message, notes) = self
             .agent
             .call(move |agent| agent.reload(confirm_secs))
             .map_err(|gone| ApiError::unavailable(gone.to_string()))??;
-        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending() })
+        Ok(Reloaded { status: "reloaded".to_owned(), message, pending_confirm: self.pending(), notes })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
-        let Some((what, kept)) = self.confirmations.confirm() else {
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError> {
+        let Some((what, kept)) = self.confirmations.confirm(by)? else {
             return Err(ApiError::conflict("nothing waits for a confirmation"));
         };
         kept.map_err(|error| ApiError::internal(format!("{error:#}")))?;
@@ -758,8 +1017,8 @@ fn start_inspection(
     blocks: &SharedBlocks,
     guard: &Guard,
     l7: Option<&Handle<L7>>,
-    alerts: alert::AlertSender,
-    metrics: &Arc<Metrics>,
+    scanner: Scanner,
+    (alerts, metrics): (alert::AlertSender, &Arc<Metrics>),
     supervisor: &Supervisor,
 ) -> Result<inspection::Threads> {
     let start = inspection::Start {
@@ -768,6 +1027,7 @@ fn start_inspection(
         blocks: blocks.clone(),
         exceptions: (guard, config.firewall.dhcp),
         ruling: l7.map(|l7| l7.call(|l7| l7.ruling())).transpose()?,
+        scanner,
         alerts,
         metrics,
     };
@@ -858,15 +1118,54 @@ fn hand_over<E: 'static>(
     })
 }
 
-fn start_control(
+/// Starts the gRPC server, unless there is to be none.
+fn start_grpc(
     agent: &AgentConfig,
+    hub: &Hub,
+    gate: grpc::Gate,
+    tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
-    front: Front,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Grpc>> {
+    if agent.grpc_port == 0 {
+        return Ok(None);
+    }
+    let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    config.gate = Some(gate);
+    config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
+    Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
+}
+
+/// Reads the files of `[tls]`, if it is on.
+fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
+    if !config.tls.enabled {
+        return Ok(None);
+    }
+    let store = TlsStore::load(&config.tls).context("reading the files of [tls]")?;
+    store.state().warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
+    Ok(Some(store))
+}
+
+fn start_control(
+    whole: &Config,
+    supervisor: &Supervisor,
+    (front, socket): (Front, Option<UnixSocket>),
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
+    hub: &Hub,
     metrics: &Arc<Metrics>,
 ) -> Result<Control> {
+    let stores = front.stores.clone();
+    let auth = front.auth.clone();
+    let agent = &whole.agent;
+    let tls = front.tls.clone();
+    if let Some(tls) = &tls {
+        let tls = tls.clone();
+        metrics.set_tls_expiry(Box::new(move || tls.not_after()));
+    }
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
+    operations.extend(audit::api::operations(stores.audit.as_ref()));
+    operations.extend(store::api::operations(stores.alerts.as_ref()));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),
@@ -881,16 +1180,55 @@ fn start_control(
         None => l7::api::refused(),
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
-    let runtime_dir = match std::env::var_os("RUNTIME_DIRECTORY") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => agent.state_dir.join("run"),
-    };
-    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
+    let rest = SocketAddr::new(agent.bind_address, agent.http_port);
+    let runtime_dir = runtime_dir(&agent.state_dir);
+    let mut config = ControlConfig::new(rest, runtime_dir);
+    config.socket = socket;
+    config.tls = tls;
+    config.metrics_tls = whole.tls.metrics;
+    config.limits.requests_per_s = agent.requests_per_second;
     config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
     config.host_names = agent.host_names.clone();
+    config.auditor = stores.auditor();
+    config.auth = Some(auth);
+    config.swagger_ui = agent.swagger_ui;
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// Makes the socket for processes of this host.
+fn bind_socket(agent: &AgentConfig) -> Result<Option<UnixSocket>> {
+    let runtime_dir = runtime_dir(&agent.state_dir);
+    let path = match &agent.socket {
+        ControlSocket::Off => return Ok(None),
+        ControlSocket::Usual => runtime_dir.join("control.sock"),
+        ControlSocket::At(path) => path.clone(),
+    };
+    UnixSocket::bind(&path, &runtime_dir).map(Some)
+}
+
+/// Where sockets lie.
+fn runtime_dir(state_dir: &Path) -> PathBuf {
+    match std::env::var_os("RUNTIME_DIRECTORY") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => state_dir.join("run"),
+    }
+}
+
+/// What the sandbox has to leave to an agent with this configuration.
+fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
+    let agent = &loaded.config.agent;
+    let runtime = runtime_dir(&agent.state_dir);
+    std::fs::create_dir_all(&runtime).with_context(|| format!("making {}", runtime.display()))?;
+    let mut plan =
+        harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
+    plan.write.extend([agent.state_dir.clone(), runtime]);
+    plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
+    plan.low_port = [agent.http_port, agent.metrics_port, agent.grpc_port].iter().any(|port| (1..1024).contains(port));
+    plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
+    Ok(plan)
 }
 
 /// The lock-out guard that the configuration asks for, with the sessions that are open now.
@@ -900,6 +1238,7 @@ fn guard_of(agent: &AgentConfig) -> Guard {
     }
     let mut ports = agent.anti_lockout.ssh_ports.clone();
     ports.extend([agent.http_port, agent.metrics_port]);
+    ports.extend((agent.grpc_port != 0).then_some(agent.grpc_port));
     match &agent.anti_lockout.from {
         GuardFrom::Sessions => Guard::of_sessions(ports),
         GuardFrom::Networks(networks) => Guard { ports, networks: networks.clone() },

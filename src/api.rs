@@ -25,15 +25,20 @@
 //! assert!((list.run)(&api::Request::new(&LIST)).is_ok());
 //! ```
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::component::Component;
 
 /// Items of a list when the client names no `limit`.
 pub const PAGE_LIMIT_DEFAULT: u32 = 100;
@@ -93,6 +98,57 @@ impl Role {
             Role::Operator => "operator",
             Role::Admin => "admin",
         }
+    }
+
+    /// Words of the roles that a caller may have.
+    pub const WORDS: &'static [(&'static str, Role)] =
+        &[("viewer", Role::Viewer), ("operator", Role::Operator), ("admin", Role::Admin)];
+}
+
+/// The namespaces whose rules a caller may change. Everybody who may read sees the rules of all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Every one, and rules that are in none.
+    All,
+    /// These; never rules that are in none. An empty set means that no rule may be changed.
+    Only(BTreeSet<String>),
+}
+
+impl Namespaces {
+    /// Fails with 403 where a rule of `namespace` may not be made, changed or deleted.
+    pub fn check(&self, namespace: Option<&str>) -> Result<(), ApiError> {
+        match (self, namespace) {
+            (Namespaces::All, _) => Ok(()),
+            (Namespaces::Only(own), Some(name)) if own.contains(name) => Ok(()),
+            (Namespaces::Only(_), Some(name)) => Err(ApiError::namespace_forbidden(format!(
+                "rules of the namespace \"{}\" are not yours to change",
+                shown(name)
+            ))),
+            (Namespaces::Only(_), None) => Err(ApiError::namespace_forbidden(
+                "a rule without a namespace is not yours to change; give it one of your namespaces",
+            )),
+        }
+    }
+}
+
+/// Who calls, and what they may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of the API key, subject of the token, of the certificate, or `uid:N`; at most 256 characters, none a control.
+    pub name: String,
+    /// [`Role::Public`] for a caller who is known and has no role here.
+    pub role: Role,
+    /// Of an operator; [`Namespaces::All`] of an admin.
+    pub namespaces: Namespaces,
+    /// How it was found out: `api_key`, `jwt`, `oidc`, `certificate`, `unix`, `none`.
+    pub method: &'static str,
+}
+
+impl Caller {
+    /// Whoever it is, where nobody is asked.
+    pub fn anonymous(role: Role) -> Caller {
+        let namespaces = if role == Role::Admin { Namespaces::All } else { Namespaces::Only(BTreeSet::new()) };
+        Caller { name: "anonymous".to_owned(), role, namespaces, method: "none" }
     }
 }
 
@@ -254,8 +310,29 @@ pub struct Request {
     pub peer: Option<SocketAddr>,
     /// What the caller may do.
     pub role: Role,
-    /// Who called, for the audit log.
+    /// Who called, for the audit log: [`Caller::name`].
     pub actor: String,
+    /// Whose rules the caller may change.
+    pub namespaces: Namespaces,
+    /// [`Caller::method`].
+    pub method: &'static str,
+    /// The header field `Last-Event-ID`: the last event of a stream that the client has seen.
+    pub last_event_id: Option<String>,
+    /// What the operation changed, for the audit log.
+    notes: RefCell<Vec<Note>>,
+}
+
+/// One thing that an operation changed, as the API shows it: no secret is ever in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// Of which component.
+    pub component: Option<Component>,
+    /// The rule's id.
+    pub rule: Option<String>,
+    /// What there was; `None`: nothing.
+    pub before: Option<Value>,
+    /// What there is now; `None`: nothing.
+    pub after: Option<Value>,
 }
 
 impl Request {
@@ -269,7 +346,37 @@ impl Request {
             peer: None,
             role: spec.role,
             actor: "anonymous".to_owned(),
+            namespaces: Namespaces::All,
+            method: "none",
+            notes: RefCell::default(),
+            last_event_id: None,
         }
+    }
+
+    /// As called by `caller`.
+    pub fn called_by(self, caller: Caller) -> Request {
+        let Caller { name, role, namespaces, method } = caller;
+        Request { role, actor: name, namespaces, method, ..self }
+    }
+
+    /// The caller, apart from whoever has the same name by another method.
+    pub fn caller_id(&self) -> String {
+        format!("{} {}", self.method, self.actor)
+    }
+
+    /// Notes what was changed, or what would have been, had it gone well: the audit log tells which by the answer.
+    pub fn note(&self, note: Note) {
+        self.notes.borrow_mut().push(note);
+    }
+
+    /// What was noted up to now.
+    pub fn notes(&self) -> Vec<Note> {
+        self.notes.borrow().clone()
+    }
+
+    /// What was noted up to now; from now on nothing is.
+    pub fn take_notes(&self) -> Vec<Note> {
+        self.notes.take()
     }
 
     /// With a path parameter.
@@ -372,6 +479,8 @@ pub enum Reply {
     Text { content_type: &'static str, body: String },
     /// A JSON body with a status of its own, for what is neither success nor a plain error: readiness that is refused.
     Status { status: u16, body: Value },
+    /// 200, and then what comes, for as long as the client stays.
+    Stream(Stream),
 }
 
 impl Reply {
@@ -388,11 +497,51 @@ impl Reply {
     /// Its HTTP status.
     pub fn status(&self) -> u16 {
         match self {
-            Reply::Json(_) | Reply::Text { .. } => 200,
+            Reply::Json(_) | Reply::Text { .. } | Reply::Stream(_) => 200,
             Reply::Created(_) => 201,
             Reply::NoContent => 204,
             Reply::Status { status, .. } => *status,
         }
+    }
+}
+
+/// An answer without an end in sight. It has a thread of its own; how many there may be is the operation's affair.
+#[derive(Clone)]
+pub struct Stream {
+    pub content_type: &'static str,
+    /// Who may listen. That is asked again from time to time.
+    pub role: Role,
+    write: WriteStream,
+}
+
+type WriteStream = Arc<dyn Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync>;
+
+impl Stream {
+    /// An answer that `write` writes, and flushes whenever the client should see it. An error of the writer means that the
+    /// client has gone.
+    pub fn new(
+        content_type: &'static str,
+        role: Role,
+        write: impl Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Stream {
+        Stream { content_type, role, write: Arc::new(write) }
+    }
+
+    /// Writes all of it, until its end or the client's.
+    pub fn write_to(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        (self.write)(out)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({})", self.content_type)
+    }
+}
+
+impl PartialEq for Stream {
+    fn eq(&self, other: &Stream) -> bool {
+        Arc::ptr_eq(&self.write, &other.write)
     }
 }
 
@@ -430,6 +579,21 @@ impl ApiError {
     /// 404 for a rule.
     pub fn rule_not_found(id: &str) -> ApiError {
         ApiError::new(404, "RULE_NOT_FOUND", format!("there is no rule \"{}\"", shown(id)))
+    }
+
+    /// 401: nobody knows who calls.
+    pub fn unauthenticated(message: impl Into<String>) -> ApiError {
+        ApiError::new(401, "AUTHENTICATION_REQUIRED", message)
+    }
+
+    /// 403: the caller's role is not enough.
+    pub fn insufficient_role(message: impl Into<String>) -> ApiError {
+        ApiError::new(403, "INSUFFICIENT_ROLE", message)
+    }
+
+    /// 403: an operator reaches beyond their namespaces.
+    pub fn namespace_forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(403, "NAMESPACE_FORBIDDEN", message)
     }
 
     /// 409 for a rule id that is taken.
@@ -652,6 +816,27 @@ mod tests {
         let wrong = Request::new(&PAGED).with_path("id", "x").path_as::<u8>("id").unwrap_err();
         assert_eq!(wrong.message, "path parameter \"id\" is \"x\": invalid digit found in string");
         assert_eq!(Request::new(&PAGED).with_query("limit", "9999").page().unwrap_err().status, 400);
+    }
+
+    #[test]
+    fn namespaces_bind_operators() {
+        let own = Namespaces::Only(BTreeSet::from(["prod".to_owned()]));
+        let none = Namespaces::Only(BTreeSet::new());
+        for (namespaces, namespace, allowed) in [
+            (&Namespaces::All, None, true),
+            (&Namespaces::All, Some("prod"), true),
+            (&own, Some("prod"), true),
+            (&own, Some("Prod"), false),
+            (&own, Some("prod2"), false),
+            (&own, Some(""), false),
+            (&own, None, false),
+            (&none, Some("prod"), false),
+            (&none, None, false),
+        ] {
+            let got = namespaces.check(namespace);
+            assert_eq!(got.is_ok(), allowed, "{namespaces:?} {namespace:?}");
+            assert!(got.is_ok() || got.is_err_and(|e| (e.status, e.code) == (403, "NAMESPACE_FORBIDDEN")));
+        }
     }
 
     #[test]

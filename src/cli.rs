@@ -4,10 +4,14 @@
 //! options to the front first, so that `status --host h` and `--host h status` are the same.
 
 mod add;
+mod alerts;
+mod audit;
+mod auth;
 mod columns;
 mod firewall;
 mod l7;
 mod ratelimit;
+mod watch;
 
 use std::fmt;
 use std::io::{IsTerminal, Read, Write};
@@ -15,11 +19,12 @@ use std::path::PathBuf;
 
 use argh::FromArgs;
 use comfy_table::{ContentArrangement, Table};
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
 use crate::api::Method;
-use crate::client::{Answer, Client, ClientError, Endpoint, refused};
+use crate::client::{Answer, Client, ClientError, Endpoint, Trust, Way, refused};
 
 /// Exit code: all went well.
 pub const OK: i32 = 0;
@@ -31,6 +36,8 @@ pub const USAGE: i32 = 2;
 pub const UNREACHABLE: i32 = 3;
 
 const PROGRAM: &str = "ebpfsentinel-agent";
+/// Where an agent has its Unix socket: under systemd, and without.
+const SOCKETS: [&str; 2] = ["/run/ebpfsentinel/control.sock", "/var/lib/ebpfsentinel/run/control.sock"];
 /// Rules fetched by one request; the API gives no more at once.
 const PAGE: usize = 5000;
 /// Pages fetched at most: more rules than an agent can hold.
@@ -56,7 +63,7 @@ pub struct Global {
     pub log_level: Option<String>,
     /// Log format.
     pub log_format: Option<String>,
-    /// Bearer token.
+    /// API key or token.
     pub token: Option<Secret>,
     /// Table or JSON.
     pub output: Output,
@@ -64,6 +71,10 @@ pub struct Global {
     pub host: Option<String>,
     /// The port of the same.
     pub port: Option<u16>,
+    /// The agent's Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Whether the agent is asked by TLS, and whom to believe then.
+    pub tls: Option<Trust>,
 }
 
 /// A token that is not shown by `{:?}`.
@@ -98,6 +109,8 @@ pub enum Command {
     Demo,
     /// Run a capture file through the same judgement and inspection.
     Replay(Replay),
+    /// Make API keys and their hashes.
+    Auth(auth::Local),
     /// Ask a running agent.
     Remote(Remote),
 }
@@ -107,10 +120,14 @@ pub enum Command {
 pub struct Replay {
     /// The capture file.
     pub file: PathBuf,
-    /// Whether the kernel's program tc_ids sees the packets; else a model of it.
+    /// Whether the kernel's programs see the packets; else models of them.
     pub kernel: bool,
     /// Whether there are lines for transactions, anomalies and flows, too.
     pub events: bool,
+    /// Networks whose hosts are taken for this one.
+    pub local: Vec<IpNet>,
+    /// On which interface of the configuration packets arrive.
+    pub interface: Option<String>,
 }
 
 /// A command that a running agent answers.
@@ -130,8 +147,25 @@ pub enum Remote {
     RatelimitTop(u32),
     /// The target, with its query.
     Flows(String),
+    /// A page of something.
+    Page(Paged),
+    /// Whether the audit trail is as it was written.
+    AuditVerify,
+    /// Alerts as they happen.
+    Watch(watch::Watch),
     /// One request whose answer is printed as it is.
     Call(Call),
+}
+
+/// A list that is asked for page by page.
+#[derive(Debug, PartialEq)]
+pub struct Paged {
+    /// Path and query.
+    pub target: String,
+    /// Where in the answer the list is; `None`: it is the answer.
+    pub field: Option<&'static str>,
+    columns: &'static [Column],
+    nothing: &'static str,
 }
 
 /// One request.
@@ -161,7 +195,7 @@ pub struct Exit {
     note = "Options above may stand before or after the command, as --name VALUE or --name=VALUE.",
     example = "{command_name} firewall add --id no-ssh --priority 10 --action deny --protocol tcp --dst-port 22 --confirm 60",
     example = "{command_name} -o json firewall list | jq '.[] | .id'",
-    example = "{command_name} status --host 10.0.0.1 --port 8080",
+    example = "{command_name} status --host 10.0.0.1 --port 8080 --cacert authority.pem",
     error_code(0, "All went well."),
     error_code(1, "The agent said no, or is not healthy."),
     error_code(2, "The command line or its input is wrong."),
@@ -180,7 +214,7 @@ struct Line {
     #[argh(option, arg_name = "format")]
     log_format: Option<String>,
 
-    /// bearer token [env: EBPFSENTINEL_TOKEN, which other users cannot see]
+    /// API key or token (JWT) [env: EBPFSENTINEL_TOKEN, which other users cannot see]
     #[argh(option, arg_name = "token")]
     token: Option<String>,
 
@@ -195,6 +229,31 @@ struct Line {
     /// port of the agent [env: EBPFSENTINEL_PORT, default: 8080]
     #[argh(option, arg_name = "port", from_str_fn(port))]
     port: Option<u16>,
+
+    /// the agent's Unix socket [env: EBPFSENTINEL_SOCKET, default without --host, --port and --tls: the one of this host
+    /// if there is one]
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// ask the agent by TLS
+    #[argh(switch)]
+    tls: bool,
+
+    /// authorities to believe, a PEM file, else those of this system; implies --tls [env: EBPFSENTINEL_CACERT]
+    #[argh(option, arg_name = "path")]
+    cacert: Option<PathBuf>,
+
+    /// client certificate to show, a PEM file; implies --tls
+    #[argh(option, arg_name = "path")]
+    cert: Option<PathBuf>,
+
+    /// key of the client certificate, a PEM file
+    #[argh(option, arg_name = "path")]
+    cert_key: Option<PathBuf>,
+
+    /// believe whoever answers; implies --tls
+    #[argh(switch)]
+    insecure: bool,
 
     /// print the version
     #[argh(switch)]
@@ -215,11 +274,14 @@ enum Sub {
     Ratelimit(ratelimit::RatelimitArgs),
     Flows(FlowsArgs),
     L7(l7::L7Args),
+    Alerts(alerts::AlertsArgs),
+    Audit(audit::AuditArgs),
     Config(ConfigArgs),
     Check(CheckArgs),
     Explain(ExplainArgs),
     Ebpf(EbpfArgs),
     Openapi(OpenapiArgs),
+    Auth(auth::AuthArgs),
     Demo(DemoArgs),
     Replay(ReplayArgs),
 }
@@ -256,7 +318,14 @@ struct DemoArgs {}
 
 /// Inspect a capture file as the wire is: EVE JSON to stdout, a summary to stderr (-o table: to stdout, alone).
 #[derive(FromArgs)]
-#[argh(subcommand, name = "replay", help_triggers("-h", "--help", "help"))]
+#[argh(
+    subcommand,
+    name = "replay",
+    help_triggers("-h", "--help", "help"),
+    note = "With --config the firewall judges the packets first, and flows that l7 refuses are blocked. What goes by this\n\
+            host and not by the capture is not asked: rate limits, SYN cookies, rp_filter, next_hop, the lock-out guard,\n\
+            rules made through the API."
+)]
 struct ReplayArgs {
     /// the capture file
     #[argh(positional)]
@@ -266,9 +335,27 @@ struct ReplayArgs {
     #[argh(switch)]
     events: bool,
 
-    /// use a model of the kernel's program: needs no root, and prints the same
+    /// use models of the kernel's programs: needs no root, and prints the same
     #[argh(switch)]
     no_kernel: bool,
+
+    /// networks of the host itself, comma-separated: what they send to others leaves and is not judged; without it all
+    /// packets arrive, but those that a Linux cooked capture calls outgoing
+    #[argh(option, arg_name = "networks", from_str_fn(networks))]
+    local: Option<Vec<IpNet>>,
+
+    /// the one of agent.interfaces on which packets arrive [default: the first]
+    #[argh(option, arg_name = "name")]
+    interface: Option<String>,
+}
+
+/// Networks or addresses between commas.
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let network = |one: &str| {
+        let (one, wrong) = (one.trim(), || format!("\"{one}\" is not a network such as 192.0.2.0/24 or 2001:db8::/32"));
+        one.parse::<IpNet>().or_else(|_| one.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| wrong())
+    };
+    text.split(',').map(network).collect()
 }
 
 /// Validate a config file without starting.
@@ -436,9 +523,15 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
     ("--output", Some("-o")),
     ("--host", None),
     ("--port", None),
+    ("--socket", None),
+    ("--cacert", None),
+    ("--cert", None),
+    ("--cert-key", None),
 ];
-/// Options without a value; every other one has one.
-const SWITCHES: &[&str] = &["--version", "--help", "-h", "--log", "--disabled", "--events", "--no-kernel"];
+/// Global options without a value.
+const GLOBAL_SWITCHES: &[&str] = &["--version", "--tls", "--insecure"];
+/// Other options without a value; every other one has one.
+const SWITCHES: &[&str] = &["--help", "-h", "--log", "--disabled", "--events", "--no-kernel", "--generate"];
 
 /// A number is a number in JSON; a range, a name or a number with a suffix is text.
 fn number_or_text(text: String) -> Value {
@@ -522,6 +615,8 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         }),
         host: line.host,
         port: line.port,
+        socket: line.socket,
+        tls: trust(line.tls, line.cacert, line.cert, line.cert_key, line.insecure)?,
     };
     // For the agent itself the environment is a layer below the flags, which config knows; here it says whom to ask.
     if matches!(command, Command::Remote(_)) {
@@ -532,8 +627,44 @@ pub fn parse_from(args: &[&str], environment: impl Fn(&str) -> Option<String>) -
         if let (None, Some(text)) = (&global.port, given("EBPFSENTINEL_PORT")) {
             global.port = Some(port(&text).map_err(|reason| wrong("EBPFSENTINEL_PORT", reason))?);
         }
+        let by_network = global.host.is_some() || global.port.is_some() || global.tls.is_some();
+        if global.socket.is_some() && by_network {
+            return Err(usage("--socket is one way to the agent, and --host, --port and --tls are another".to_owned()));
+        }
+        if !by_network && global.socket.is_none() {
+            global.socket = given("EBPFSENTINEL_SOCKET").map(PathBuf::from);
+        }
+        if let (Some(trust), Some(path)) = (&mut global.tls, given("EBPFSENTINEL_CACERT"))
+            && trust.cacert.is_none()
+        {
+            trust.cacert = Some(PathBuf::from(path));
+        }
+    } else if global.socket.is_some() || global.tls.is_some() {
+        let text = "--socket, --tls and what goes with it say how a running agent is asked; for the agent itself the \
+                    configuration says where it listens";
+        return Err(usage(text.to_owned()));
     }
     Ok(Invocation { global, command })
+}
+
+/// How TLS is spoken, if it is.
+fn trust(
+    tls: bool,
+    cacert: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    insecure: bool,
+) -> Result<Option<Trust>, Exit> {
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => return Err(usage("--cert and --cert-key belong together".to_owned())),
+    };
+    if insecure && cacert.is_some() {
+        return Err(usage("--insecure believes whoever answers, so --cacert has nothing to say".to_owned()));
+    }
+    let wanted = tls || insecure || cacert.is_some() || identity.is_some();
+    Ok(wanted.then_some(Trust { cacert, insecure, identity }))
 }
 
 /// Moves global options to the front and splits `--name=value`. What follows another option is its value, whatever it
@@ -552,10 +683,11 @@ fn arrange(args: &[&str]) -> Vec<String> {
             _ => (arg, None),
         };
         let global = GLOBALS.iter().any(|(long, short)| name == *long || Some(name) == *short);
-        let to = if global || name == "--version" { &mut front } else { &mut rest };
+        let global_switch = GLOBAL_SWITCHES.contains(&name);
+        let to = if global || global_switch { &mut front } else { &mut rest };
         to.push(name.to_owned());
         let option = name.starts_with('-') && name.len() > 1;
-        if option && (inline.is_some() || !SWITCHES.contains(&name)) {
+        if option && (inline.is_some() || !(global_switch || SWITCHES.contains(&name))) {
             to.extend(inline.or_else(|| args.next().copied()).map(str::to_owned));
         }
     }
@@ -572,8 +704,15 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Version(_) => return Ok(Command::Version),
         Sub::Check(args) => return Ok(Command::Check(args.path)),
         Sub::Demo(_) => return Ok(Command::Demo),
+        Sub::Auth(args) => return Ok(Command::Auth(auth::command(args))),
         Sub::Replay(args) => {
-            return Ok(Command::Replay(Replay { file: args.file, kernel: !args.no_kernel, events: args.events }));
+            return Ok(Command::Replay(Replay {
+                file: args.file,
+                kernel: !args.no_kernel,
+                events: args.events,
+                local: args.local.unwrap_or_default(),
+                interface: args.interface,
+            }));
         }
         Sub::Status(_) => get("/api/v1/agent/status"),
         Sub::Health(_) => Remote::Health,
@@ -589,6 +728,8 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Ratelimit(args) => ratelimit::command(args)?,
         Sub::Flows(args) => Remote::Flows(flows_target(&args)),
         Sub::L7(args) => l7::command(args)?,
+        Sub::Alerts(args) => alerts::command(args)?,
+        Sub::Audit(args) => audit::command(args),
         Sub::Explain(args) => post("/api/v1/explain".to_owned(), Some(packet_body(args))),
     }))
 }
@@ -599,6 +740,16 @@ fn get(path: &str) -> Remote {
 
 fn post(target: String, body: Option<Value>) -> Remote {
     Remote::Call(Call { method: Method::Post, target, body })
+}
+
+/// A path with those parameters that are given.
+fn query(path: &str, parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let mut target = path.to_owned();
+    for (n, (name, value)) in given.enumerate() {
+        target += &format!("{}{name}={}", if n == 0 { '?' } else { '&' }, encoded(value));
+    }
+    target
 }
 
 fn flows_target(args: &FlowsArgs) -> String {
@@ -703,6 +854,11 @@ fn packet_body(args: ExplainArgs) -> Value {
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<Map<_, _>>().into()
 }
 
+/// Runs a command that needs no agent, and returns the exit code.
+pub fn run_auth(global: &Global, local: auth::Local) -> i32 {
+    auth::run(local, global.output)
+}
+
 /// What `version` prints.
 pub fn version(output: Output) -> String {
     let (version, target) = (env!("CARGO_PKG_VERSION"), format!("{}-linux", std::env::consts::ARCH));
@@ -713,8 +869,35 @@ pub fn version(output: Output) -> String {
     }
 }
 
-/// Asks the agent, prints its answer, and returns the exit code.
-pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
+/// The client that the options ask for. Without any, the agent of this host: by its Unix socket if it has one.
+pub fn client(global: &Global) -> Result<Client, Exit> {
+    let (way, before) = way(global, &SOCKETS.map(PathBuf::from));
+    if matches!(&way, Way::Tls(_, trust) if trust.insecure) {
+        complain(
+            "warning: --insecure: the agent's certificate is not checked, so somebody else may be there, read the token and \
+             answer in the agent's place",
+        );
+    }
+    let token = global.token.as_ref().map(|token| token.0.clone());
+    let client = Client::over(&way, token).map_err(usage)?;
+    Ok(before.into_iter().fold(client, |client, tried| client.after(&tried)))
+}
+
+/// The way to the agent, and what was tried before it.
+fn way(global: &Global, sockets: &[PathBuf]) -> (Way, Option<String>) {
+    if let Some(path) = &global.socket {
+        return (Way::Unix(path.clone()), None);
+    }
+    let mut before = Vec::new();
+    if global.host.is_none() && global.port.is_none() && global.tls.is_none() {
+        for path in sockets {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Ok(_) => return (Way::Unix(path.clone()), None),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => before.push(format!("{}: {error}", path.display())),
+            }
+        }
+    }
     let host = match global.host.as_deref() {
         None => "127.0.0.1",
         // What an agent listens on when it listens everywhere; it is asked where it surely is.
@@ -723,7 +906,25 @@ pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
         Some(host) => host,
     };
     let endpoint = Endpoint { host: host.to_owned(), port: global.port.unwrap_or(8080) };
-    let client = Client::new(endpoint, global.token.as_ref().map(|token| token.0.clone()));
+    let way = match &global.tls {
+        Some(trust) => Way::Tls(endpoint, trust.clone()),
+        None => Way::Tcp(endpoint),
+    };
+    (way, (!before.is_empty()).then(|| format!("and before by {}", before.join(", "))))
+}
+
+/// Asks the agent, prints its answer, and returns the exit code.
+pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
+    let client = match client(global) {
+        Ok(client) => client,
+        Err(exit) => {
+            complain(&exit.text);
+            return exit.code;
+        }
+    };
+    if let Remote::Watch(asked) = remote {
+        return watch::run(client, asked, global.output);
+    }
     match ask(&client, remote, global.output) {
         Ok((text, code)) => {
             print(&text);
@@ -762,6 +963,13 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
         }
         Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
+        Remote::Page(page) => (paged(output, page, client.json(Method::Get, &page.target, None)?), OK),
+        Remote::AuditVerify => {
+            let found = client.json(Method::Get, "/api/v1/audit/verify", None)?;
+            (show(&found), if found["status"] == "intact" { OK } else { REFUSED })
+        }
+        // It prints for itself, for as long as it runs.
+        Remote::Watch(_) => (String::new(), OK),
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)
@@ -783,7 +991,7 @@ fn list_of(client: &Client, target: &str) -> Result<Vec<Value>, ClientError> {
     match client.json(Method::Get, target, None)? {
         Value::Array(items) => Ok(items),
         _ => {
-            let (endpoint, reason) = (client.endpoint().clone(), "the answer is not a list".to_owned());
+            let (endpoint, reason) = (client.endpoint().to_owned(), "the answer is not a list".to_owned());
             Err(ClientError::Strange { endpoint, reason })
         }
     }
@@ -808,6 +1016,29 @@ fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) 
         Output::Table if items.is_empty() => nothing.to_owned(),
         Output::Table => list_table(&items, columns),
     }
+}
+
+/// A page for people says how to go on; for programs it is the answer as it is.
+fn paged(output: Output, page: &Paged, mut answer: Value) -> String {
+    if output == Output::Json {
+        return pretty(&answer);
+    }
+    let items = match page.field {
+        Some(field) => answer[field].take(),
+        None => answer.take(),
+    };
+    let Value::Array(mut items) = items else { return page.nothing.to_owned() };
+    for changes in items.iter_mut().filter_map(|item| item.get_mut("changes")) {
+        let text = |change: &Value| {
+            format!("{}: {} -> {}", scalar(&change["key"]), scalar(&change["before"]), scalar(&change["after"]))
+        };
+        *changes = changes.as_array().map(|all| all.iter().map(text).collect::<Vec<_>>().join("; ")).into();
+    }
+    let mut text = listed(output, items, page.columns, page.nothing);
+    if !answer["next"].is_null() {
+        text += &format!("\nThere may be more: --before {}", scalar(&answer["next"]));
+    }
+    text
 }
 
 /// A column of a table: heading, and the fields that it shows, those that are absent left out.
@@ -940,11 +1171,23 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         };
-        let replay = |kernel, events| Replay { file: PathBuf::from("x.pcap"), kernel, events };
+        let replay = |kernel, events| Replay {
+            file: PathBuf::from("x.pcap"),
+            kernel,
+            events,
+            local: Vec::new(),
+            interface: None,
+        };
         assert_eq!(asked("replay x.pcap"), (replay(true, false), Output::Json));
         assert_eq!(asked("replay --events x.pcap --no-kernel"), (replay(false, true), Output::Json));
         assert_eq!(asked("replay --no-kernel x.pcap -o table"), (replay(false, false), Output::Table));
         assert_eq!(line("replay").unwrap_err().code, USAGE);
+        let (local, _) = asked("replay x.pcap --local 192.0.2.0/24,2001:db8::7 --interface eth1");
+        let networks = ["192.0.2.0/24", "2001:db8::7/128"].map(|network| network.parse().unwrap()).to_vec();
+        assert_eq!(local, Replay { local: networks, interface: Some("eth1".to_owned()), ..replay(true, false) });
+        let wrong = line("replay x.pcap --local 192.0.2.0/33").unwrap_err();
+        assert_eq!(wrong.code, USAGE);
+        assert!(wrong.text.contains("is not a network such as"), "{}", wrong.text);
     }
 
     #[track_caller]
@@ -998,6 +1241,32 @@ mod tests {
             assert_eq!((call.method, call.target.as_str()), (method, target), "{text}");
         };
         check("status", Method::Get, "/api/v1/agent/status");
+        check("alerts show 019a", Method::Get, "/api/v1/alerts/019a");
+        check("alerts unmark-fp 019a", Method::Delete, "/api/v1/alerts/019a/false-positive");
+        check("alerts unsuppress 019b", Method::Delete, "/api/v1/alerts/suppressions/019b");
+        check("alerts mark-fp 019a --comment x --suppress 60", Method::Post, "/api/v1/alerts/019a/false-positive");
+        let body = call("alerts mark-fp 019a --comment known --suppress 60").body.unwrap();
+        assert_eq!(body, json!({"comment": "known", "suppress": {"minutes": 60}}));
+        assert_eq!(call("alerts mark-fp 019a").body.unwrap(), json!({}));
+        let page = |text: &str| match line(text).unwrap().command {
+            Command::Remote(Remote::Page(page)) => page.target,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(
+            page("alerts list --component ids --severity high --limit 50"),
+            "/api/v1/alerts?component=ids&min_severity=high&limit=50"
+        );
+        assert_eq!(
+            page("alerts list --ip 10.0.0.0/8 --from 2026-11-30T08:00:00Z --false-positive false"),
+            "/api/v1/alerts?ip=10%2E0%2E0%2E0%2F8&from=2026-11-30T08%3A00%3A00Z&false_positive=false&limit=100"
+        );
+        assert_eq!(
+            page("audit logs --component firewall --limit 20"),
+            "/api/v1/audit/logs?component=firewall&limit=20"
+        );
+        assert_eq!(page("audit history fw-001"), "/api/v1/audit/rules/fw-001/history?limit=50");
+        assert!(matches!(line("audit verify").unwrap().command, Command::Remote(Remote::AuditVerify)));
+        assert_eq!(line("alerts mark-fp 019a --suppress 0").unwrap_err().code, USAGE);
         check("config show", Method::Get, "/api/v1/config");
         check("config reload", Method::Post, "/api/v1/config/reload");
         check("config reload --confirm 60", Method::Post, "/api/v1/config/reload?confirm_secs=60");
@@ -1036,6 +1305,8 @@ mod tests {
         );
         assert!(matches!(line("check /x").unwrap().command, Command::Check(Some(path)) if path.to_str() == Some("/x")));
         assert!(matches!(line("status --version").unwrap().command, Command::Version));
+        assert!(matches!(line("auth hash").unwrap().command, Command::Auth(auth::Local::Hash)));
+        assert!(matches!(line("auth hash --generate").unwrap().command, Command::Auth(auth::Local::Generate)));
     }
 
     #[test]
@@ -1068,6 +1339,8 @@ mod tests {
             "ratelimit top --limit x",
             "ratelimit buckets 300.0.0.1",
             "explain --src 1.2.3.4",
+            "auth",
+            "auth hash a-key-does-not-stand-here",
         ] {
             let exit = line(text).unwrap_err();
             assert_eq!(exit.code, USAGE, "{text}: {}", exit.text);
@@ -1141,6 +1414,53 @@ mod tests {
         let mut global = line("status").unwrap().global;
         global.port = Some(1);
         assert_eq!(run_remote(&global, &status), UNREACHABLE);
+    }
+
+    #[test]
+    fn ways_to_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (none, dead, live) = (dir.path().join("none"), dir.path().join("dead"), dir.path().join("live"));
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        let _listener = std::os::unix::net::UnixListener::bind(&live).unwrap();
+        let check = |text: &str, sockets: &[&PathBuf], want: &str, before: bool| {
+            let sockets: Vec<PathBuf> = sockets.iter().map(|path| (*path).clone()).collect();
+            let (way, tried) = way(&line(text).unwrap().global, &sockets);
+            assert_eq!((way.to_string().as_str(), tried.is_some()), (want, before), "{text} {tried:?}");
+        };
+        let tcp = "http://127.0.0.1:8080";
+        let shown = live.display().to_string();
+        check("status", &[&none, &live], &shown, false);
+        check("status", &[&dead, &live], &shown, false);
+        check("status", &[&none], tcp, false);
+        check("status", &[&dead], tcp, true);
+        check("status --port 8080", &[&live], tcp, false);
+        check("status --host 127.0.0.1", &[&live], tcp, false);
+        check("--tls status", &[&live], "https://127.0.0.1:8080", false);
+        check("status --insecure --host a", &[&live], "https://a:8080", false);
+        check("status --cacert /x", &[&live], "https://127.0.0.1:8080", false);
+        check("status --socket /y/z", &[&live], "/y/z", false);
+
+        let environment = |name: &str| (name == "EBPFSENTINEL_SOCKET").then(|| "/e".to_owned());
+        let socket = |args: &[&str]| parse_from(args, environment).unwrap().global.socket;
+        assert_eq!(socket(&["status"]), Some(PathBuf::from("/e")));
+        assert_eq!(socket(&["status", "--host", "h"]), None, "a flag stands in front of the environment");
+        assert_eq!(socket(&[]), None, "the agent itself");
+        for wrong in [
+            "status --socket /a --host b",
+            "status --socket /a --tls",
+            "status --cert /a",
+            "status --insecure --cacert /a",
+            "--tls",
+            "check --socket /a",
+        ] {
+            assert_eq!(line(wrong).unwrap_err().code, USAGE, "{wrong}");
+        }
+        let mut global = line("status --cacert /nonexistent/ca.pem").unwrap().global;
+        assert!(client(&global).unwrap_err().text.contains("/nonexistent/ca.pem: No such file"));
+        global.tls = None;
+        global.socket = Some(dead);
+        let error = client(&global).unwrap().json(Method::Get, "/", None).unwrap_err().to_string();
+        assert!(error.contains("/dead: connection refused"), "{error}");
     }
 
     #[test]

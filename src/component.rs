@@ -21,6 +21,17 @@ impl Component {
     /// Every component that this build has.
     pub const ALL: &'static [Component] = &[Component::Firewall, Component::Ratelimit, Component::Ids, Component::L7];
 
+    /// The names of all, in that order.
+    pub const NAMES: &'static [&'static str] = &{
+        let mut names = [""; Component::ALL.len()];
+        let mut i = 0;
+        while i < names.len() {
+            names[i] = Component::ALL[i].name();
+            i += 1;
+        }
+        names
+    };
+
     /// The one name: section, route segment, label value.
     pub const fn name(self) -> &'static str {
         match self {

@@ -8,12 +8,15 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+
+use crate::supervise::Supervisor;
 
 /// Processes are looked for so often in a second: each time all open files of the host are gone through.
 const SCANS_PER_SECOND: u32 = 5;
@@ -23,6 +26,10 @@ const SCANS_PART: u32 = 10;
 const SCANS_TIME: Duration = Duration::from_millis(100);
 /// Files that one search looks at.
 const FILES_MAX: usize = 200_000;
+/// Searches that wait for the one under way, and how long one waits for its answer: going through the open files of a busy
+/// host takes a tenth of a second.
+const SEARCHES_MAX: usize = 64;
+const SEARCH_FOR: Duration = Duration::from_secs(1);
 /// Sockets whose process is remembered, and for how long: a socket may be handed on.
 const KNOWN_MAX: usize = 4096;
 const KNOWN_FOR: Duration = Duration::from_secs(10);
@@ -42,9 +49,50 @@ pub struct Process {
     pub uid: u32,
 }
 
+/// A search that another thread is asked for: a socket's inode and user, and where the answer goes.
+struct Search {
+    inode: u32,
+    uid: u32,
+    answer: Sender<Option<Process>>,
+}
+
+/// The thread that goes through open files. It may see processes that the threads which ask may not see any more
+/// (`system::harden`). Clones are the same thread, which ends with the last of them.
+#[derive(Clone)]
+pub struct Scanner {
+    searches: Sender<Search>,
+}
+
+impl Scanner {
+    /// Starts the thread. `prepare` is the first that it does, and whatever comes of it, searches are served.
+    ///
+    /// # Errors
+    /// There is no room for another thread.
+    pub fn start(supervisor: &Supervisor, prepare: impl FnOnce() + Send + 'static) -> std::io::Result<Scanner> {
+        let (searches, queue): (_, Receiver<Search>) = bounded(SEARCHES_MAX);
+        supervisor.spawn("proc-scan", move |_| {
+            prepare();
+            for search in queue {
+                // Who asked may have given up.
+                let _ = search.answer.send(owner_of(search.inode, search.uid));
+            }
+            Ok(())
+        })?;
+        Ok(Scanner { searches })
+    }
+
+    /// The process that has this socket, if it is found in time.
+    fn owner_of(&self, inode: u32, uid: u32) -> Option<Process> {
+        let (answer, found) = bounded(1);
+        self.searches.try_send(Search { inode, uid, answer }).ok()?;
+        found.recv_timeout(SEARCH_FOR).ok()?
+    }
+}
+
 /// Finds the processes of sockets.
 pub struct Processes {
     socket: Socket,
+    scanner: Scanner,
     known: HashMap<u32, (Instant, Option<Process>)>,
     scans_left: u32,
     /// What searches took beyond their part of the time.
@@ -54,13 +102,14 @@ pub struct Processes {
 
 impl Processes {
     /// Connects to the kernel.
-    pub fn open(now: Instant) -> std::io::Result<Processes> {
+    pub fn open(scanner: Scanner, now: Instant) -> std::io::Result<Processes> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         socket.bind_auto()?;
         socket.connect(&NetlinkAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
         Ok(Processes {
             socket,
+            scanner,
             known: HashMap::new(),
             scans_left: SCANS_PER_SECOND,
             spent: Duration::ZERO,
@@ -87,7 +136,7 @@ impl Processes {
         }
         self.scans_left = self.scans_left.checked_sub(1)?;
         let begun = Instant::now();
-        let process = owner_of(inode, uid);
+        let process = self.scanner.owner_of(inode, uid);
         self.spent += begun.elapsed();
         if self.known.len() >= KNOWN_MAX {
             self.known.retain(|_, (when, _)| now.duration_since(*when) < KNOWN_FOR);
@@ -181,7 +230,9 @@ mod tests {
     #[test]
     fn this_process_has_its_connections() {
         let now = Instant::now();
-        let mut processes = Processes::open(now).unwrap();
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let scanner = Scanner::start(&supervisor, || ()).unwrap();
+        let mut processes = Processes::open(scanner, now).unwrap();
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(host).unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -33,6 +33,9 @@ static EXPLAIN: Spec = Spec {
     success: 200,
 };
 
+/// Its operation.
+pub static SPECS: &[&Spec] = &[&EXPLAIN];
+
 /// The operation, bound to the engines' threads.
 pub fn operation(firewall: &Handle<Firewall>, ratelimit: Option<&Handle<Ratelimit>>) -> Operation {
     let (firewall, ratelimit) = (firewall.clone(), ratelimit.cloned());

@@ -19,7 +19,8 @@
 //!
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
 //! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks ([`alert::sinks`]:
-//! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent).
+//! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent),
+//! of which one is `alert-store` ([`store`]: kept, found again by the API).
 //!
 //! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
 //! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams
@@ -28,10 +29,13 @@
 //! thread owns the rules, and hands workers a new set of them by one store.
 //!
 //! # A request's way
-//! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
-//! a worker -> [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer.
+//! curl -> `http-front` thread ([`control`]: one mio loop that meets the network, by TLS too, and processes of this host
+//! by a Unix socket) -> tiny_http on a private Unix socket -> a worker ([`control::auth`]: who calls, and may they) ->
+//! [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer. What changed, and who was
+//! refused, goes to `audit-store` ([`audit`]: a chain of entries, and each rule's history).
 //!
-//! [`replay`] gives a capture file the same way: packets through tc_ids or a model of it, then flows, rules, EVE JSON.
+//! [`replay`] gives a capture file the same way: packets through xdp_firewall, tc_egress, the blocks and tc_ids, or through
+//! models of them ([`engines::firewall::model`], [`flow::budget`]), then flows, rules, EVE JSON.
 //!
 //! # Invariants
 //! - State has one owner, a thread. Every kernel map has one writer: the kernel side or one thread of the agent. The flow
@@ -42,9 +46,9 @@
 //! - Maps are filled before anything is attached.
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
-//! - Imports go down only: main, cli, client, agent, lab > control > config, system > engines > ruled > alert, bpf,
-//!   classify, confirm, matching > flow, eve, event, outbound, secret, written, api > abi, component, packet, metrics,
-//!   logging, supervise. Engines
+//! - Imports go down only: main, cli, client, agent, lab > control > config, audit, system > engines > ruled > alert, bpf,
+//!   classify, confirm, matching, store > flow, eve, event, outbound, secret, written, api > abi, component, packet,
+//!   metrics, logging, supervise. Engines
 //!   never import each other; what several of them need to tell packets apart is [`classify`], to match bytes
 //!   [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
@@ -52,6 +56,7 @@ pub mod abi;
 pub mod agent;
 pub mod alert;
 pub mod api;
+pub mod audit;
 pub mod bpf;
 pub mod classify;
 pub mod cli;
@@ -76,6 +81,7 @@ pub mod packet;
 pub mod replay;
 pub mod ruled;
 pub mod secret;
+pub mod store;
 pub mod supervise;
 pub mod system;
 pub mod written;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use ebpfsentinel::agent::{self, Options};
 use ebpfsentinel::cli::{self, Command};
+use ebpfsentinel::control::tls::TlsState;
 use ebpfsentinel::lab::demo;
 use ebpfsentinel::outbound;
 use ebpfsentinel::replay::{self, Job};
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Auth(local) => ExitCode::from(u8::try_from(cli::run_auth(global, local)).unwrap_or(1)),
         Command::Replay(asked) => replay(global, &asked, options(None)),
         Command::Remote(remote) => ExitCode::from(u8::try_from(cli::run_remote(global, &remote)).unwrap_or(1)),
     }
@@ -60,7 +62,14 @@ fn replay(global: &cli::Global, asked: &cli::Replay, options: Options) -> ExitCo
         },
     };
     let lines = global.output == cli::Output::Json;
-    let job = Job { file: asked.file.clone(), kernel: asked.kernel, events: asked.events, lines };
+    let job = Job {
+        file: asked.file.clone(),
+        kernel: asked.kernel,
+        events: asked.events,
+        lines,
+        local: asked.local.clone(),
+        interface: asked.interface.clone(),
+    };
     match replay::run(&job, config.as_ref(), &mut std::io::stdout().lock()) {
         Ok(summary) => {
             if let Some(fault) = &summary.fault {
@@ -105,6 +114,15 @@ fn check(options: &Options) -> ExitCode {
                 eprintln!("warning: {warning}");
             }
             let config = &loaded.config;
+            if config.tls.enabled {
+                match TlsState::load(&config.tls) {
+                    Ok(tls) => tls.warnings().iter().for_each(|warning| eprintln!("warning: tls: {warning}")),
+                    Err(error) => {
+                        cli::complain(&format!("tls: {error:#}"));
+                        return ExitCode::from(2);
+                    }
+                }
+            }
             let (firewall, limits) = (config.firewall.rules.len(), config.ratelimit.rules.len());
             let l7 = config.l7.rules.len();
             println!("{}: ok; {firewall} firewall, {limits} ratelimit and {l7} l7 rules", loaded.path.display());

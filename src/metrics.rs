@@ -23,6 +23,8 @@ use crate::component::Component;
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`Metrics::render_text`].
+pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// One metric as declared: the name as scraped is `name`, `_unit` where there is one, and `_total` for a counter.
 #[derive(Debug)]
@@ -119,11 +121,39 @@ metrics! {
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
+    FALSE_POSITIVES = Counter "false_positives" ["component", "rule_id"] "Alerts that were marked as false positives";
+    STORE_RECORDS = Counter "store_records" ["store"] "Records that were committed: alerts (an alert that goes on counts \
+        each time it is told), entries of the audit trail";
+    STORE_FAILURES = Counter "store_commit_failures" ["store"] "Commits that failed and are tried again: the disk is full or \
+        refuses";
     HTTP_REQUESTS = Counter "http_requests" ["operation", "status"] "Requests answered on the control port";
     HTTP_REFUSED = Counter "http_refused" ["reason"] "Connections that the control port's front refused or cut";
+    AUTH_FAILURES = Counter "auth_failures" ["reason"] "Requests that were refused for who sent them: without a credential \
+        (missing), with one that is bad (unknown_key, signature, expired ...) or one bad one too many (throttled), of a \
+        caller whose role or namespace is not enough (role, namespace), or as their issuer's keys are not known";
+    JWKS_FETCHES = Counter "auth_jwks_fetches" ["result"] "Questions to the issuer of auth.oidc for its keys";
+    TLS_RELOADS = Counter "tls_reloads" ["status"] "Times that the files of [tls] were read anew";
+    TLS_EXPIRY = Gauge "tls_certificate_expiry_timestamp" in "seconds" [] "When the certificate of the control ports expires, \
+        in seconds since 1970";
+    STREAM_CLIENTS = Gauge "stream_clients" ["kind"] "Clients that listen to alerts: kind sse or grpc";
+    STREAM_ALERTS = Counter "stream_alerts" ["kind"] "Alerts and updates sent to such clients";
+    STREAM_GAPS = Counter "stream_gaps" ["kind", "reason"] "Times that such a client was told that alerts are missing; those \
+        that were counted are lost events of the place stream_sse or stream_grpc";
+    GRPC_REFUSED = Counter "grpc_refused" ["reason"] "Connections and calls that the gRPC port refused or cut";
     MEMORY = Gauge "memory_usage" in "bytes" [] "Resident memory of the agent";
     CPU = Gauge "cpu_usage" in "percent" [] "CPU time of the agent; 100 is one core";
 }
+
+/// What Prometheus knows of every process, by the names that its dashboards ask for.
+const PROCESS: &[(&str, &str, &str)] = &[
+    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    ("process_open_fds", "gauge", "Number of open file descriptors."),
+    ("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+    ("process_threads", "gauge", "Number of OS threads in the process."),
+];
 
 impl Declared {
     /// The name of the samples: what a query asks for. (A histogram adds `_bucket`, `_sum` and `_count`.)
@@ -384,6 +414,17 @@ impl Metrics {
         self.state.config_reloads.get_or_create(&CONFIG_RELOADS.set([status])).inc();
     }
 
+    /// The files of `[tls]` were read anew, and taken or not.
+    pub fn tls_reload(&self, succeeded: bool) {
+        let status = if succeeded { "success" } else { "failure" };
+        self.state.tls_reloads.get_or_create(&TLS_RELOADS.set([status])).inc();
+    }
+
+    /// Where each scrape asks when the certificate expires, in seconds since 1970.
+    pub fn set_tls_expiry(&self, expiry: Box<dyn Fn() -> i64 + Send + Sync>) {
+        *lock(&self.state.tls_expiry) = Some(expiry);
+    }
+
     /// The rules that a component has in force.
     pub fn set_rules_loaded(&self, component: Component, rules: usize) {
         self.state.rules_loaded.get_or_create(&RULES_LOADED.set([component.name()])).set(rules as i64);
@@ -399,6 +440,21 @@ impl Metrics {
         self.state.processing.get_or_create_owned(&PROCESSING.set([component.name()]))
     }
 
+    /// One alert that was marked as a false positive.
+    pub fn false_positive(&self, component: &str, rule_id: &str) {
+        self.state.false_positives.get_or_create(&FALSE_POSITIVES.set([component, rule_id])).inc();
+    }
+
+    /// The counter of records that a store has committed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_records(&self, store: &str) -> Counter {
+        self.state.store_records.get_or_create_owned(&STORE_RECORDS.set([store]))
+    }
+
+    /// The counter of a store's commits that failed. Keep it, as [`Metrics::events_lost`].
+    pub fn store_failures(&self, store: &str) -> Counter {
+        self.state.store_failures.get_or_create_owned(&STORE_FAILURES.set([store]))
+    }
+
     /// One answered request; `operation` is the command of its spec.
     pub fn http_request(&self, operation: &str, status: u16) {
         self.state.http_requests.get_or_create(&HTTP_REQUESTS.set([operation, &status.to_string()])).inc();
@@ -409,11 +465,108 @@ impl Metrics {
         self.state.http_refused.get_or_create(&HTTP_REFUSED.set([reason])).inc();
     }
 
+    /// One request that was refused for who sent it.
+    pub fn auth_failure(&self, reason: &'static str) {
+        self.state.auth_failures.get_or_create(&AUTH_FAILURES.set([reason])).inc();
+    }
+
+    /// One question to a token issuer for its keys.
+    pub fn auth_keys_fetched(&self, succeeded: bool) {
+        let result = if succeeded { "success" } else { "failure" };
+        self.state.jwks_fetches.get_or_create(&JWKS_FETCHES.set([result])).inc();
+    }
+
+    /// One connection or call that the gRPC port refused or cut.
+    pub fn grpc_refused(&self, reason: &'static str) {
+        self.state.grpc_refused.get_or_create(&GRPC_REFUSED.set([reason])).inc();
+    }
+
+    /// What clients of one kind of stream, `sse` or `grpc`, are sent.
+    pub fn streams(self: &Arc<Metrics>, kind: &'static str) -> StreamMetrics {
+        let place = if kind == "sse" { "stream_sse" } else { "stream_grpc" };
+        StreamMetrics {
+            kind,
+            place,
+            clients: self.state.stream_clients.get_or_create_owned(&STREAM_CLIENTS.set([kind])),
+            alerts: self.state.stream_alerts.get_or_create_owned(&STREAM_ALERTS.set([kind])),
+            metrics: self.clone(),
+        }
+    }
+
     /// The OpenMetrics text of all.
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         encode(&mut text, &self.registry).expect("a String takes all that is written");
-        text
+        let end = text.strip_suffix("# EOF\n").map_or(text.len(), str::len);
+        text.truncate(end);
+        for ((name, kind, help), value) in PROCESS.iter().zip(process_figures()) {
+            let Some(value) = value else { continue };
+            let family = name.strip_suffix("_total").unwrap_or(name);
+            text += &format!("# HELP {family} {help}\n# TYPE {family} {kind}\n{name} {value}\n");
+        }
+        text + "# EOF\n"
+    }
+
+    /// The same as Prometheus's own text format, version 0.0.4, in which the family of a counter has the name of its samples.
+    pub fn render_text(&self) -> String {
+        let text = self.render();
+        let mut out = String::with_capacity(text.len());
+        let mut counters: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        counters.retain(|family| family.ends_with(" counter"));
+        let counters: std::collections::HashSet<&str> =
+            counters.iter().filter_map(|family| family.split(' ').next()).collect();
+        for line in text.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+            let mut words = line.splitn(4, ' ');
+            match (words.next(), words.next(), words.next(), words.next()) {
+                (Some("#"), Some(what), Some(family), rest) if counters.contains(family) => {
+                    out += &format!("# {what} {family}_total {}\n", rest.unwrap_or_default());
+                }
+                _ => {
+                    out += line;
+                    out.push('\n');
+                }
+            }
+        }
+        out
+    }
+}
+
+/// What clients of one kind of stream are sent. Clones are the same.
+#[derive(Clone)]
+pub struct StreamMetrics {
+    kind: &'static str,
+    /// Of lost events.
+    place: &'static str,
+    clients: Gauge,
+    alerts: Counter,
+    metrics: Arc<Metrics>,
+}
+
+impl StreamMetrics {
+    /// One more client, until this is dropped.
+    pub fn client(&self) -> StreamClient {
+        self.clients.inc();
+        StreamClient(self.clients.clone())
+    }
+
+    /// One alert, or an update, was sent.
+    pub fn alert(&self) {
+        self.alerts.inc();
+    }
+
+    /// A client was told that alerts are missing, and how many where that is known.
+    pub fn gap(&self, reason: &'static str, missed: Option<u64>) {
+        self.metrics.state.stream_gaps.get_or_create(&STREAM_GAPS.set([self.kind, reason])).inc();
+        self.metrics.events_lost(self.place, reason).inc_by(missed.unwrap_or(0));
+    }
+}
+
+/// See [`StreamMetrics::client`].
+pub struct StreamClient(Gauge);
+
+impl Drop for StreamClient {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -439,8 +592,19 @@ struct State {
     alerts_told: Counters,
     processing: Histograms,
     config_reloads: Counters,
+    false_positives: Counters,
+    store_records: Counters,
+    store_failures: Counters,
+    tls_reloads: Counters,
+    tls_expiry: Mutex<Option<Box<dyn Fn() -> i64 + Send + Sync>>>,
     http_requests: Counters,
     http_refused: Counters,
+    auth_failures: Counters,
+    jwks_fetches: Counters,
+    stream_clients: Gauges,
+    stream_alerts: Counters,
+    stream_gaps: Counters,
+    grpc_refused: Counters,
 }
 
 impl Default for State {
@@ -460,8 +624,19 @@ impl Default for State {
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
+            false_positives: Counters::default(),
+            store_records: Counters::default(),
+            store_failures: Counters::default(),
+            tls_reloads: Counters::default(),
+            tls_expiry: Mutex::default(),
             http_requests: Counters::default(),
             http_refused: Counters::default(),
+            auth_failures: Counters::default(),
+            jwks_fetches: Counters::default(),
+            stream_clients: Gauges::default(),
+            stream_alerts: Counters::default(),
+            stream_gaps: Counters::default(),
+            grpc_refused: Counters::default(),
         }
     }
 }
@@ -544,8 +719,21 @@ impl Collector for State {
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
+        out.family(&FALSE_POSITIVES, &self.false_positives)?;
+        out.family(&STORE_RECORDS, &self.store_records)?;
+        out.family(&STORE_FAILURES, &self.store_failures)?;
+        out.family(&TLS_RELOADS, &self.tls_reloads)?;
+        if let Some(expiry) = &*lock(&self.tls_expiry) {
+            out.gauge(&TLS_EXPIRY, expiry() as f64)?;
+        }
         out.family(&HTTP_REQUESTS, &self.http_requests)?;
         out.family(&HTTP_REFUSED, &self.http_refused)?;
+        out.family(&AUTH_FAILURES, &self.auth_failures)?;
+        out.family(&JWKS_FETCHES, &self.jwks_fetches)?;
+        out.family(&STREAM_CLIENTS, &self.stream_clients)?;
+        out.family(&STREAM_ALERTS, &self.stream_alerts)?;
+        out.family(&STREAM_GAPS, &self.stream_gaps)?;
+        out.family(&GRPC_REFUSED, &self.grpc_refused)?;
 
         if let Some(bytes) = resident_bytes() {
             out.gauge(&MEMORY, bytes as f64)?;
@@ -706,6 +894,36 @@ fn cpu_time() -> Option<Duration> {
     Some(Duration::from_secs_f64(ticks as f64 / per_second))
 }
 
+/// The figures of [`PROCESS`], in its order; what cannot be read is left out.
+fn process_figures() -> [Option<String>; 7] {
+    let pages = |field: usize| {
+        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: u64 = statm.split_ascii_whitespace().nth(field)?.parse().ok()?;
+        Some((pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()?? as u64).to_string())
+    };
+    let count = |folder: &str| std::fs::read_dir(folder).ok().map(|entries| entries.count().to_string());
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
+    [
+        cpu_time().map(|time| format!("{:.2}", time.as_secs_f64())),
+        pages(1),
+        pages(0),
+        start_time().map(|time| format!("{time:.2}")),
+        count("/proc/self/fd"),
+        limit.map(|(soft, _)| soft.to_string()),
+        count("/proc/self/task"),
+    ]
+}
+
+/// When this process was started, in seconds since 1970.
+fn start_time() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // As in `cpu_time`; field 22 counts from the start of the host.
+    let ticks: f64 = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot: f64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot + ticks / nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64)
+}
+
 /// Memory of this process that is in RAM.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
@@ -793,13 +1011,29 @@ mod tests {
         sender.delivered.inc_by(32);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("alerts").inc_by(32);
+        metrics.store_failures("audit").inc();
         metrics.config_reload(true);
         metrics.config_reload(false);
+        metrics.tls_reload(true);
+        metrics.set_tls_expiry(Box::new(|| 1_900_000_000));
         metrics.set_rules_loaded(Component::Firewall, 12);
         metrics.set_program_active("xdp_firewall", true);
         metrics.processing(Component::Firewall).observe(2e-6);
         metrics.http_request("firewall list", 200);
         metrics.http_refused("head_timeout");
+        metrics.auth_failure("unknown_key");
+        metrics.auth_keys_fetched(false);
+        let streams = metrics.streams("sse");
+        drop(streams.client());
+        std::mem::forget(streams.client());
+        streams.alert();
+        streams.gap("slow_client", Some(5));
+        metrics.grpc_refused("tls");
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("audit").inc_by(33);
+        metrics.store_failures("audit").inc_by(34);
         metrics
     }
 
@@ -854,8 +1088,17 @@ mod tests {
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
+            "ebpfsentinel_tls_reloads_total{status=\"success\"} 1",
+            "ebpfsentinel_tls_certificate_expiry_timestamp_seconds 1900000000.0",
             "ebpfsentinel_http_requests_total{operation=\"firewall list\",status=\"200\"} 1",
             "ebpfsentinel_http_refused_total{reason=\"head_timeout\"} 1",
+            "ebpfsentinel_auth_failures_total{reason=\"unknown_key\"} 1",
+            "ebpfsentinel_auth_jwks_fetches_total{result=\"failure\"} 1",
+            "ebpfsentinel_stream_clients{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_alerts_total{kind=\"sse\"} 1",
+            "ebpfsentinel_stream_gaps_total{kind=\"sse\",reason=\"slow_client\"} 1",
+            "ebpfsentinel_events_lost_total{place=\"stream_sse\",reason=\"slow_client\"} 5",
+            "ebpfsentinel_grpc_refused_total{reason=\"tls\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }
@@ -872,7 +1115,22 @@ mod tests {
             assert_eq!(types.len(), 1, "{family} in\n{text}");
         }
         let types = text.lines().filter(|l| l.starts_with("# TYPE ")).count();
-        assert_eq!(types, DECLARED.len());
+        assert_eq!(types, DECLARED.len() + PROCESS.len());
+    }
+
+    #[test]
+    fn the_text_of_prometheus_names_counters_as_their_samples() {
+        let text = moved().render_text();
+        for line in [
+            "# TYPE ebpfsentinel_packets_total counter",
+            "# HELP ebpfsentinel_alerts_total Alerts generated",
+            "# TYPE ebpfsentinel_connections gauge",
+            "# TYPE ebpfsentinel_processing_duration_seconds histogram",
+            "# TYPE process_cpu_seconds_total counter",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
+        assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
     }
 
     #[test]
@@ -884,5 +1142,47 @@ mod tests {
         };
         assert!(value("ebpfsentinel_memory_usage_bytes") > 100_000.0);
         assert!(value("ebpfsentinel_cpu_usage_percent") >= 0.0);
+        assert_eq!(value("process_threads") as usize, std::fs::read_dir("/proc/self/task").unwrap().count());
+        assert!(value("process_open_fds") >= 3.0 && value("process_max_fds") > value("process_open_fds"));
+        assert!(value("process_virtual_memory_bytes") >= value("process_resident_memory_bytes"));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        let age = now - value("process_start_time_seconds");
+        assert!((-2.0..86_400.0).contains(&age), "{age}");
+    }
+
+    /// Labels are names of the configuration, or words and numbers of which there are few: never an address or a port.
+    #[test]
+    fn labels_have_few_values() {
+        let few = [
+            "interface",
+            "verdict",
+            "direction",
+            "reason",
+            "rule",
+            "family",
+            "result",
+            "action",
+            "cpu",
+            "kind",
+            "worker",
+            "event",
+            "protocol",
+            "place",
+            "program",
+            "domain",
+            "component",
+            "severity",
+            "status",
+            "operation",
+            "destination",
+            "route",
+            "rule_id",
+            "store",
+        ];
+        for metric in DECLARED {
+            for label in metric.labels() {
+                assert!(few.contains(label), "{}: is the number of values of {label} bounded?", metric.full_name());
+            }
+        }
     }
 }

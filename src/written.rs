@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -296,6 +297,13 @@ impl Document {
         Outcome { value, errors: pool.errors.finish(&self.origin), warnings: pool.warnings.finish(&self.origin) }
     }
 
+    /// Every string that is an absolute path, with its key; tables in an array are written `alerting.routes[]`.
+    pub fn absolute_paths(&self) -> Vec<(String, PathBuf)> {
+        let mut found = Vec::new();
+        gather_paths(&self.root, String::new(), &mut found);
+        found
+    }
+
     /// Every key that `read` asks for, found by letting it read nothing.
     pub fn known_keys<T>(read: impl FnOnce(Field<'_>) -> T) -> Vec<Key> {
         let nothing = Document {
@@ -313,6 +321,19 @@ impl Document {
         };
         read(pool.root());
         pool.learned.map(RefCell::into_inner).unwrap_or_default()
+    }
+}
+
+/// Depth is bounded by what the parsers take.
+fn gather_paths(node: &Node, key: String, found: &mut Vec<(String, PathBuf)>) {
+    match &node.value {
+        Value::String(text) | Value::Word(text) if text.starts_with('/') => found.push((key, PathBuf::from(text))),
+        Value::Array(items) => items.iter().for_each(|item| gather_paths(item, format!("{key}[]"), found)),
+        Value::Table(table) => table.0.iter().for_each(|entry| {
+            let dot = if key.is_empty() { "" } else { "." };
+            gather_paths(&entry.node, format!("{key}{dot}{}", entry.key), found);
+        }),
+        _ => {}
     }
 }
 

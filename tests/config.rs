@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use ebpfsentinel::alert::config::AlertingConfig;
 use ebpfsentinel::alert::sinks::config::Destination;
 use ebpfsentinel::alert::{Filter, Limits, RulePattern, Severity};
+use ebpfsentinel::api::Role;
+use ebpfsentinel::audit::config::AuditConfig;
 use ebpfsentinel::classify::rules::Mode;
 use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
+use ebpfsentinel::config::tls::ClientAuth;
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
 use ebpfsentinel::engines::firewall::config::Policy;
 use ebpfsentinel::engines::l7;
@@ -151,12 +154,15 @@ fn the_installed_config_is_the_defaults() {
     let setting = |line: &str| {
         let rest = line.strip_prefix("# ")?;
         let is_key = rest.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(is_of_key));
-        (is_key || rest.starts_with("[[")).then(|| rest.to_owned())
+        (is_key || rest.starts_with('[')).then(|| rest.to_owned())
     };
     let full =
         installed.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()) + "\n").collect::<String>();
-    let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| section.starts_with('['));
-    assert_eq!(rules.len(), 4, "the rules and the route are switched on");
+    // Rules and the ways to ask who calls have no default; what has a comment for a header is one of them.
+    let (rules, others): (Vec<_>, Vec<_>) = full.split("\n[").partition(|section| {
+        section.starts_with('[') || installed.contains(&format!("# [{}\n", section.lines().next().unwrap_or_default()))
+    });
+    assert_eq!(rules.len(), 8, "what has no default is switched on");
     // Unless it is said, `ids.enabled` is what the other sections need.
     let mut least = parse(MINIMAL).unwrap();
     assert!(!least.inspects());
@@ -165,9 +171,26 @@ fn the_installed_config_is_the_defaults() {
 
     // A rule cannot have all keys at once; its own errors are those of the keys that exclude each other, no others.
     let errors = parse(&full).unwrap_err();
-    let lines = errors.lines().collect::<Vec<_>>();
+    let (of_auth, lines): (Vec<&str>, Vec<&str>) = errors.lines().partition(|line| line.contains(": auth."));
+    for (line, part) in of_auth.iter().zip([
+        "auth.api_keys[0].key_hash: the key is given already",
+        "auth.api_keys[0].key_file: auth.api_keys[0].key stands here already",
+        "auth.api_keys[0].namespaces: namespaces are for operators",
+        "auth.jwt.public_key_path: /etc/ebpfsentinel/jwt.pub: cannot be read",
+        "auth.oidc: jwt and oidc exclude each other",
+        "auth.oidc.ca_file: /etc/ebpfsentinel/issuer-ca.pem: cannot be read",
+    ]) {
+        assert!(line.contains(part), "{line} is not {part}");
+    }
+    assert_eq!(of_auth.len(), 6, "{errors}");
     let others = ["sni", "alpn", "ja3", "ja4", "service", "command", "from", "to", "file", "share", "dialect"];
-    assert_eq!(lines.len(), 3 + others.len(), "{errors}");
+    let lines = &lines[..];
+    assert_eq!(lines.len(), 4 + others.len(), "{errors}");
+    assert!(
+        lines[0].contains("tls.clients[0]: a client is known by its certificate's subject or by its finger"),
+        "{errors}"
+    );
+    let lines = &lines[1..];
     assert!(lines[0].contains("firewall.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[1].contains("ratelimit.rules[0].icmp_type: needs protocol"), "{errors}");
     assert!(lines[2].contains("ratelimit.rules[0].threshold_pps: goes with algorithm"), "{errors}");
@@ -186,8 +209,15 @@ fn the_installed_config_is_the_defaults() {
         let stands = if key.kind == Kind::Table && !table.ends_with("[]") {
             full.contains(&format!("[{}]", key.path))
         } else {
-            let section = full.split(&header).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
-            section.lines().any(|line| line.starts_with(&format!("{last} = ")))
+            // At the start of a line: comments name sections, too.
+            let section =
+                full.split(&format!("\n{header}")).nth(1).unwrap_or_default().split("\n[").next().unwrap_or_default();
+            let has = |name: &str| section.lines().any(|line| line.starts_with(&format!("{name} = ")));
+            // Of the ways to write a secret one is shown, and the others are named.
+            let secret = last.trim_end_matches("_file").trim_end_matches("_credential");
+            let is_named =
+                || [secret, &format!("{secret}_file")].iter().any(|name| has(name)) && section.contains(last);
+            has(last) || is_named()
         };
         // No route has the keys of all destinations, and most have no mail server: these are shown in prose.
         let alerting = installed.split("\n[alerting]\n").nth(1).unwrap();
@@ -332,6 +362,20 @@ fn the_example_of_l7_rules_is_good() {
 }
 
 #[test]
+fn the_example_of_tls_is_good() {
+    let (config, warnings) = config::parse("tls.toml", text_of("conf/examples/tls.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let tls = &config.tls;
+    assert!(tls.enabled && tls.client_auth == ClientAuth::Required && tls.files().len() == 3);
+    let role = |fingerprint: &str, subject| tls.client(fingerprint, subject).map(|client| client.role);
+    let admin = "3f5b8e9a1027c4556e0d71b293acf84419d62b708ce1a53d974f06bb52c8ee61";
+    assert_eq!(role(admin, Some("prometheus")), Some(Role::Admin), "the fingerprint stands in front");
+    assert_eq!(role("00", Some("prometheus")), Some(Role::Viewer));
+    assert_eq!((role("00", Some("nobody")), role("00", None)), (None, None));
+    assert_eq!(tls.client("00", Some("deploy")).unwrap().namespaces, ["web"]);
+}
+
+#[test]
 fn l7_is_on_as_soon_as_it_has_something_to_do() {
     let l7 = |text: &str| parse(&format!("{MINIMAL}[l7]\n{text}")).unwrap().l7;
     assert!(!l7("").enabled && l7("default_action.tls = 'deny'").enabled && l7("enabled = true").enabled);
@@ -379,6 +423,9 @@ fn the_environment_sets_every_key() {
             ("EBPFSENTINEL_AGENT_ANTI_LOCKOUT_SSH_PORTS", "22,2222"),
             ("EBPFSENTINEL_TOKEN", "secret"),
             ("EBPFSENTINEL_CONFIG", "/etc/x"),
+            ("EBPFSENTINEL_SOCKET", "/run/x"),
+            ("EBPFSENTINEL_CACERT", "/etc/x.pem"),
+            ("EBPFSENTINEL_TLS_ALLOW_TLS12", "true"),
             ("PATH", "/bin"),
         ],
         &[],
@@ -495,6 +542,46 @@ fn a_reload_names_what_needs_a_restart() {
     );
     assert_eq!(changed(&format!("{MINIMAL}[l7]\nenabled=false\nmode='block'\ndefault_action.tls='deny'")), [""; 0]);
     assert_eq!(changed(&format!("{MINIMAL}[l7]\ndefault_action.tls='deny'")), ["l7.enabled"]);
+    assert_eq!(
+        changed(&format!("{MINIMAL}socket='off'\nrequests_per_second=9\n[tls]\nenabled=true\nmetrics=false")),
+        ["agent.socket", "agent.requests_per_second", "tls.enabled", "tls.metrics"]
+    );
+    let renewed = "cert_path='/a'\nkey_path='/b'\nclient_auth='optional'\nclient_ca_path='/c'\nallow_tls12=true";
+    assert_eq!(changed(&format!("{MINIMAL}[tls]\n{renewed}")), [""; 0]);
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nretention_days=1\nmax_entries=1000\nalerts={{retention_days=1,max_alerts=1000}}"
+        )),
+        [""; 0]
+    );
+    assert_eq!(
+        changed(&format!(
+            "{MINIMAL}[audit]\nenabled=false\nbuffer_size=100\nstorage_path='/a'\nalerts={{enabled=false,buffer_size=100}}"
+        )),
+        [
+            "audit.enabled",
+            "audit.buffer_size",
+            "audit.storage_path",
+            "audit.alerts.enabled",
+            "audit.alerts.buffer_size"
+        ]
+    );
+}
+
+#[test]
+fn the_example_of_the_audit_trail_is_good() {
+    let (config, warnings) =
+        config::parse("audit.toml", text_of("conf/examples/audit.toml").as_bytes(), [], &[]).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    let (audit, state) = (&config.audit, Path::new("/var/lib/x"));
+    assert_eq!(audit.limits().age.as_secs(), 366 * 86_400);
+    assert_eq!(audit.alerts.limits().count, 200_000);
+    let file = |audit: &AuditConfig| [audit.trail_file(state), audit.alerts_file(state)];
+    assert_eq!(file(audit), [Path::new("/srv/audit/trail.redb"), Path::new("/srv/audit/alerts.redb")]);
+    assert_eq!(
+        file(&AuditConfig::default()),
+        [Path::new("/var/lib/x/audit.redb"), Path::new("/var/lib/x/alerts.redb")]
+    );
 }
 
 #[test]
@@ -510,12 +597,16 @@ fn the_shown_config_is_the_used_one() {
     assert_eq!(shown["firewall"]["rules"][0]["dst_port"], "80-90");
     // Each key that can be written is shown, and the other way round.
     let mut known = config::known_keys().into_iter().filter(|key| !key.path.contains("[]")).collect::<Vec<_>>();
-    known.retain(|key| key.kind != Kind::Table || key.path.ends_with(".rules") || key.path.ends_with(".routes"));
+    let lists = [".rules", ".routes", ".clients"];
+    known.retain(|key| key.kind != Kind::Table || lists.iter().any(|list| key.path.ends_with(list)));
+    // Its parts exclude each other; see the_shown_auth_is_the_used_one.
+    known.retain(|key| !key.path.starts_with("auth."));
     // The mail server is shown where there is one; it is one key here.
     known.retain(|key| !key.path.starts_with("alerting.smtp."));
     let count = |value: &serde_json::Value| value.as_object().unwrap().len();
     let leaves = count(&shown["agent"]) - 1 + count(&shown["agent"]["anti_lockout"]) + count(&shown["firewall"]) - 1
         + count(&shown["firewall"]["timeouts"])
+        + count(&shown["tls"])
         + count(&shown["ratelimit"])
         + count(&shown["l7"])
         - 1
@@ -524,12 +615,133 @@ fn the_shown_config_is_the_used_one() {
         - 1
         + count(&shown["ids"]["sampling"])
         + count(&shown["alerting"])
-        - 1;
+        - 1
+        + count(&shown["audit"])
+        - 1
+        + count(&shown["audit"]["alerts"]);
     assert_eq!(known.len(), leaves);
     assert!(shown["ids"]["enabled"].is_null(), "it is what the other sections need");
     for key in known.into_iter().filter(|key| key.path != "ids.enabled") {
         assert!(!shown.pointer(&format!("/{}", key.path.replace('.', "/"))).unwrap().is_null(), "{}", key.path);
     }
+}
+
+#[test]
+fn the_shown_auth_is_the_used_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jwt.pub");
+    std::fs::write(&path, ED25519_PEM).unwrap();
+    let keys = "[[auth.api_keys]]\nname='a'\nkey='0123456789abcdef'\n";
+    let jwt = format!("jwt = {{ issuer='i', audience='a', public_key_path='{}', algorithm='EdDSA' }}", path.display());
+    let oidc = "oidc = { issuer='https://i.example', audience='a', jwks_url='https://i.example/k' }";
+    let shown = |method: &str| parse(&format!("{MINIMAL}[auth]\n{method}\n{keys}")).unwrap().masked()["auth"].take();
+    let (jwt, oidc) = (shown(&jwt), shown(oidc));
+    for key in config::known_keys() {
+        let Some(path) = key.path.strip_prefix("auth.") else { continue };
+        let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
+        // One name of a secret is enough, and a file of certificates need not be.
+        if ["key", "key_file", "key_credential", "ca_file"].iter().any(|name| path.ends_with(&format!(".{name}"))) {
+            continue;
+        }
+        let found = jwt.pointer(&pointer).filter(|value| !value.is_null()).or_else(|| oidc.pointer(&pointer));
+        assert!(found.is_some_and(|value| !value.is_null()), "{path} is not shown");
+    }
+    assert_eq!((&jwt["enabled"], &jwt["api_keys"][0]["key_hash"]), (&true.into(), &"***".into()));
+    assert_eq!((&jwt["jwt"]["leeway_secs"], &jwt["api_keys"][0]["role"]), (&30.into(), &"viewer".into()));
+    assert!(jwt["jwt"].get("public_key").is_none());
+}
+
+/// A public key of openssl's: `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`.
+const ED25519_PEM: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAqbzdQLUfJVeuRiO883JEaWVqJxkYdNZDwpV0mQ2QRXc=\n-----END PUBLIC KEY-----\n";
+
+#[test]
+fn who_calls_is_asked_as_soon_as_there_is_a_way() {
+    let auth = |text: &str| parse(&format!("{MINIMAL}{text}")).unwrap().auth;
+    let key = "[[auth.api_keys]]\nname='a'\nkey='0123456789abcdef'\n";
+    assert!(!auth("").enabled && auth(key).enabled && !auth(&format!("[auth]\nenabled=false\n{key}")).enabled);
+    // An address that other hosts reach is taken then, and only then.
+    let open = "[agent]\ninterfaces=['eth0']\nbind_address='0.0.0.0'\n";
+    assert!(parse(&format!("{open}{key}")).is_ok());
+    for off in ["", "[auth]\nenabled=false\n", &format!("[auth]\nenabled=false\n{key}")] {
+        let error = parse(&format!("{open}{off}")).unwrap_err();
+        assert!(error.contains("the API does not ask who is there; set up [auth]"), "{error}");
+    }
+    let (_, warnings) =
+        config::parse("c.toml", format!("{MINIMAL}[auth]\nenabled=true\n").as_bytes(), [], &[]).unwrap();
+    assert!(warnings[0].message.contains("only the Unix socket and client certificates"), "{warnings:?}");
+    let operator = format!("{MINIMAL}{key}role='operator'\n");
+    let (_, warnings) = config::parse("c.toml", operator.as_bytes(), [], &[]).unwrap();
+    assert!(warnings[0].message.contains("an operator without namespaces changes no rule"), "{warnings:?}");
+    let changed = parse(&format!("{MINIMAL}{key}")).unwrap();
+    assert_eq!(changed.restart_needed(&parse(MINIMAL).unwrap()), [""; 0]);
+    let many: String = (0..257)
+        .map(|n| format!("[[auth.api_keys]]\nname='k{n}'\nkey_hash='sha256:0123456789abcdef:{n:064x}'\n"))
+        .collect();
+    assert!(parse(&format!("{MINIMAL}{many}")).unwrap_err().contains("257 keys, and 256 is the limit"));
+}
+
+#[test]
+fn public_keys_are_looked_at_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8], mode: u32| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let error = |path: &str, algorithm: &str| {
+        let jwt = format!("issuer='i', audience='a', public_key_path='{path}', algorithm='{algorithm}'");
+        parse(&format!("{MINIMAL}[auth]\njwt = {{ {jwt} }}\n")).err().unwrap_or_default()
+    };
+    let openssl = |arguments: &[&str]| {
+        let output = std::process::Command::new("openssl").args(arguments).output().expect("openssl is installed");
+        assert!(output.status.success(), "openssl {arguments:?}");
+        output.stdout
+    };
+    let public = |name: &str, arguments: &[&str]| {
+        let private = write(&format!("{name}.key"), &openssl(arguments), 0o600);
+        (private.clone(), write(name, &openssl(&["pkey", "-pubout", "-in", &private]), 0o644))
+    };
+    let (private, ed) = public("ed", &["genpkey", "-algorithm", "ed25519"]);
+    let (_, p256) = public("p256", &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    let (_, p384) = public("p384", &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]);
+    let (_, rsa) = public("rsa", &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
+    let (_, weak) = public("weak", &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"]);
+    for (path, algorithm) in [(&ed, "EdDSA"), (&p256, "ES256"), (&rsa, "RS256")] {
+        assert_eq!(error(path, algorithm), "", "{algorithm}");
+    }
+    for (path, algorithm, part) in [
+        (&private, "EdDSA", "it holds a private key"),
+        (&rsa, "ES256", "it holds no public key (PEM) for ES256"),
+        (&ed, "RS256", "it holds no public key (PEM) for RS256"),
+        (&p384, "ES256", "its key is not good for ES256: not on P-256"),
+        (&weak, "RS256", "its key is not good for RS256: 1024 bits"),
+        (&write("text", b"hello", 0o644), "RS256", "it holds no public key"),
+        (&write("empty", b"", 0o644), "RS256", "it holds no public key"),
+        (&write("bytes", b"\xff\xfe", 0o644), "RS256", "not a PEM file"),
+        (&write("long", &vec![b'a'; 70_000], 0o644), "RS256", "more than the 64 KiB"),
+        (&write("open", ED25519_PEM.as_bytes(), 0o666), "EdDSA", "everybody on this host may write to it"),
+        (&folder.path().display().to_string(), "RS256", "not a regular file"),
+        (&folder.path().join("none").display().to_string(), "RS256", "cannot be read: No such file"),
+        (&"jwt.pub".to_owned(), "RS256", "is not an absolute path"),
+    ] {
+        let error = error(path, algorithm);
+        assert!(error.contains(part), "{path} {algorithm}: {error}");
+    }
+}
+
+#[test]
+fn the_example_of_auth_is_good() {
+    let (config, warnings) =
+        config::parse("auth.toml", text_of("conf/examples/auth.toml").as_bytes(), [], &[]).unwrap();
+    assert_eq!(warnings, []);
+    let auth = &config.auth;
+    assert!(auth.enabled && auth.metrics_auth_required && auth.oidc.is_some());
+    let keys = ["change-me-admin-key", "change-me-prod-deploy", "change-me-scraper"];
+    for (known, (key, role)) in auth.api_keys.iter().zip(keys.into_iter().zip(["admin", "operator", "viewer"])) {
+        assert!(bool::from(known.hash.matches(key)) && known.role.name() == role, "{}", known.name);
+    }
+    assert_eq!(config.firewall.rules[0].namespace.as_deref(), Some("prod"));
 }
 
 #[test]
@@ -614,7 +826,7 @@ const RULES_JSON: &[u8] = br#"[
 #[test]
 fn the_fuzz_targets_take_the_corpus() {
     fuzz_config::run(text_of("conf/ebpfsentinel.toml").as_bytes());
-    for example in ["firewall", "ratelimit", "l7"] {
+    for example in ["firewall", "ratelimit", "l7", "tls", "audit", "auth"] {
         fuzz_config::run(text_of(&format!("conf/examples/{example}.toml")).as_bytes());
     }
     for entry in std::fs::read_dir(in_tree("tests/data/bad_configs")).unwrap() {

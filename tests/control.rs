@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::audit::{self, Auditor, Entry};
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent::{self, *};
 use ebpfsentinel::control::{Control, ControlConfig, openapi};
@@ -16,7 +17,9 @@ use ebpfsentinel::engines::{firewall, ratelimit};
 use ebpfsentinel::inspection;
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::store::Store;
+use ebpfsentinel::store;
 use ebpfsentinel::supervise::Supervisor;
+use ebpfsentinel::system::harden::SandboxStatus;
 use ebpfsentinel::written::Document;
 use serde_json::{Value, json};
 
@@ -40,8 +43,17 @@ impl AgentControl for Agent {
             firewall_mode: "block".to_owned(),
             firewall_default_policy: "pass".to_owned(),
             rules: FirewallRuleCounts { file: 2, api: 1, disabled: 0, ipv4: 3, ipv6: 1 },
+            grpc_address: None,
             interfaces: Vec::new(),
             pending_confirm: None,
+            sandbox: SandboxStatus {
+                enabled: false,
+                capabilities: Vec::new(),
+                no_new_privs: false,
+                seccomp: "off".to_owned(),
+                landlock: "off".to_owned(),
+                failures: Vec::new(),
+            },
             degraded: Vec::new(),
         }
     }
@@ -51,16 +63,41 @@ impl AgentControl for Agent {
     }
 
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError> {
-        Ok(Reloaded { status: "reloaded".to_owned(), message: format!("{confirm_secs:?}"), pending_confirm: None })
+        Ok(Reloaded {
+            status: "reloaded".to_owned(),
+            message: format!("{confirm_secs:?}"),
+            pending_confirm: None,
+            notes: Vec::new(),
+        })
     }
 
-    fn confirm(&self) -> Result<Confirmed, ApiError> {
+    fn confirm(&self, _by: Option<&str>) -> Result<Confirmed, ApiError> {
         Err(ApiError::conflict("nothing waits for a confirmation"))
     }
 
     fn ebpf_status(&self) -> EbpfStatus {
         EbpfStatus { kernel: "6.18".to_owned(), stats_enabled: false, missing_features: vec![], programs: vec![] }
     }
+}
+
+/// Remembers what it is told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<Entry>>);
+
+impl Auditor for Heard {
+    fn record(&self, entry: Entry) {
+        self.0.lock().unwrap().push(entry);
+    }
+}
+
+/// Operation, status, action, rule, and its path before and after.
+fn told_of(entry: &Entry) -> String {
+    let path = |value: &Option<Value>| {
+        value.as_ref().map_or_else(|| "-".to_owned(), |value| value["path"].as_str().unwrap_or_default().to_owned())
+    };
+    let rule = entry.rule.as_deref().unwrap_or("-");
+    let (before, after) = (path(&entry.before), path(&entry.after));
+    format!("{} {} {} {rule} {before} {after}", entry.operation, entry.outcome, entry.action().name())
 }
 
 const fn spec(command: &'static str, method: Method, path: &'static str) -> Spec {
@@ -571,7 +608,9 @@ fn l7_rules_by_curl() {
     let (handle, thread) =
         supervisor.spawn_owner("l7", L7::start(engine).unwrap(), crossbeam_channel::never()).unwrap();
     let confirmations = Arc::new(Confirmations::default());
-    let config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), state.path().join("run"));
+    let heard = Arc::new(Heard::default());
+    config.auditor = heard.clone();
     let control = Control::start(config, l7::api::operations(&handle, &confirmations), metrics).unwrap();
     let url = format!("http://{}/api/v1/firewall/l7-rules", control.addresses().rest);
     let send = |method: &str, path: &str, body: &str| {
@@ -616,24 +655,68 @@ fn l7_rules_by_curl() {
 
     assert_eq!(send("DELETE", "/l7-block-admin?confirm_secs=60", "").0, 204);
     assert_eq!((ids(), send("POST", "", rule).0), (vec!["file".to_owned()], 409));
-    let (_, undone) = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
-    undone.unwrap();
+    let expired = confirmations.expire(Instant::now() + Duration::from_secs(61)).unwrap();
+    expired.undone.unwrap();
+    let [note] = expired.notes.as_slice() else { panic!("{:?}", expired.notes) };
+    assert_eq!((note.rule.as_deref(), &note.before), (Some("l7-block-admin"), &None), "it came back");
+    assert_eq!(note.after.as_ref().unwrap()["path"], "~^/adm[a-z]+$");
     assert_eq!(ids(), ["file", "l7-block-admin"]);
     assert_eq!((send("DELETE", "/file", "").0, send("DELETE", "/nobody", "").0), (409, 404));
     assert_eq!((send("DELETE", "/l7-block-admin", "").0, send("GET", "/l7-block-admin", "").0), (204, 404));
     control.stop();
+    // What changed, also what was refused; nothing of those who only looked.
+    let told: Vec<String> = heard.0.lock().unwrap().iter().map(told_of).collect();
+    assert_eq!(
+        told,
+        [
+            "l7 add 201 rule_added l7-block-admin - /admin",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 update 200 rule_updated l7-block-admin /admin ~^/adm[a-z]+$",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 400 failed - - -",
+            "l7 add 409 failed new - /admin",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 delete 204 rule_removed l7-block-admin ~^/adm[a-z]+$ -",
+            "l7 add 409 failed l7-block-admin - /admin",
+            "l7 delete 409 failed file - -",
+            "l7 delete 404 failed nobody - -",
+            "l7 delete 204 rule_removed l7-block-admin ~^/adm[a-z]+$ -",
+        ]
+    );
+    let heard = heard.0.lock().unwrap();
+    assert_eq!(heard[0].actor.address, Some("127.0.0.1".parse().unwrap()));
+    assert!(heard[1].detail.starts_with("POST /api/v1/firewall/l7-rules: "), "{}", heard[1].detail);
     handle.stop().unwrap();
     thread.join(PATIENCE).unwrap();
 }
 
 #[test]
 fn the_document_of_all_engines_has_each_type_once() {
-    let all =
-        [agent::SPECS, firewall::api::SPECS, ratelimit::api::SPECS, inspection::api::SPECS, l7::api::SPECS].concat();
+    let all = [
+        agent::SPECS,
+        firewall::api::SPECS,
+        ratelimit::api::SPECS,
+        inspection::api::SPECS,
+        l7::api::SPECS,
+        audit::api::SPECS,
+        store::api::SPECS,
+    ]
+    .concat();
     let document = openapi::document(&all);
     for spec in &all {
         let method = spec.method.to_string().to_lowercase();
-        assert!(document["paths"][spec.path][&method].is_object(), "{} {}", spec.method, spec.path);
+        let operation = &document["paths"][spec.path][&method];
+        assert!(operation.is_object(), "{} {}", spec.method, spec.path);
+        let reply = &operation["responses"][spec.success.to_string()]["content"]["application/json"];
+        let told = [&operation["requestBody"]["content"]["application/json"], reply];
+        for content in told.into_iter().filter(|content| content.is_object()) {
+            assert!(content["example"].is_object() || content["example"].is_array(), "{}: no example", spec.command);
+        }
+        let tag = document["tags"].as_array().unwrap().iter().find(|tag| tag["name"] == operation["tags"][0]);
+        assert!(tag.is_some_and(|tag| tag["description"] != ""), "{}: nothing is told of its group", spec.command);
     }
     let rule = &document["components"]["schemas"]["L7RuleText"]["properties"];
     assert!(rule["sni"].is_object() && rule["header"].is_object(), "{rule}");

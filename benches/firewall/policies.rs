@@ -74,6 +74,7 @@ fn plain(mut packet: PacketFields) -> PacketFields {
 fn rule(place: usize, src: IpNet, dst: IpNet, src_port: PortRange, dst_port: PortRange, action: Action) -> Rule {
     Rule {
         id: format!("r{place}"),
+        namespace: None,
         priority: place as u32 + 1,
         enabled: true,
         action,

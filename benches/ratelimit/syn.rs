@@ -144,6 +144,7 @@ impl Ours {
 fn rule() -> Rule {
     Rule {
         id: "syn".to_owned(),
+        namespace: None,
         priority: 1,
         enabled: true,
         matches: Match {

@@ -3,6 +3,7 @@
 mod alerting;
 pub mod config;
 pub mod facts;
+pub mod hub;
 mod route;
 mod router;
 pub mod sinks;
@@ -52,6 +53,9 @@ impl Severity {
         ("high", Severity::High),
         ("critical", Severity::Critical),
     ];
+
+    /// The names of all, from the mildest on.
+    pub const NAMES: &'static [&'static str] = &["low", "medium", "high", "critical"];
 
     /// The word in JSON, metrics and configuration.
     pub const fn name(self) -> &'static str {
@@ -301,6 +305,17 @@ fn protocol_name(number: u8) -> Cow<'static, str> {
         17 => "udp".into(),
         58 => "icmpv6".into(),
         other => other.to_string().into(),
+    }
+}
+
+/// The number of a protocol, from what [`Alert::fields`] writes for it.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    match name {
+        "icmp" => Some(1),
+        "tcp" => Some(6),
+        "udp" => Some(17),
+        "icmpv6" => Some(58),
+        number => number.parse().ok(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::sinks::Sink;
 use super::{Alert, Severity};
@@ -103,6 +104,17 @@ impl Filter {
             && fits(&self.components, |component| *component == alert.component)
             && fits(&self.rule_ids, |pattern| pattern.matches(&alert.rule_id))
             && fits(&self.mitre, |wanted| alert.mitre.iter().any(|technique| is_part_of(technique, wanted)))
+    }
+
+    /// Whether an alert fits, from the document that the API shows.
+    pub fn wants_document(&self, document: &Value) -> bool {
+        let text = |key: &str| document[key].as_str().unwrap_or_default();
+        let component = Component::ALL.iter().copied().find(|component| component.name() == text("component"));
+        let (Some(component), Ok(severity)) = (component, text("severity").parse()) else { return false };
+        let techniques = document["mitre"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let mut alert = Alert::new(component, severity, text("rule_id"), "", 0, "");
+        alert.mitre = techniques.map(Into::into).collect();
+        self.wants(&alert)
     }
 }
 

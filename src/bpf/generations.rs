@@ -36,7 +36,11 @@ pub struct Generations {
 
 impl Generations {
     /// Those of a program, by its maps `.bss.tables`, `.bss.control` and `fw_rows`.
-    pub fn new(tables: &impl MapCore, control: &impl MapCore, rows: &impl MapCore) -> Result<Generations> {
+    pub fn new<'m, M>(tables: &impl MapCore, control: &impl MapCore, rows: &'m M) -> Result<Generations>
+    where
+        M: MapCore,
+        MapHandle: TryFrom<&'m M, Error = libbpf_rs::Error>,
+    {
         Ok(Generations {
             tables: Mapped::within(tables.as_fd(), tables.value_size() as usize, 2)?,
             control: Mapped::within(control.as_fd(), control.value_size() as usize, 1)?,

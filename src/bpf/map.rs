@@ -90,10 +90,14 @@ impl<T> Drop for Mapped<T> {
     }
 }
 
-/// A handle of its own on a map, that lives as long as it likes.
-pub fn handle(map: &impl MapCore) -> Result<MapHandle> {
-    let info = libbpf_rs::MapInfo::new(map.as_fd()).context("asking about a map")?;
-    MapHandle::from_map_id(info.info.id).with_context(|| format!("opening map {:?}", map.name()))
+/// A handle of its own on a map, that lives as long as it likes. Made from the descriptor: to open a map by its id takes
+/// CAP_SYS_ADMIN.
+pub fn handle<'m, M>(map: &'m M) -> Result<MapHandle>
+where
+    M: MapCore,
+    MapHandle: TryFrom<&'m M, Error = libbpf_rs::Error>,
+{
+    MapHandle::try_from(map).with_context(|| format!("a handle on map {:?}", map.name()))
 }
 
 /// Makes an array that can be the inner map of an array of maps, whatever its size.

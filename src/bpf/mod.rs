@@ -189,6 +189,17 @@ pub fn missing_features() -> Vec<(&'static str, &'static str)> {
     .collect()
 }
 
+/// Whether a test run of a program at TC takes a frame: newer kernels (6.18 does) refuse one that says that it is IP and does
+/// not hold an IP header.
+pub fn takes_test_run(frame: &[u8]) -> bool {
+    const ETHERNET: usize = 14;
+    match frame.get(ETHERNET - 2..ETHERNET) {
+        Some([0x08, 0x00]) => frame.len() >= ETHERNET + 20,
+        Some([0x86, 0xdd]) => frame.len() >= ETHERNET + 40,
+        other => other.is_some(),
+    }
+}
+
 /// One more than the highest number of a CPU that is `online`, or `possible`. Numbers may be left out, so it is not their
 /// count.
 pub(crate) fn cpu_ids(which: &str) -> Result<usize> {

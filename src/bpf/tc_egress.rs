@@ -4,8 +4,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::{Context, Result};
-use libbpf_rs::MapHandle;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapHandle, ProgramInput};
 
 use super::map::MapFacts;
 use super::skeletons::tc_egress::{TcEgressSkel, TcEgressSkelBuilder};
@@ -33,6 +33,16 @@ impl TcEgress {
     /// The program.
     pub fn program(&self) -> BorrowedFd<'_> {
         self.skel.progs.tc_egress.as_fd()
+    }
+
+    /// Runs the program over a frame as if it left.
+    ///
+    /// # Errors
+    /// The kernel refuses; see [`TcIds::test_run`](super::tc_ids::TcIds::test_run).
+    pub fn test_run(&self, frame: &[u8]) -> Result<()> {
+        let input = ProgramInput { data_in: Some(frame), repeat: 1, ..Default::default() };
+        self.skel.progs.tc_egress.test_run(input).context("running tc_egress on a packet")?;
+        Ok(())
     }
 
     /// Its own maps; what it shares is told by xdp_firewall.

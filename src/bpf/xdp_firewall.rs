@@ -17,8 +17,8 @@ use super::map::{self, MapFacts, Mapped};
 use super::skeletons::xdp_firewall::{XdpFirewallSkel, XdpFirewallSkelBuilder};
 use super::{CPUS_MAX, check, cpu_ids, jiffies_per_second, random};
 use crate::abi::{
-    bytes_of, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4, fw_flow_set_v6, fw_misc_count,
-    fw_question, fw_rule_count, fw_rule_note, fw_tables, fw_upper,
+    bytes_of, conn_key, frag_key, from_bytes, fw_answered, fw_cpu_counts, fw_flow_limits, fw_flow_set_v4,
+    fw_flow_set_v6, fw_misc_count, fw_question, fw_rule_count, fw_rule_note, fw_tables, fw_upper,
 };
 use libbpf_rs::ProgramInput as Input;
 
@@ -79,6 +79,9 @@ pub struct Switches<'a> {
     pub steers: bool,
     /// What is blocked; without, nothing can be, and no packet asks.
     pub blocks: Option<&'a Blocks>,
+    /// Packets are those of a capture: the kernel's clock has no say. Nothing times out on its own, no answer is kept in
+    /// the flow cache, no cookie is asked for, and each packet that does not pass is told.
+    pub is_replay: bool,
 }
 
 impl Default for Switches<'_> {
@@ -92,6 +95,7 @@ impl Default for Switches<'_> {
             chain: None,
             steers: false,
             blocks: None,
+            is_replay: false,
         }
     }
 }
@@ -119,7 +123,9 @@ fn flow_sets(cpus: usize) -> usize {
 }
 
 /// Seconds that the rest of a fragmented datagram is waited for.
-const FRAGMENT_SECS: u64 = 30;
+pub const FRAGMENT_SECS: u64 = 30;
+/// What no clock reaches: in a replay the agent forgets what the capture's time ends.
+const NEVER: u64 = u64::MAX >> 1;
 
 /// What the program said about a packet that was put to it as a question, or run as if it had arrived.
 #[derive(Clone, Copy, Debug)]
@@ -156,12 +162,12 @@ impl XdpFirewall {
         let second = jiffies_per_second()?;
         let constants = open.maps.rodata_data.as_deref_mut().context("xdp_firewall has no constants")?;
         constants.multi_buffer = switches.multi_buffer.into();
-        constants.has_raw_helpers = super::has_raw_cookies().into();
+        constants.has_raw_helpers = (!switches.is_replay && super::has_raw_cookies()).into();
         constants.steers = switches.steers.into();
         constants.write_meta = switches.write_meta.into();
-        constants.conn_timeout = switches.timeouts.jiffies()?;
-        constants.fragment_timeout = FRAGMENT_SECS * second;
-        constants.tell_interval = second as u32;
+        constants.conn_timeout = if switches.is_replay { [[NEVER; 3]; 2] } else { switches.timeouts.jiffies()? };
+        constants.fragment_timeout = if switches.is_replay { NEVER } else { FRAGMENT_SECS * second };
+        constants.tell_interval = if switches.is_replay { 0 } else { second as u32 };
         constants.explain_secret = secret;
         constants.has_blocks = switches.blocks.is_some().into();
         if let Some(chain) = switches.chain {
@@ -177,7 +183,7 @@ impl XdpFirewall {
         let (possible, online) = (cpu_ids("possible")?, cpu_ids("online")?);
         let sets = flow_sets(online);
         constants.flow_sets = sets as u32;
-        constants.flow_cpus = if switches.multi_buffer { 0 } else { online as u32 };
+        constants.flow_cpus = if switches.multi_buffer || switches.is_replay { 0 } else { online as u32 };
         let (sets_v4, sets_v6) = (online * sets, online * sets / 2);
         ensure!(
             possible <= CPUS_MAX,
@@ -265,6 +271,22 @@ impl XdpFirewall {
     /// A handle of the connections.
     pub fn connections(&self) -> Result<MapHandle> {
         map::handle(&self.skel.maps.connections)
+    }
+
+    /// Forgets a connection, if it is known.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget_connection(&self, key: &conn_key) -> Result<()> {
+        forget(&self.skel.maps.connections, bytes_of(key)).context("forgetting a connection")
+    }
+
+    /// Forgets a fragmented datagram, if it is known.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget_fragments(&self, key: &frag_key) -> Result<()> {
+        forget(&self.skel.maps.fragments, bytes_of(key)).context("forgetting a fragmented datagram")
     }
 
     /// A handle of the counters that other programs share.
@@ -391,6 +413,14 @@ impl XdpFirewall {
         let len = output.data.map_or(0, |data| data.len());
         out.truncate(len);
         Ok((ran, out))
+    }
+}
+
+/// Deletes an entry that may not be there.
+fn forget(map: &impl MapCore, key: &[u8]) -> libbpf_rs::Result<()> {
+    match map.delete(key) {
+        Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

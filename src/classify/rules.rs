@@ -97,6 +97,11 @@ pub fn read_id(field: &Field<'_>) -> Option<String> {
     None
 }
 
+/// The namespace of a rule, by which operators are told apart; named as ids are. `None` when absent.
+pub fn read_namespace(field: &Field<'_>) -> Option<String> {
+    read_id(field)
+}
+
 /// A line of free text; empty when absent.
 pub fn read_description(field: &Field<'_>) -> String {
     let text = field.text().unwrap_or_default();
@@ -109,24 +114,22 @@ pub fn read_description(field: &Field<'_>) -> String {
     text.to_owned()
 }
 
-/// The id of a technique or sub-technique of MITRE ATT&CK, such as T1110 or T1110.001. `None` means that an error was
-/// noted.
-pub fn read_technique(field: &Field<'_>) -> Option<Arc<str>> {
-    let text = field.text()?;
+/// The id of a technique or sub-technique of MITRE ATT&CK, such as T1110 or T1110.001. The error is a sentence for people.
+pub fn technique(text: &str) -> Result<Arc<str>, String> {
     let are_digits = |part: &str, count: usize| part.len() == count && part.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.strip_prefix('T').unwrap_or_default();
     let is_id = match number.split_once('.') {
         Some((technique, part)) => are_digits(technique, 4) && are_digits(part, 3),
         None => are_digits(number, 4),
     };
-    if !is_id {
-        let shown: String = text.chars().take(60).collect();
-        field.error(format!(
-            "\"{}\" is not a technique of MITRE ATT&CK, such as T1110 or T1110.001",
-            shown.escape_debug()
-        ));
-    }
-    is_id.then(|| text.into())
+    let shown = || text.chars().take(60).collect::<String>().escape_debug().to_string();
+    let error = || format!("\"{}\" is not a technique of MITRE ATT&CK, such as T1110 or T1110.001", shown());
+    if is_id { Ok(text.into()) } else { Err(error()) }
+}
+
+/// The same as the value of a key. `None` means that an error was noted.
+pub fn read_technique(field: &Field<'_>) -> Option<Arc<str>> {
+    technique(field.text()?).map_err(|error| field.error(error)).ok()
 }
 
 /// What a rule is a sign of: techniques, each once.

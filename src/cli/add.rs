@@ -20,6 +20,10 @@ macro_rules! add_args {
             #[argh(option)]
             id: Option<String>,
 
+            /// namespace whose operators may change it
+            #[argh(option, arg_name = "name")]
+            namespace: Option<String>,
+
             /// lower numbers are asked first
             #[argh(option)]
             priority: Option<u32>,
@@ -88,6 +92,7 @@ macro_rules! add_args {
             fn common_fields(&mut self) -> Vec<(&'static str, Option<Value>)> {
                 vec![
                     ("id", self.id.take().map(Value::from)),
+                    ("namespace", self.namespace.take().map(Value::from)),
                     ("priority", self.priority.map(Value::from)),
                     ("protocol", self.protocol.take().map(Value::from)),
                     ("src_ip", self.src_ip.take().map(Value::from)),

@@ -5,6 +5,7 @@ use super::Column;
 /// Of the firewall's rules.
 pub const RULE_COLUMNS: &[Column] = &[
     ("ID", &["id"]),
+    ("NAMESPACE", &["namespace"]),
     ("PRIORITY", &["priority"]),
     ("ACTION", &["action"]),
     ("PROTOCOL", &["protocol"]),
@@ -22,6 +23,7 @@ pub const RULE_COLUMNS: &[Column] = &[
 /// Of the rate limits.
 pub const LIMIT_COLUMNS: &[Column] = &[
     ("ID", &["id"]),
+    ("NAMESPACE", &["namespace"]),
     ("PRIORITY", &["priority"]),
     ("RATE", &["rate", "unit"]),
     ("BURST", &["burst"]),

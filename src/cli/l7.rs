@@ -46,6 +46,10 @@ struct AddArgs {
     #[argh(option)]
     id: Option<String>,
 
+    /// namespace whose operators may change it
+    #[argh(option, arg_name = "name")]
+    namespace: Option<String>,
+
     /// lower numbers are asked first
     #[argh(option)]
     priority: Option<u32>,
@@ -193,6 +197,7 @@ fn body(command: &str, args: AddArgs) -> Result<Value, String> {
     let text = |text: Option<String>| text.map(Value::from);
     let fields = vec![
         ("id", text(args.id)),
+        ("namespace", text(args.namespace)),
         ("priority", args.priority.map(Value::from)),
         ("action", text(args.action)),
         ("protocol", text(args.protocol)),
@@ -240,6 +245,7 @@ fn headers(command: &str, written: &[String]) -> Result<Option<Value>, String> {
 /// Columns of the list.
 pub const COLUMNS: &[Column] = &[
     ("ID", &["id"]),
+    ("NAMESPACE", &["namespace"]),
     ("PRIORITY", &["priority"]),
     ("ACTION", &["action"]),
     ("PROTOCOL", &["protocol"]),

@@ -20,6 +20,9 @@ pub const SSH_PORTS_MAX: usize = 5;
 /// Networks that the lock-out guard takes.
 pub const GUARD_NETWORKS_MAX: usize = 64;
 
+/// Bytes of a Unix socket's path that the kernel takes.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Names that clients may use.
 pub const HOST_NAMES_MAX: usize = 64;
 
@@ -121,6 +124,47 @@ impl Serialize for GuardFrom {
     }
 }
 
+/// Where processes of this host reach the control port without TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// `control.sock` in the directory that systemd made for it, `/run/ebpfsentinel`; without systemd in
+    /// `agent.state_dir`/run.
+    #[default]
+    Usual,
+    /// Nowhere.
+    Off,
+    /// At this path.
+    At(PathBuf),
+}
+
+impl ControlSocket {
+    const USUAL: &'static str = "usual";
+    const OFF: &'static str = "off";
+
+    fn read(field: &Field<'_>) -> ControlSocket {
+        match field.as_text() {
+            Some(ControlSocket::USUAL) => return ControlSocket::Usual,
+            Some(ControlSocket::OFF) => return ControlSocket::Off,
+            _ => {}
+        }
+        let Some(path) = read_path(field) else { return ControlSocket::Usual };
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            field.error(format!("the path of a socket has at most {SOCKET_PATH_MAX} bytes"));
+        }
+        ControlSocket::At(path)
+    }
+}
+
+impl Serialize for ControlSocket {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ControlSocket::Usual => serializer.serialize_str(ControlSocket::USUAL),
+            ControlSocket::Off => serializer.serialize_str(ControlSocket::OFF),
+            ControlSocket::At(path) => path.serialize(serializer),
+        }
+    }
+}
+
 /// Keeps the way in open for whoever administers the host, whatever the rules say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AntiLockout {
@@ -164,10 +208,21 @@ pub struct AgentConfig {
     pub http_port: u16,
     /// Port of the metrics.
     pub metrics_port: u16,
+    /// Port of gRPC; 0 where there is none.
+    pub grpc_port: u16,
     /// DNS names under which clients may call the control ports, besides this host's own; lower case.
     pub host_names: Vec<String>,
     /// Whether the API may listen beyond this host without asking who is there.
     pub allow_unauthenticated_api: bool,
+    /// Where processes of this host reach the control port without TCP: a path, `usual` or `off`.
+    #[schemars(with = "String")]
+    pub socket: ControlSocket,
+    /// Requests per second that one remote address may send in the long run; twice as many at once.
+    pub requests_per_second: u32,
+    /// Whether the pages of Swagger UI are served under `/swagger-ui/`.
+    pub swagger_ui: bool,
+    /// Whether the agent gives up what it does not need once it runs.
+    pub sandbox: bool,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Among which CPUs flows are spread: `false`, `true` (all that are online) or a list such as `"0-3,6"`.
@@ -191,8 +246,9 @@ impl AgentConfig {
     ];
     const FORMATS: &'static [(&'static str, Format)] = &[("json", Format::Json), ("text", Format::Text)];
 
-    /// Reads the section. `None` means that the interfaces could not be read, which is noted.
-    pub fn read(mut r: Reader<'_>) -> Option<AgentConfig> {
+    /// Reads the section. `asks` says whether the control ports ask callers who they are. `None` means that the
+    /// interfaces could not be read, which is noted.
+    pub fn read(mut r: Reader<'_>, asks: bool) -> Option<AgentConfig> {
         let interfaces_field = r.key("interfaces");
         if !interfaces_field.is_present() {
             interfaces_field.error("missing; name the interfaces to guard, such as interfaces = [\"eth0\"]");
@@ -201,14 +257,25 @@ impl AgentConfig {
         let log_level = r.key("log_level").one_of(Self::LEVELS).unwrap_or(LevelFilter::Info);
         let log_format = r.key("log_format").one_of(Self::FORMATS).unwrap_or_default();
         let allow_unauthenticated_api = r.key("allow_unauthenticated_api").boolean().unwrap_or(false);
-        let bind_address = read_bind_address(&r.key("bind_address"), allow_unauthenticated_api);
+        let bind_address = read_bind_address(&r.key("bind_address"), asks || allow_unauthenticated_api);
         let http_port = r.key("http_port").integer(1..=65535u16).unwrap_or(8080);
         let metrics_field = r.key("metrics_port");
         let metrics_port = metrics_field.integer(1..=65535u16).unwrap_or(9090);
         if metrics_port == http_port {
             metrics_field.error(format!("{metrics_port} is http_port already; the two must differ"));
         }
+        let grpc_field = r.key("grpc_port");
+        let grpc_port = grpc_field.integer(0..=65535u16).unwrap_or(50051);
+        for (name, other) in [("http_port", http_port), ("metrics_port", metrics_port)] {
+            if grpc_port == other {
+                grpc_field.error(format!("{grpc_port} is {name} already; the two must differ (0 is no port at all)"));
+            }
+        }
         let host_names = read_host_names(&r.key("host_names"));
+        let socket = ControlSocket::read(&r.key("socket"));
+        let requests_per_second = r.key("requests_per_second").integer(1..=100_000u32).unwrap_or(50);
+        let swagger_ui = r.key("swagger_ui").boolean().unwrap_or(false);
+        let sandbox = r.key("sandbox").boolean().unwrap_or(true);
         let xdp_mode = r.key("xdp_mode").one_of(XdpMode::WORDS).unwrap_or(XdpMode::Auto);
         let cpu_steering = CpuSteering::read(&r.key("cpu_steering"));
         let on_exit = r.key("on_exit").one_of(OnExit::WORDS).unwrap_or(OnExit::Detach);
@@ -222,8 +289,13 @@ impl AgentConfig {
             bind_address,
             http_port,
             metrics_port,
+            grpc_port,
             host_names,
             allow_unauthenticated_api,
+            socket,
+            requests_per_second,
+            swagger_ui,
+            sandbox,
             xdp_mode,
             cpu_steering,
             on_exit,
@@ -239,8 +311,8 @@ fn read_bind_address(field: &Field<'_>, open: bool) -> IpAddr {
     match text.parse::<IpAddr>() {
         Ok(address) if open || address.to_canonical().is_loopback() => return address,
         Ok(address) => field.error(format!(
-            "{address} can be reached from other hosts, and the API does not ask who is there; listen on 127.0.0.1 or \
-             ::1, or set agent.allow_unauthenticated_api = true"
+            "{address} can be reached from other hosts, and the API does not ask who is there; set up [auth], listen on \
+             127.0.0.1 or ::1, or set agent.allow_unauthenticated_api = true"
         )),
         Err(_) => {
             let hint = if text == "localhost" { "; write 127.0.0.1 or ::1" } else { "" };
@@ -276,16 +348,23 @@ fn read_host_names(field: &Field<'_>) -> Vec<String> {
 }
 
 fn read_state_dir(field: &Field<'_>) -> PathBuf {
-    let text = field.text().unwrap_or("/var/lib/ebpfsentinel");
+    read_path(field).unwrap_or_else(|| PathBuf::from("/var/lib/ebpfsentinel"))
+}
+
+/// An absolute path; `None` when absent or wrong, which is noted.
+pub(super) fn read_path(field: &Field<'_>) -> Option<PathBuf> {
+    let text = field.text()?;
     let path = Path::new(text);
     if !path.is_absolute() {
         field.error(format!("\"{}\" is not an absolute path", text.escape_debug()));
     } else if text.contains('\0') {
         field.error("a path has no NUL in it");
     } else if path.parent().is_none() {
-        field.error("the root directory cannot be it; name a directory of its own");
+        field.error("the root directory cannot be it; name something of its own");
+    } else {
+        return Some(path.to_owned());
     }
-    path.to_owned()
+    None
 }
 
 impl AntiLockout {

@@ -14,7 +14,8 @@ use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 /// All variables of ours begin so.
 const PREFIX: &str = "EBPFSENTINEL_";
 /// Variables that the command line reads for itself.
-const CLIENT_VARIABLES: &[&str] = &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG"];
+const CLIENT_VARIABLES: &[&str] =
+    &["EBPFSENTINEL_TOKEN", "EBPFSENTINEL_CONFIG", "EBPFSENTINEL_SOCKET", "EBPFSENTINEL_CACERT"];
 /// Short names, from before there was a variable for every key.
 const SHORT_VARIABLES: &[(&str, &str)] =
     &[("EBPFSENTINEL_HOST", "agent.bind_address"), ("EBPFSENTINEL_PORT", "agent.http_port")];
@@ -39,6 +40,49 @@ pub struct Loaded {
     pub path: PathBuf,
     /// What works, but probably not as meant.
     pub warnings: Vec<WrittenError>,
+    /// Where the agent has to be let.
+    pub paths: Paths,
+}
+
+/// The places in the file system that a config speaks of, itself included. Those of rules are patterns of other things.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Files that are read, and the directories around them: whoever renews a file may put another in its place.
+    pub read: Vec<PathBuf>,
+    /// Directories in which files are written.
+    pub write: Vec<PathBuf>,
+}
+
+impl Paths {
+    fn of(config: &Path, document: &Document) -> Paths {
+        let mut paths = Paths::default();
+        paths.add_read(config);
+        // A link leads elsewhere, and that may be changed by renaming, too.
+        paths.read.extend(std::fs::canonicalize(config).ok().and_then(|file| file.parent().map(Path::to_owned)));
+        for (key, path) in document.absolute_paths() {
+            let last = key.rsplit('.').next().unwrap_or_default();
+            match key.as_str() {
+                rule if rule.contains("rules[]") => {}
+                "agent.state_dir" => paths.write.push(path),
+                "agent.socket" | "audit.storage_path" => paths.write.extend(path.parent().map(Path::to_owned)),
+                // Only where alerts go is written; keys and certificates of the same tables are read.
+                alerts if alerts.starts_with("alerting.") && !last.ends_with("_file") => {
+                    paths.write.extend(path.parent().map(Path::to_owned));
+                }
+                _ => paths.add_read(&path),
+            }
+        }
+        // The root would be everything.
+        paths.read.retain(|path| path.parent().is_some());
+        paths.write.retain(|path| path.parent().is_some());
+        paths
+    }
+
+    fn add_read(&mut self, path: &Path) {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.read.extend(path.parent().map(Path::to_owned));
+        self.read.push(path);
+    }
 }
 
 /// All that is wrong with a config. Displays as one line for each error; [`ConfigErrors::detailed`] shows the text too.
@@ -103,8 +147,9 @@ pub fn load(
 ) -> Result<Loaded, ConfigErrors> {
     let origin = path.display().to_string();
     let text = read_file(path).map_err(|message| ConfigErrors::one(WrittenError::whole(&origin, message)))?;
-    let (config, warnings) = parse(&origin, &text, environment, flags)?;
-    Ok(Loaded { config, path: path.to_owned(), warnings })
+    let (config, warnings, document) = parse_document(&origin, &text, environment, flags)?;
+    let paths = Paths::of(path, &document);
+    Ok(Loaded { config, path: path.to_owned(), warnings, paths })
 }
 
 /// [`load`] without the file: checks `text`, which errors call `origin`.
@@ -114,12 +159,21 @@ pub fn parse(
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag<'_>],
 ) -> Result<(Config, Vec<WrittenError>), ConfigErrors> {
+    parse_document(origin, text, environment, flags).map(|(config, warnings, _)| (config, warnings))
+}
+
+fn parse_document(
+    origin: &str,
+    text: &[u8],
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+    flags: &[Flag<'_>],
+) -> Result<(Config, Vec<WrittenError>, Document), ConfigErrors> {
     let mut document = Document::toml(origin, text).map_err(|errors| ConfigErrors::new(errors, text))?;
     let mut errors = overlay(&mut document, environment, flags);
     let outcome = document.read(|root| Config::read(&root));
     errors.extend(outcome.errors);
     match outcome.value {
-        Some(config) if errors.is_empty() => Ok((config, outcome.warnings)),
+        Some(config) if errors.is_empty() => Ok((config, outcome.warnings, document)),
         _ => Err(ConfigErrors::new(errors, text)),
     }
 }
@@ -135,6 +189,11 @@ pub fn variable_of(key: &str) -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    read_guarded(path, TEXT_MAX)
+}
+
+/// Reads a file by which the agent is commanded: at most `max` bytes, and not writable for everybody.
+pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
     let why = |e: std::io::Error| {
         let text = e.to_string();
         format!("cannot be read: {}", text.split(" (os error").next().unwrap_or_default())
@@ -153,11 +212,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
             path.display()
         ));
     }
-    if metadata.len() > TEXT_MAX as u64 {
-        return Err(format!("{} bytes are more than the {} MiB that are read", metadata.len(), TEXT_MAX >> 20));
+    if metadata.len() > max as u64 {
+        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
     }
     let mut text = Vec::with_capacity(metadata.len() as usize);
-    file.take(TEXT_MAX as u64 + 1).read_to_end(&mut text).map_err(why)?;
+    file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;
     Ok(text)
 }
 

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::alert::config::AlertingConfig;
+use crate::audit::config::AuditConfig;
 use crate::classify::rules::Mode;
 use crate::engines::firewall::config::FirewallConfig;
 use crate::engines::l7::config::L7Config;
@@ -15,18 +16,26 @@ use crate::flow::config::CaptureConfig;
 use crate::written::Field;
 
 pub mod agent;
+pub mod auth;
 mod load;
+pub mod tls;
 
 use agent::CpuSteering;
+use tls::TlsConfig;
 
 pub use agent::AgentConfig;
-pub use load::{ConfigErrors, Flag, Loaded, known_keys, load, parse, variable_of};
+pub use auth::AuthConfig;
+pub use load::{ConfigErrors, Flag, Loaded, Paths, known_keys, load, parse, variable_of};
 
 /// Everything that the user can set, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Config {
     /// Section `[agent]`.
     pub agent: AgentConfig,
+    /// Section `[tls]`.
+    pub tls: TlsConfig,
+    /// Section `[auth]`.
+    pub auth: AuthConfig,
     /// Section `[firewall]`.
     pub firewall: FirewallConfig,
     /// Section `[ratelimit]`.
@@ -35,6 +44,8 @@ pub struct Config {
     pub ids: CaptureConfig,
     /// Section `[l7]`.
     pub l7: L7Config,
+    /// Section `[audit]`.
+    pub audit: AuditConfig,
     /// Section `[alerting]`.
     pub alerting: AlertingConfig,
 }
@@ -43,23 +54,33 @@ impl Config {
     fn read(root: &Field<'_>) -> Option<Config> {
         let mut r = root.table()?;
         let (agent_field, firewall_field, ratelimit_field) = (r.key("agent"), r.key("firewall"), r.key("ratelimit"));
+        let tls_field = r.key("tls");
         let ids_field = r.key("ids");
         let l7_field = r.key("l7");
+        let auth_field = r.key("auth");
+        let audit_field = r.key("audit");
         let alerting_field = r.key("alerting");
         r.finish();
-        let agent = agent_field.table().and_then(AgentConfig::read);
+        let auth = auth_field.table().map(AuthConfig::read);
+        let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
+        let agent = agent_field.table().and_then(|r| AgentConfig::read(r, asks));
+        let tls = tls_field.table().map(TlsConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));
         let ids = ids_field.table().map(CaptureConfig::read);
         let l7 = l7_field.table().map(L7Config::read);
+        let audit = audit_field.table().map(AuditConfig::read);
         let alerting = alerting_field.table().map(AlertingConfig::read);
         let config = Config {
             agent: agent?,
+            tls: tls?,
+            auth: auth?,
             firewall: firewall?,
             ratelimit: ratelimit?,
             ids: ids?,
             l7: l7?,
+            audit: audit?,
             alerting: alerting?,
         };
         if config.ratelimit.enabled && !config.firewall.enabled {
@@ -92,8 +113,8 @@ impl Config {
         self.ids.enabled.unwrap_or(self.l7.enabled)
     }
 
-    /// The config as it is used, defaults included, for people to see. A type that holds a
-    /// secret serialises as its mask.
+    /// The config as it is used, defaults included, for people to see. A type that holds a secret serialises as its
+    /// mask.
     pub fn masked(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("a config is made of strings, numbers, lists and maps with string keys")
     }
@@ -106,12 +127,19 @@ impl Config {
             ("agent.bind_address", agent.bind_address != was.bind_address),
             ("agent.http_port", agent.http_port != was.http_port),
             ("agent.metrics_port", agent.metrics_port != was.metrics_port),
+            ("agent.grpc_port", agent.grpc_port != was.grpc_port),
             ("agent.host_names", agent.host_names != was.host_names),
+            ("agent.socket", agent.socket != was.socket),
+            ("agent.requests_per_second", agent.requests_per_second != was.requests_per_second),
+            ("agent.swagger_ui", agent.swagger_ui != was.swagger_ui),
+            ("agent.sandbox", agent.sandbox != was.sandbox),
             ("agent.xdp_mode", agent.xdp_mode != was.xdp_mode),
             ("agent.cpu_steering", agent.cpu_steering != was.cpu_steering),
             ("agent.on_exit", agent.on_exit != was.on_exit),
             ("agent.state_dir", agent.state_dir != was.state_dir),
         ];
+        let (tls, was) = (&self.tls, &old.tls);
+        let tls_keys = [("tls.enabled", tls.enabled != was.enabled), ("tls.metrics", tls.metrics != was.metrics)];
         // Of the engines: whether programs are attached, and what the verifier saw of them.
         let (firewall, was) = (&self.firewall, &old.firewall);
         let firewall_keys = [
@@ -137,7 +165,16 @@ impl Config {
             ("ids.check_checksums", ids.check_checksums != was.check_checksums),
         ];
         let l7_keys = [("l7.enabled", self.l7.enabled != old.l7.enabled)];
-        let keys = agent_keys.into_iter().chain(firewall_keys).chain(ratelimit_keys).chain(ids_keys).chain(l7_keys);
-        keys.filter_map(|(key, changed)| changed.then_some(key)).collect()
+        let (audit, was) = (&self.audit, &old.audit);
+        let audit_keys = [
+            ("audit.enabled", audit.enabled != was.enabled),
+            ("audit.buffer_size", audit.buffer_size != was.buffer_size),
+            ("audit.storage_path", audit.storage_path != was.storage_path),
+            ("audit.alerts.enabled", audit.alerts.enabled != was.alerts.enabled),
+            ("audit.alerts.buffer_size", audit.alerts.buffer_size != was.alerts.buffer_size),
+        ];
+        let keys: [&[(&str, bool)]; 7] =
+            [&agent_keys, &tls_keys, &firewall_keys, &ratelimit_keys, &ids_keys, &l7_keys, &audit_keys];
+        keys.concat().into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
     }
 }

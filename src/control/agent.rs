@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Role, Spec};
+use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Role, Spec};
 use crate::metrics::{self, Metrics};
+use crate::system::harden::SandboxStatus;
 
 /// What the agent answers about itself. Called on control workers, several at a time.
 pub trait AgentControl: Send + Sync {
@@ -21,8 +22,8 @@ pub trait AgentControl: Send + Sync {
     /// Reads the configuration anew and puts it in force, or changes nothing. With `confirm_secs` it is taken back
     /// after that time unless [`AgentControl::confirm`] comes first.
     fn reload(&self, confirm_secs: Option<u32>) -> Result<Reloaded, ApiError>;
-    /// Keeps what waits for its confirmation.
-    fn confirm(&self) -> Result<Confirmed, ApiError>;
+    /// Keeps what waits for its confirmation. With `by` it must be the change of that caller.
+    fn confirm(&self, by: Option<&str>) -> Result<Confirmed, ApiError>;
     fn ebpf_status(&self) -> EbpfStatus;
 }
 
@@ -66,9 +67,13 @@ pub struct AgentStatus {
     /// `pass` or `drop`.
     pub firewall_default_policy: String,
     pub rules: FirewallRuleCounts,
+    /// Where gRPC listens; `null` where it does not.
+    pub grpc_address: Option<String>,
     pub interfaces: Vec<InterfaceStatus>,
     /// A change that is taken back unless it is confirmed.
     pub pending_confirm: Option<PendingConfirm>,
+    /// What the agent may still do, once it runs.
+    pub sandbox: SandboxStatus,
     /// What does not work as configured; empty when all does.
     pub degraded: Vec<String>,
 }
@@ -118,6 +123,10 @@ pub struct Reloaded {
     pub status: String,
     pub message: String,
     pub pending_confirm: Option<PendingConfirm>,
+    /// What changed, for the audit log.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub notes: Vec<Note>,
 }
 
 /// Answer of a confirmation.
@@ -233,9 +242,9 @@ static METRICS: Spec = Spec {
     command: "metrics",
     method: Method::Get,
     path: "/metrics",
-    query: &[],
+    query: &[FORMAT],
     role: Role::Public,
-    summary: "Metrics in OpenMetrics text",
+    summary: "Metrics in OpenMetrics text, or in the older text format of Prometheus",
     body: None,
     reply: metrics_reply,
     success: 200,
@@ -282,8 +291,8 @@ static CONFIRM: Spec = Spec {
     method: Method::Post,
     path: "/api/v1/config/confirm",
     query: &[],
-    role: Role::Admin,
-    summary: "Keep a change that was made with confirm_secs",
+    role: Role::Operator,
+    summary: "Keep a change that was made with confirm_secs: an operator their own, an admin any",
     body: None,
     reply: api::schema::<Confirmed>,
     success: 200,
@@ -301,6 +310,13 @@ static EBPF: Spec = Spec {
     success: 200,
 };
 
+/// `format` of the metrics.
+const FORMAT: Param = Param::optional(
+    "format",
+    "openmetrics, as when absent, or text: Prometheus's own format, version 0.0.4, as promtool reads it",
+    ParamKind::Word(&["openmetrics", "text"]),
+);
+
 /// `confirm_secs`, of every operation that can lock its caller out.
 pub const CONFIRM_SECS: Param = Param::optional(
     "confirm_secs",
@@ -312,7 +328,7 @@ pub const CONFIRM_SECS: Param = Param::optional(
 pub static SPECS: &[&Spec] = &[&HEALTH, &READY, &METRICS, &STATUS, &CONFIG, &RELOAD, &CONFIRM, &EBPF];
 
 fn metrics_reply() -> Value {
-    json!({"type": "string", "contentMediaType": metrics::CONTENT_TYPE})
+    json!({"type": "string", "contentMediaType": [metrics::CONTENT_TYPE, metrics::TEXT_CONTENT_TYPE]})
 }
 
 fn any_object() -> Value {
@@ -328,13 +344,23 @@ pub fn operations(agent: Arc<dyn AgentControl>, metrics: Arc<Metrics>) -> Vec<Op
     vec![
         Operation::new(&HEALTH, |_| Ok(Reply::json(&Health { status: "ok" }))),
         with(&READY, |agent, _| Ok(ready(agent.readiness()))),
-        Operation::new(&METRICS, move |_| {
-            Ok(Reply::Text { content_type: metrics::CONTENT_TYPE, body: metrics.render() })
+        Operation::new(&METRICS, move |request| {
+            Ok(match request.query("format") {
+                Some("text") => Reply::Text { content_type: metrics::TEXT_CONTENT_TYPE, body: metrics.render_text() },
+                _ => Reply::Text { content_type: metrics::CONTENT_TYPE, body: metrics.render() },
+            })
         }),
         with(&STATUS, |agent, _| Ok(Reply::json(&agent.status()))),
         with(&CONFIG, |agent, _| Ok(Reply::Json(agent.config()))),
-        with(&RELOAD, |agent, request| Ok(Reply::json(&agent.reload(request.query_as("confirm_secs")?)?))),
-        with(&CONFIRM, |agent, _| Ok(Reply::json(&agent.confirm()?))),
+        with(&RELOAD, |agent, request| {
+            let mut reloaded = agent.reload(request.query_as("confirm_secs")?)?;
+            reloaded.notes.drain(..).for_each(|note| request.note(note));
+            Ok(Reply::json(&reloaded))
+        }),
+        with(&CONFIRM, |agent, request| {
+            let by = (request.role < Role::Admin).then(|| request.caller_id());
+            Ok(Reply::json(&agent.confirm(by.as_deref())?))
+        }),
         with(&EBPF, |agent, _| Ok(Reply::json(&agent.ebpf_status()))),
     ]
 }

@@ -1,17 +1,26 @@
 //! The control port: REST and metrics over HTTP.
 //!
-//! `front` meets the network, `server` runs operations behind it, `routes` finds them, `openapi` describes them, and
-//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s.
+//! `front` meets the network (with `tls`) and processes of this host (by `socket`), `server` runs operations behind it,
+//! `auth` says who may call them, `routes` finds them, `openapi` describes them, `pages` shows that in a browser, and
+//! `agent` holds those that belong to no component. Everything is built from a list of [`Operation`]s. `stream` tells
+//! alerts as they happen to who asks over HTTP, and `grpc`, a port of its own, to who asks by gRPC.
 
 pub mod agent;
+pub mod auth;
 mod front;
+pub mod grpc;
 pub mod openapi;
+mod pages;
 mod routes;
 mod server;
+mod socket;
+pub mod stream;
+pub mod tls;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,42 +29,82 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use self::auth::Auth;
 pub use self::front::Limits;
-use self::front::{Front, Hosts, Kind, Stopper};
+use self::front::{Front, Hosts, Kind, Socket, Stopper};
 use self::routes::Routes;
 use self::server::Server;
+use self::socket::SocketFile;
+use self::tls::TlsStore;
 use crate::api::Operation;
+use crate::audit::{Auditor, NoAuditor};
 use crate::metrics::Metrics;
 
 /// What control listens on.
-#[derive(Clone)]
 pub struct ControlConfig {
     /// `agent.bind_address` and `agent.http_port`; port 0 takes a free one.
     pub rest: SocketAddr,
     /// The same with `agent.metrics_port`. `/metrics` is on `rest` in any case.
     pub metrics: Option<SocketAddr>,
+    /// What `rest` speaks TLS with, if it does.
+    pub tls: Option<Arc<TlsStore>>,
+    /// Whether `metrics` does too.
+    pub metrics_tls: bool,
+    /// Where processes of this host reach what is on `rest`, by a Unix socket.
+    pub socket: Option<UnixSocket>,
     /// Where the socket between front and server may lie: `/run/ebpfsentinel`. Made if absent.
     pub runtime_dir: PathBuf,
     /// Names beside the host's own that a `Host` header may hold.
     pub host_names: Vec<String>,
     pub limits: Limits,
+    /// Asks callers who they are; `None` asks nobody.
+    pub auth: Option<Arc<Auth>>,
+    /// Whether Swagger UI is served under `/swagger-ui/`.
+    pub swagger_ui: bool,
     /// Told when a thread of control panics, with the thread's name and the message: the port does not work any more.
     pub on_failure: OnFailure,
+    /// Told of every operation that changes something.
+    pub auditor: Arc<dyn Auditor>,
+}
+
+/// A Unix socket on which nobody is served yet; see [`ControlConfig::socket`].
+pub struct UnixSocket {
+    file: SocketFile,
+    listener: UnixListener,
+}
+
+impl UnixSocket {
+    /// Listens at `path`, which is in the file system of `runtime_dir`, in place of a socket that nobody listens on any more.
+    /// Giving it to its group takes `CAP_CHOWN`, so this comes before that is given up.
+    pub fn bind(path: &Path, runtime_dir: &Path) -> anyhow::Result<UnixSocket> {
+        let private = private_directory(runtime_dir)?;
+        let bound = SocketFile::bind(path, &private);
+        // Best effort: a leftover does no harm.
+        let _ = fs::remove_dir_all(&private);
+        let (file, listener) = bound?;
+        Ok(UnixSocket { file, listener })
+    }
 }
 
 /// See [`ControlConfig::on_failure`].
 pub type OnFailure = Arc<dyn Fn(String, String) + Send + Sync>;
 
 impl ControlConfig {
-    /// REST on `rest`, nothing else, default limits, failures to the log only.
+    /// REST on `rest`, plainly, nothing else, default limits, failures to the log only.
     pub fn new(rest: SocketAddr, runtime_dir: impl Into<PathBuf>) -> ControlConfig {
         ControlConfig {
             rest,
             metrics: None,
+            tls: None,
+            metrics_tls: true,
+            socket: None,
             runtime_dir: runtime_dir.into(),
             host_names: Vec::new(),
             limits: Limits::default(),
+            auth: None,
+            swagger_ui: false,
             on_failure: Arc::new(|_, _| {}),
+            auditor: Arc::new(NoAuditor),
         }
     }
 }
@@ -75,6 +124,8 @@ pub struct Control {
     server: Option<Arc<Server>>,
     front: Option<JoinHandle<()>>,
     workers: Vec<JoinHandle<()>>,
+    /// Removed when the port stops.
+    socket_file: Option<SocketFile>,
     directory: PathBuf,
     stop_timeout: Duration,
 }
@@ -87,19 +138,34 @@ impl Control {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Control> {
         operations.push(openapi::operation(operations.iter().map(|operation| operation.spec).collect()));
-        let routes = Routes::new(operations)?;
-        let mut sockets = vec![(bind(config.rest, "agent.http_port")?, Kind::Rest)];
-        if let Some(address) = config.metrics {
-            sockets.push((bind(address, "agent.metrics_port")?, Kind::Metrics));
+        if config.swagger_ui {
+            operations.extend(pages::operations().context("reading Swagger UI")?);
         }
-        let bound = sockets.iter().map(|(socket, _)| socket.local_addr()).collect::<Result<Vec<_>, _>>()?;
-        let addresses = Addresses { rest: bound[0], metrics: bound.get(1).copied() };
+        let routes = Routes::new(operations)?;
+        let rest = bind(config.rest, "agent.http_port")?;
+        let metrics_socket = config.metrics.map(|address| bind(address, "agent.metrics_port")).transpose()?;
+        let addresses = Addresses {
+            rest: rest.local_addr().context("asking for the port")?,
+            metrics: metrics_socket.as_ref().map(TcpListener::local_addr).transpose().context("asking for the port")?,
+        };
+        let mut sockets = vec![(Socket::Tcp(rest, config.tls.clone()), Kind::Rest)];
+        if let Some(socket) = metrics_socket {
+            let tls = config.tls.filter(|_| config.metrics_tls);
+            sockets.push((Socket::Tcp(socket, tls), Kind::Metrics));
+        }
 
         let directory = private_directory(&config.runtime_dir)?;
-        let server = Server::new(directory.clone(), routes, Arc::clone(&metrics))
+        let socket_file = config.socket.map(|UnixSocket { file, listener }| {
+            sockets.push((Socket::Unix(listener, file.group()), Kind::Unix));
+            file
+        });
+        let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
+        let every = config.limits.credentials_interval;
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor, every)
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
-        let hosts = Hosts::new(bound.iter().map(SocketAddr::ip), &config.host_names);
+        let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();
+        let hosts = Hosts::new(bound.map(|address| address.ip()), &config.host_names);
         let backend: Arc<dyn front::Backend> = server.clone();
         let limits = config.limits;
         let (front, stopper) = Front::new(sockets, limits.clone(), hosts, backend, metrics)
@@ -111,6 +177,7 @@ impl Control {
             server: Some(Arc::clone(&server)),
             front: None,
             workers: Vec::new(),
+            socket_file,
             directory,
             stop_timeout: limits.stop_timeout,
         };
@@ -127,6 +194,11 @@ impl Control {
         self.addresses
     }
 
+    /// Where its Unix socket is.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket_file.as_ref().map(SocketFile::path)
+    }
+
     /// Stops accepting, lets what is under way end (for [`Limits::stop_timeout`]), and takes its threads down.
     pub fn stop(self) {
         drop(self);
@@ -135,12 +207,15 @@ impl Control {
     fn shut_down(&mut self) {
         let deadline = Instant::now() + self.stop_timeout + Duration::from_secs(1);
         self.stopper.stop();
+        self.socket_file = None;
         join_until(self.front.take(), deadline);
         if let Some(server) = &self.server {
             server.stop(self.workers.len());
         }
         // An operation that hangs keeps its thread; the process ends all the same.
         self.workers.drain(..).for_each(|worker| join_until(Some(worker), deadline));
+        let streams = self.server.as_ref().map(|server| server.take_streams()).unwrap_or_default();
+        streams.into_iter().for_each(|stream| join_until(Some(stream), deadline));
         // Before its socket goes: tiny_http ends its accept thread by connecting to it.
         self.server = None;
         if let Err(e) = fs::remove_dir_all(&self.directory) {

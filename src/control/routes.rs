@@ -67,8 +67,9 @@ impl Routes {
         Ok(Routes { routes })
     }
 
-    /// The operation for a request line, and the request with its parameters, without body. HEAD finds GET.
-    pub fn find(&self, method: &str, target: &str) -> Result<(&Operation, Request), Miss> {
+    /// The operation for a request line, and the request with its parameters, without body. HEAD finds GET. Whether the
+    /// parameters are good is known, too, but only told to who may call the operation.
+    pub fn find(&self, method: &str, target: &str) -> Result<(&Operation, Result<Request, ApiError>), Miss> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let segments = path.strip_prefix('/').unwrap_or(path).split('/').map(api::percent_decode);
         let segments = segments.collect::<Result<Vec<_>, _>>()?;
@@ -79,11 +80,7 @@ impl Routes {
         let Some(operation) = route.operations.iter().find(|operation| operation.spec.method.name() == wanted) else {
             return Err(route.wrong_method(method));
         };
-        let mut request = Request::new(operation.spec);
-        request.path = route.parameters(&operation.spec.path_params().collect::<Vec<_>>(), segments)?;
-        request.query = api::parse_query(query)?;
-        operation.spec.check_query(&request.query)?;
-        Ok((operation, request))
+        Ok((operation, route.request(operation, segments, query)))
     }
 }
 
@@ -94,6 +91,14 @@ impl Route {
                 Segment::Literal(text) => text == given,
                 Segment::Parameter(_) => !given.is_empty(),
             })
+    }
+
+    fn request(&self, operation: &Operation, segments: Vec<String>, query: &str) -> Result<Request, ApiError> {
+        let mut request = Request::new(operation.spec);
+        request.path = self.parameters(&operation.spec.path_params().collect::<Vec<_>>(), segments)?;
+        request.query = api::parse_query(query)?;
+        operation.spec.check_query(&request.query)?;
+        Ok(request)
     }
 
     fn parameters(
@@ -178,7 +183,8 @@ mod tests {
         let check = |method: &str, target: &str, want: &str| {
             let routes = routes();
             let got = match routes.find(method, target) {
-                Ok((operation, request)) => {
+                Ok((_, Err(error))) => format!("{} ", error.status),
+                Ok((operation, Ok(request))) => {
                     let values: Vec<_> = request.path.values().chain(request.query.values()).cloned().collect();
                     format!("{} [{}]", operation.spec.command, values.join(" "))
                 }

@@ -5,8 +5,9 @@
 //! without rights.
 
 use crate::abi::ids_limits;
-use crate::packet::frame::protocol::{GRE, ICMP, ICMPV6, IPIP, IPV6 as IPV6_IN_IP, SCTP, TCP, UDP};
+use crate::packet::frame::protocol::{GRE, IPIP, IPV6 as IPV6_IN_IP, TCP, UDP};
 use crate::packet::frame::tcp_flag::{FIN, RST, SYN};
+use crate::packet::headers::{self, Headers, Place, Unparsable};
 
 /// Entries of a set.
 const WAYS: usize = ids_limits::IDS_WAYS.0 as usize;
@@ -20,10 +21,6 @@ const HEARTBEAT_SECS: u64 = ids_limits::IDS_HEARTBEAT_SECS.0 as u64;
 /// Seconds of silence after which a direction that is not TCP starts anew.
 const SILENT_SECS: u64 = ids_limits::IDS_SILENT_SECS.0 as u64;
 const VXLAN_PORT: u16 = ids_limits::IDS_VXLAN_PORT.0 as u16;
-const EXTENSION_HEADERS_MAX: usize = 8;
-
-/// UDP-Lite (RFC 3828): ports like UDP's, and nothing that is looked into.
-const UDPLITE: u8 = 136;
 
 /// The secret of the kernel's hashes in a replay: odd, and chosen once, so that two runs do the same.
 pub const REPLAY_SECRET: [u64; 4] =
@@ -123,8 +120,13 @@ impl Budgets {
 
     /// Spends a packet's share, at a time in nanoseconds.
     pub fn spend(&mut self, frame: &[u8], time_ns: u64) -> Spent {
+        self.spend_read(&headers::read(frame), frame, time_ns)
+    }
+
+    /// The same where the headers were read before.
+    pub fn spend_read(&mut self, read: &(Headers, Result<(), Unparsable>), frame: &[u8], time_ns: u64) -> Spent {
         let whole = Spent::Recorded { length: frame.len(), unseen: (0, 0) };
-        let seen = match read(frame) {
+        let seen = match see(read, frame) {
             Read::NoIp => return Spent::NotLookedAt,
             Read::Unparsable => return whole,
             Read::Packet(seen) => seen,
@@ -240,178 +242,44 @@ enum Read {
     Packet(Seen),
 }
 
-/// Where the network layer's parser came to.
-struct Network {
-    src: [u64; 2],
-    dst: [u64; 2],
-    protocol: u8,
-    is_ipv6: bool,
-    is_fragment: bool,
-    /// Where the transport header stands, and how many bytes from there on are claimed.
-    transport: usize,
-    claimed: usize,
-}
-
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-/// As it stands on the wire, like the kernel side reads it.
-fn word32(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?)))
-}
-
-fn word64(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn read(frame: &[u8]) -> Read {
-    let mut vlans = [0u64; 2];
-    let (mut at, mut tags) = (14, 0);
-    let Some(mut ethertype) = be16(frame, 12) else { return Read::NoIp };
-    while matches!(ethertype, 0x8100 | 0x88a8) {
-        // More tags than are read: what is behind them is not known.
-        let Some(vlan) = vlans.get_mut(tags) else { return Read::Unparsable };
-        let (Some(tag), Some(next)) = (be16(frame, at), be16(frame, at + 2)) else { return Read::NoIp };
-        *vlan = u64::from(tag & 0x0fff);
-        (ethertype, at, tags) = (next, at + 4, tags + 1);
+/// What the budget asks of a packet's headers.
+fn see((headers, result): &(Headers, Result<(), Unparsable>), frame: &[u8]) -> Read {
+    match result {
+        Err(Unparsable::NotIp | Unparsable::ShortEthernet) => return Read::NoIp,
+        Err(_) => return Read::Unparsable,
+        Ok(()) => {}
     }
-    let network = match ethertype {
-        0x0800 => ipv4(frame, at),
-        0x86dd => ipv6(frame, at),
-        _ => return Read::NoIp,
-    };
-    let Some(network) = network else { return Read::Unparsable };
-    let Some((ports, counted, tcp_flags, header)) = transport(frame, &network) else { return Read::Unparsable };
-    let (kind, identity) = match (network.protocol, network.is_fragment) {
-        (_, true) => (KIND_OTHER, u64::from(network.protocol) | OF_FRAGMENTS),
-        (TCP, false) => (KIND_TCP, ports),
-        (UDP, false) => (KIND_UDP, ports),
-        (other, false) => (KIND_OTHER, u64::from(other)),
-    };
-    let kind = kind + u64::from(network.is_ipv6);
-    Read::Packet(Seen {
-        src: network.src,
-        dst: network.dst,
-        word: identity | vlans[0] << OUTER_VLAN | vlans[1] << INNER_VLAN | kind << KIND,
-        headers: network.transport + header,
-        payload: network.claimed.saturating_sub(header) as u64,
-        counted,
-        tcp_flags,
-    })
-}
-
-fn ipv4(frame: &[u8], at: usize) -> Option<Network> {
-    let head = frame.get(at..at + 20)?;
-    let (header, total) = (usize::from(head[0] & 0xf) * 4, usize::from(be16(head, 2)?));
-    if head[0] >> 4 != 4 || header < 20 || total < header || frame.len() < at + header {
-        return None;
-    }
-    let fragment = be16(head, 6)?;
-    let offset = fragment & 0x1fff;
-    let protocol = head[9];
-    if offset != 0 && tiny(protocol, usize::from(offset) * 8) {
-        return None;
-    }
-    Some(Network {
-        src: [word32(head, 12)?, 0],
-        dst: [word32(head, 16)?, 0],
-        protocol,
-        is_ipv6: false,
-        is_fragment: fragment & 0x3fff != 0,
-        transport: if offset == 0 { at + header } else { 0 },
-        claimed: total - header,
-    })
-}
-
-/// A later fragment that would start inside of a TCP header.
-fn tiny(protocol: u8, offset: usize) -> bool {
-    protocol == TCP && offset < 20
-}
-
-fn is_extension(kind: u8) -> bool {
-    const HOP_BY_HOP: u8 = 0;
-    matches!(kind, HOP_BY_HOP | 43 | 44 | 51 | 60)
-}
-
-fn ipv6(frame: &[u8], start: usize) -> Option<Network> {
-    const HOP_BY_HOP: u8 = 0;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    let head = frame.get(start..start + 40)?;
-    if head[0] >> 4 != 6 {
-        return None;
-    }
-    let mut network = Network {
-        src: [word64(head, 8)?, word64(head, 16)?],
-        dst: [word64(head, 24)?, word64(head, 32)?],
-        protocol: head[6],
-        is_ipv6: true,
-        is_fragment: false,
-        transport: 0,
-        claimed: usize::from(be16(head, 4)?),
-    };
-    let mut at = start + 40;
-    for turn in 0..EXTENSION_HEADERS_MAX {
-        if !is_extension(network.protocol) {
-            break;
-        }
-        let extension = frame.get(at..at + 8)?;
-        let kind = network.protocol;
-        network.protocol = extension[0];
-        if kind == HOP_BY_HOP && turn > 0 {
-            return None;
-        }
-        if kind == FRAGMENT {
-            let offset = be16(extension, 2)?;
-            if network.is_fragment {
-                return None;
-            }
-            network.is_fragment = offset & 0xfff9 != 0;
-            if offset & 0xfff8 != 0 {
-                return (!tiny(network.protocol, usize::from(offset & 0xfff8))).then_some(network);
-            }
-        }
-        at += match kind {
-            FRAGMENT => 8,
-            AUTHENTICATION => (usize::from(extension[1]) + 2) * 4,
-            _ => (usize::from(extension[1]) + 1) * 8,
-        };
-    }
-    let extensions = at - start - 40;
-    if is_extension(network.protocol) || extensions > network.claimed || frame.len() < at {
-        return None;
-    }
-    network.transport = at;
-    network.claimed -= extensions;
-    Some(network)
-}
-
-/// Ports as they stand on the wire, what is counted, TCP's flags, and the header's length.
-fn transport(frame: &[u8], network: &Network) -> Option<(u64, Counted, u8, usize)> {
-    if network.transport == 0 {
-        return Some((0, Counted::Nothing, 0, 0));
-    }
-    let head = &frame[network.transport..];
-    let is_icmp = network.protocol == if network.is_ipv6 { ICMPV6 } else { ICMP };
-    let needed = match network.protocol {
-        TCP => 20,
-        UDP | UDPLITE | SCTP => 8,
-        _ if is_icmp => 8,
+    let is_ipv6 = headers.family == 6;
+    let is_fragment = headers.place != Place::Whole;
+    let wire = |port: u16| u64::from(port.to_be());
+    let ports = wire(headers.src_port) | wire(headers.dst_port) << 16;
+    let header = match headers.protocol {
+        _ if is_fragment => 0,
+        TCP => frame.get(headers.transport + 12).map_or(0, |byte| usize::from(byte >> 4) * 4),
+        UDP => 8,
         _ => 0,
     };
-    if head.len() < needed || network.claimed < needed || (network.protocol == TCP && head[12] < 0x50) {
-        return None;
-    }
-    if network.is_fragment {
-        return Some((0, Counted::Nothing, 0, 0));
-    }
-    Some(match network.protocol {
-        TCP => (word32(head, 0)?, Counted::Bytes, head[13], usize::from(head[12] >> 4) * 4),
-        UDP if be16(head, 2)? == VXLAN_PORT => (word32(head, 0)?, Counted::Nothing, 0, 8),
-        UDP => (word32(head, 0)?, Counted::Packets, 0, 8),
-        IPIP | IPV6_IN_IP | GRE => (0, Counted::Nothing, 0, 0),
-        _ => (0, Counted::Packets, 0, 0),
+    let (kind, identity, counted) = match headers.protocol {
+        other if is_fragment => (KIND_OTHER, u64::from(other) | OF_FRAGMENTS, Counted::Nothing),
+        TCP => (KIND_TCP, ports, Counted::Bytes),
+        UDP if headers.dst_port == VXLAN_PORT => (KIND_UDP, ports, Counted::Nothing),
+        UDP => (KIND_UDP, ports, Counted::Packets),
+        tunnel @ (IPIP | IPV6_IN_IP | GRE) => (KIND_OTHER, u64::from(tunnel), Counted::Nothing),
+        other => (KIND_OTHER, u64::from(other), Counted::Packets),
+    };
+    let address = |words: [u64; 2]| {
+        if is_ipv6 { words.map(u64::to_be) } else { [u64::from((words[1] as u32).to_be()), 0] }
+    };
+    let [outer, inner] = headers.vlans.map(u64::from);
+    let kind = kind + u64::from(is_ipv6);
+    Read::Packet(Seen {
+        src: address(headers.src),
+        dst: address(headers.dst),
+        word: identity | outer << OUTER_VLAN | inner << INNER_VLAN | kind << KIND,
+        headers: headers.transport + header,
+        payload: headers.claimed.saturating_sub(header) as u64,
+        counted,
+        tcp_flags: if is_fragment { 0 } else { headers.tcp_flags },
     })
 }
 

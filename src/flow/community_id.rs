@@ -1,6 +1,6 @@
 //! Community ID, version 1: a name for a flow that tools of different makers agree on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,11 +31,16 @@ pub fn icmp_ports(protocol: u8, kind: u8, code: u8) -> (u16, u16, bool) {
 
 /// The Community ID of a flow.
 pub fn community_id(flow: &Flow) -> String {
-    let (source, destination) = (flow.client, flow.server);
-    let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&flow.protocol);
-    let is_icmp = [protocol::ICMP, protocol::ICMPV6].contains(&flow.protocol);
+    community_id_of(flow.protocol, flow.client, flow.server)
+}
+
+/// The Community ID of a packet's flow: by its IP protocol and its ends. What stands for ports in ICMP is given by
+/// [`icmp_ports`].
+pub fn community_id_of(ip_protocol: u8, source: SocketAddr, destination: SocketAddr) -> String {
+    let has_ports = [protocol::TCP, protocol::UDP, protocol::SCTP].contains(&ip_protocol);
+    let is_icmp = [protocol::ICMP, protocol::ICMPV6].contains(&ip_protocol);
     // One-way kinds keep their direction.
-    let is_one_way = is_icmp && !icmp_ports(flow.protocol, source.port() as u8, destination.port() as u8).2;
+    let is_one_way = is_icmp && !icmp_ports(ip_protocol, source.port() as u8, destination.port() as u8).2;
     let (a, b) = if is_one_way || (source.ip(), source.port()) < (destination.ip(), destination.port()) {
         (source, destination)
     } else {
@@ -49,7 +54,7 @@ pub fn community_id(flow: &Flow) -> String {
             IpAddr::V6(v6) => hash.update(v6.octets()),
         }
     }
-    hash.update([flow.protocol, 0]);
+    hash.update([ip_protocol, 0]);
     if has_ports || is_icmp {
         hash.update(a.port().to_be_bytes());
         hash.update(b.port().to_be_bytes());

@@ -153,6 +153,16 @@ impl Inspector {
         true
     }
 
+    /// Notes that a connection was reset, by whoever refused it: what comes next between its ends is another one.
+    pub fn reset(&mut self, id: u64) {
+        let Some(slot) = self.table.slot_of(id) else { return };
+        if let Some(entry) = self.table.get_mut(slot) {
+            entry.is_over = true;
+            entry.flow.state = State::Closed;
+        }
+        self.table.touch(slot, self.now_ns);
+    }
+
     fn unread(&mut self, unread: Unread, watcher: &mut dyn Watcher) {
         match unread {
             Unread::NotIp => self.stats.not_ip += 1,

@@ -26,7 +26,7 @@ mod tests;
 use std::net::SocketAddr;
 
 pub use app::Protocols;
-pub use community_id::community_id;
+pub use community_id::{community_id, community_id_of};
 pub use inspector::Inspector;
 pub use limits::{Checksums, Limits, SECOND_NS};
 pub use stats::Stats;

@@ -16,14 +16,14 @@ use crate::component::Component;
 use crate::engines::l7::Ruling;
 use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Scratch};
-use crate::enrichment::Processes;
-use crate::flow::{Anomaly, EndReason, Flow, Reaction, State, Watcher};
+use crate::enrichment::{Processes, Scanner};
+use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
 use crate::packet::frame::protocol;
 use crate::packet::proto::Told;
 
 /// A flow is blocked for so long. Its ends are reset at once, and what it sends later blocks it anew: the time only has to
 /// be longer than packets are on their way, and short enough that a client may use the port again.
-const BLOCK_SECS: u64 = 120;
+pub const BLOCK_SECS: u64 = 120;
 
 /// Who may be blocked, shared by the workers. A lock, not a thread's turn: until the block stands, packets pass.
 pub type SharedBlocks = Arc<Mutex<Blocks>>;
@@ -45,9 +45,16 @@ pub struct Live {
 
 impl Live {
     /// Nothing is known yet. Without a ruling flows are only watched.
-    pub fn new(ruling: Option<Arc<ArcSwap<Ruling>>>, blocks: SharedBlocks, alerts: AlertSender, now: Instant) -> Live {
+    pub fn new(
+        ruling: Option<Arc<ArcSwap<Ruling>>>,
+        blocks: SharedBlocks,
+        scanner: Scanner,
+        alerts: AlertSender,
+        now: Instant,
+    ) -> Live {
         let resets = Resets::open(now).inspect_err(|error| log::warn!("refused flows are not reset: {error:#}")).ok();
-        let processes = Processes::open(now).inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
+        let processes = Processes::open(scanner, now);
+        let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
         Live {
             ruling,
             scratch: Scratch::default(),
@@ -118,23 +125,12 @@ impl Watcher for Live {
         let hit = decided.judge(&ruling.judge, &mut self.scratch, flow, told);
         // What is allowed is not told of, and must cost nothing more.
         let Some(hit) = hit.filter(|hit| hit.action != Action::Allow) else { return Reaction::GoOn };
-        let (enforcement, reaction) = if !ruling.blocks(&hit) {
-            (Enforcement::NotWanted, Reaction::GoOn)
-        } else if flow.is_tunnelled {
-            (Enforcement::Tunnelled, Reaction::GoOn)
-        } else if flow.state == State::Closed {
-            (Enforcement::TooLate, Reaction::GoOn)
-        } else {
-            match self.block(flow, ruling.tcp_reset) {
-                Enforcement::Blocked => (Enforcement::Blocked, Reaction::Blocked),
-                failed => (failed, Reaction::GoOn),
-            }
-        };
+        let enforcement = ruling.enforce(&hit, flow, || self.block(flow, ruling.tcp_reset));
         let interface = interface_name(flow.ifindex);
         if let Some(alert) = hit.alert(flow, told, time_ns, interface.as_deref(), enforcement) {
             self.tell(alert, flow);
         }
-        reaction
+        enforcement.reaction()
     }
 
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {

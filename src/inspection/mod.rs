@@ -23,6 +23,7 @@ use libbpf_rs::MapHandle;
 use prometheus_client::metrics::counter::Counter;
 
 use self::batch::{Batch, Incoming, Outgoing, Used};
+pub use self::live::BLOCK_SECS;
 use self::live::Live;
 pub use self::live::SharedBlocks;
 use self::reset::ResetCounts;
@@ -35,6 +36,7 @@ use crate::bpf::tc_ids::{self, Options, PROGRAMS, Sampling, TcIds};
 use crate::bpf::{self, ProgramStatus, random};
 use crate::classify::guard::Guard;
 use crate::engines::l7::Ruling;
+use crate::enrichment::Scanner;
 use crate::event::unix_time_of;
 use crate::flow::config::{CaptureConfig, SamplingMode};
 use crate::flow::{Direction, Flow, Inspector, Link, Stats};
@@ -42,8 +44,9 @@ use crate::metrics::{CaptureCounters, InspectionCounters, Metrics, WorkerCounter
 use crate::packet::proto::AppProto;
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
 
-/// Flows that can be blocked at a time, and addresses.
-const BLOCKED_FLOWS_MAX: u32 = 65_536;
+/// Flows that can be blocked at a time.
+pub const BLOCKED_FLOWS_MAX: u32 = 65_536;
+/// The same of addresses.
 const BLOCKED_ADDRESSES_MAX: u32 = 65_536;
 /// How often the ring buffer is looked at.
 const POLL: Duration = Duration::from_millis(1);
@@ -61,6 +64,8 @@ pub struct Start<'a> {
     pub exceptions: (&'a Guard, bool),
     /// The rules of `[l7]`, if they are in force.
     pub ruling: Option<Arc<ArcSwap<Ruling>>>,
+    /// Finds the processes of sockets.
+    pub scanner: Scanner,
     /// Where alerts go.
     pub alerts: AlertSender,
     /// The agent's metrics.
@@ -133,7 +138,7 @@ impl Threads {
 /// # Errors
 /// A thread could not be started.
 pub fn start(start: Start<'_>, supervisor: &Supervisor) -> Result<Threads> {
-    let Start { config, interfaces, blocks, exceptions: (guard, dhcp), ruling, alerts, metrics } = start;
+    let Start { config, interfaces, blocks, exceptions: (guard, dhcp), ruling, scanner, alerts, metrics } = start;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.workers_on(cpus);
     let loaded = {
@@ -151,7 +156,7 @@ pub fn start(start: Start<'_>, supervisor: &Supervisor) -> Result<Threads> {
         // At most as many as the section allows, once in the life of the process.
         let name: &'static str = Box::leak(format!("inspect-{number}").into_boxed_str());
         let limits = config.limits(number, workers);
-        let live = Live::new(ruling.clone(), blocks.clone(), alerts.clone(), now);
+        let live = Live::new(ruling.clone(), blocks.clone(), scanner.clone(), alerts.clone(), now);
         let inspector = Inspector::new(limits, random()?);
         let worker = Worker { inspector, live, used, undecodable: undecodable.clone() };
         running.push(supervisor.spawn_owner(name, worker, batches)?);

@@ -10,6 +10,18 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Reserved (IEEE 802.3): no protocol, so nothing that anyone looks into.
 const UNKNOWN: [u8; 2] = [0xff, 0xff];
 
+/// Whether the host on which a frame was captured sent it: Linux cooked captures say so.
+pub fn is_outgoing(link: Link, bytes: &[u8]) -> bool {
+    const OUTGOING: u8 = 4;
+    match link {
+        // The packet's type stands first, in two bytes.
+        Link::Sll => bytes.starts_with(&[0, OUTGOING]),
+        // It stands behind protocol, interface and hardware type.
+        Link::Sll2 => bytes.get(10) == Some(&OUTGOING),
+        Link::Ethernet | Link::Raw | Link::Null | Link::Ppp => false,
+    }
+}
+
 /// Puts frames together, in one buffer.
 #[derive(Debug, Default)]
 pub struct Ethernet {
@@ -105,5 +117,18 @@ mod tests {
         check(Link::Ppp, &[0xff, 0x03, 0xc0, 0x21, 1], UNKNOWN, &[0xff, 0x03, 0xc0, 0x21, 1]);
         check(Link::Ppp, &[0xff, 0x03, 0], UNKNOWN, &[0xff, 0x03, 0]);
         assert_eq!(Ethernet::default().of(Link::Ethernet, &[1, 2]), [1, 2]);
+    }
+
+    #[test]
+    fn cooked_frames_say_which_way_they_went() {
+        let mut sll = [0; 16];
+        assert!(!is_outgoing(Link::Sll, &sll));
+        sll[1] = 4;
+        assert!(is_outgoing(Link::Sll, &sll));
+        assert!(!is_outgoing(Link::Ethernet, &sll) && !is_outgoing(Link::Sll2, &sll));
+        let mut sll2 = [0; 20];
+        sll2[10] = 4;
+        assert!(is_outgoing(Link::Sll2, &sll2));
+        assert!(!is_outgoing(Link::Sll2, &sll2[..10]) && !is_outgoing(Link::Sll, &[]));
     }
 }

@@ -1,12 +1,18 @@
-//! What a packet passes before it is inspected: its flow's budget, kept by the loaded tc_ids or by a model of it.
+//! What a packet passes before it is inspected: the firewall, the blocks, and its flow's budget, each kept by the loaded
+//! programs or by a model of them.
 
 use anyhow::{Context, Result, ensure};
 
+use super::blocks::ReplayBlocks;
+use super::wall::{Fate, Notice, Wall};
 use crate::bpf::ringbuf::OneByOne;
+use crate::bpf::takes_test_run;
 use crate::bpf::tc_ids::{Arrival, Options, TcIds, decode};
+use crate::event::Outcome;
 use crate::flow::Direction;
 use crate::flow::budget::{BudgetLimits, Budgets, REPLAY_SECRET, Spent};
 use crate::flow::config::CaptureConfig;
+use crate::packet::headers;
 
 /// Bytes of a frame that are judged: what a test run takes is a page, with what the kernel puts around a frame. What is
 /// longer (merged by a network card) is inspected whole, but past its budget counted as this long.
@@ -33,6 +39,19 @@ pub enum Passage<'f> {
     NotRecorded,
 }
 
+/// A packet's way.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Passed<'f> {
+    /// What the firewall said, if it was asked: of what arrives.
+    pub fate: Option<Fate>,
+    /// What it told.
+    pub notice: Option<Notice>,
+    /// Its flow is blocked, and no firewall was asked: it leaves, or there is none.
+    pub is_blocked: bool,
+    /// What of it is inspected.
+    pub passage: Passage<'f>,
+}
+
 /// How much of each direction of a flow is inspected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Depth {
@@ -57,7 +76,13 @@ impl Depth {
 }
 
 /// The way that packets take.
-pub enum Gate {
+pub struct Gate {
+    wall: Option<Wall>,
+    budget: Budget,
+}
+
+/// Who keeps budgets.
+enum Budget {
     /// A model of the program.
     Model(Budgets),
     /// The program.
@@ -65,57 +90,89 @@ pub enum Gate {
 }
 
 /// The loaded program, and its records.
-pub struct Kernel {
+struct Kernel {
     tc_ids: TcIds,
     records: OneByOne,
     record: Vec<u8>,
 }
 
 impl Gate {
-    /// The model.
-    pub fn model(depth: Depth) -> Gate {
+    /// Models of the programs, behind a firewall that is one, too.
+    pub fn model(depth: Depth, wall: Option<Wall>) -> Gate {
         let limits = BudgetLimits {
             stream_depth: depth.stream_depth,
             udp_packets: depth.udp_packets.into(),
             entries: 2 * FLOWS as usize,
         };
-        Gate::Model(Budgets::new(limits, REPLAY_SECRET))
+        Gate { wall, budget: Budget::Model(Budgets::new(limits, REPLAY_SECRET)) }
     }
 
-    /// The program.
+    /// The programs.
     ///
     /// # Errors
     /// The kernel refuses: it wants root.
-    pub fn kernel(depth: Depth) -> Result<Gate> {
+    pub fn kernel(depth: Depth, wall: Option<Wall>, blocks: &ReplayBlocks) -> Result<Gate> {
         let options = Options {
             max_flows: FLOWS,
             stream_depth: depth.stream_depth,
             udp_packets: depth.udp_packets,
             ring_bytes: RING_BYTES,
             is_replay: true,
+            blocks: blocks.kernel(),
             ..Options::default()
         };
         let tc_ids = TcIds::load(&options).context("without root use --no-kernel, which prints the same")?;
         let records = OneByOne::new(&tc_ids.events()?)?;
-        Ok(Gate::Kernel(Box::new(Kernel { tc_ids, records, record: Vec::new() })))
+        let kernel = Kernel { tc_ids, records, record: Vec::new() };
+        Ok(Gate { wall, budget: Budget::Kernel(Box::new(kernel)) })
     }
 
-    /// Passes a packet, at a time of the capture.
+    /// Passes a packet. `time_ns` is its own time; `now_ns` that of the capture so far, which never goes back.
     ///
     /// # Errors
-    /// The kernel does not run its program.
-    pub fn pass<'f>(&'f mut self, frame: &'f [u8], time_ns: u64) -> Result<Passage<'f>> {
+    /// The kernel does not run its programs.
+    pub fn pass<'f>(
+        &mut self,
+        frame: &'f [u8],
+        (time_ns, now_ns): (u64, u64),
+        direction: Direction,
+        blocks: &ReplayBlocks,
+    ) -> Result<Passed<'f>> {
+        let mut passed = Passed { fate: None, notice: None, is_blocked: false, passage: Passage::NotRecorded };
         if frame.len() < JUDGED_MIN {
-            return Ok(Passage::NotRecorded);
+            return Ok(passed);
         }
         let judged = &frame[..frame.len().min(JUDGED_MAX)];
-        match self {
-            Gate::Model(budgets) => Ok(match budgets.spend(judged, time_ns) {
-                Spent::Recorded { length, unseen } => recorded(frame, judged.len(), length, unseen),
-                Spent::Past | Spent::NotLookedAt => Passage::NotRecorded,
-            }),
-            Gate::Kernel(kernel) => kernel.pass(frame, judged, time_ns),
+        let read = headers::read(judged);
+        passed.is_blocked = blocks.finds(&read.0, judged, direction);
+        match (&mut self.wall, direction) {
+            (Some(wall), Direction::Ingress) => {
+                let (fate, mut notice) = wall.arrives(judged, &read, now_ns, passed.is_blocked)?;
+                if let Some(notice) = &mut notice {
+                    notice.verdict.bytes = frame.len() as u32;
+                }
+                let goes_on = matches!(fate, Fate::Judged(Outcome::Passed | Outcome::WouldDrop));
+                passed.is_blocked = fate == Fate::Blocked;
+                (passed.fate, passed.notice) = (Some(fate), notice);
+                if !goes_on {
+                    return Ok(passed);
+                }
+            }
+            (Some(wall), Direction::Egress) => wall.leaves(judged, &read, now_ns)?,
+            (None, _) => {}
         }
+        match &mut self.budget {
+            Budget::Model(_) if passed.is_blocked => {}
+            Budget::Model(budgets) => {
+                if let Spent::Recorded { length, unseen } = budgets.spend_read(&read, judged, time_ns) {
+                    passed.passage = recorded(frame, judged.len(), length, unseen);
+                }
+            }
+            Budget::Kernel(kernel) => {
+                (passed.is_blocked, passed.passage) = kernel.pass(frame, judged, direction, time_ns)?;
+            }
+        }
+        Ok(passed)
     }
 
     /// Packets whose flow's budget was spent.
@@ -123,9 +180,9 @@ impl Gate {
     /// # Errors
     /// The kernel refuses.
     pub fn past_budget(&self) -> Result<u64> {
-        match self {
-            Gate::Model(budgets) => Ok(budgets.past),
-            Gate::Kernel(kernel) => Ok(kernel.tc_ids.counts()?[0].past_budget),
+        match &self.budget {
+            Budget::Model(budgets) => Ok(budgets.past),
+            Budget::Kernel(kernel) => Ok(kernel.tc_ids.counts()?.iter().map(|count| count.past_budget).sum()),
         }
     }
 }
@@ -138,15 +195,27 @@ fn recorded(frame: &[u8], judged: usize, length: usize, unseen: (u64, u64)) -> P
 }
 
 impl Kernel {
-    fn pass<'f>(&'f mut self, frame: &'f [u8], judged: &[u8], time_ns: u64) -> Result<Passage<'f>> {
+    /// Whether the packet is blocked, and what is inspected of it.
+    fn pass<'f>(
+        &mut self,
+        frame: &'f [u8],
+        judged: &[u8],
+        direction: Direction,
+        time_ns: u64,
+    ) -> Result<(bool, Passage<'f>)> {
+        const TCX_DROP: u32 = 2;
+        if !takes_test_run(judged) {
+            // What cannot be parsed belongs to no flow, and tc_ids records it whole.
+            return Ok((false, recorded(frame, judged.len(), judged.len(), (0, 0))));
+        }
         let arrival = Arrival { time_ns, ..Arrival::default() };
-        self.tc_ids.test_run(Direction::Ingress, judged, &arrival, 1)?;
+        let is_blocked = self.tc_ids.test_run(direction, judged, &arrival, 1)?.action == TCX_DROP;
         if !self.records.take(&mut self.record)? {
-            return Ok(Passage::NotRecorded);
+            return Ok((is_blocked, Passage::NotRecorded));
         }
         let record = decode(&self.record).context("a record of tc_ids cannot be read")?;
         let meta = record.meta(0);
         ensure!(judged.starts_with(record.frame), "a record of tc_ids holds another packet");
-        Ok(recorded(frame, judged.len(), record.frame.len(), meta.unseen))
+        Ok((is_blocked, recorded(frame, judged.len(), record.frame.len(), meta.unseen)))
     }
 }

@@ -1,35 +1,50 @@
 //! A capture file instead of the wire: the same inspection, with the capture's time as the clock.
 //!
-//! Packets go one at a time through a [`gate`], which says what of them the flow layer sees: the loaded tc_ids by test
-//! runs, its records through its ring buffer, or a model of it that needs no rights. From there on all is as on the
-//! wire: [`Inspector`], the rules of l7, events. The same capture gives the same lines, byte by byte, whichever gate it
-//! took. The firewall's rules are not asked: what is in a capture has passed whoever took it. Of a configuration the rules
-//! of `[l7]` count, and depth and limits of `[ids]`; nothing is sampled. Without one, UDP has no depth.
+//! Packets go one at a time through a [`gate`], which says what becomes of them and what of them the flow layer sees: the
+//! loaded xdp_firewall, tc_egress and tc_ids by test runs, their records through their ring buffers, or models of them
+//! that need no rights. From there on all is as on the wire: [`Inspector`], the rules of l7, events; a flow that those
+//! refuse is blocked, and what comes of it later is dropped. The same capture gives the same lines, byte by byte,
+//! whichever gate it took. Of a configuration `[firewall]` and `[l7]` count, and depth and limits of `[ids]`; nothing is
+//! sampled. Without one there is no firewall, and UDP has no depth.
+//!
+//! What is no matter of the capture is left out of both gates: rate limits and cookies (the kernel's clock), `rp_filter`
+//! and `next_hop` (this host's routes), the lock-out guard (its sessions), and rules made through the API. Connections
+//! and fragments end by the capture's clock. Packets arrive; those leave that a Linux cooked capture calls outgoing or,
+//! with [`Job::local`], whose source alone is local: of these only the connection is noted.
 //!
 //! Lines of EVE JSON go to stdout: alerts, and with `--events` transactions, anomalies and flows. Notes go to stderr:
 //! what is wrong with the file, and the summary. A capture that is cut off or broken is read as far as it goes, which
 //! is no failure.
 
+pub mod blocks;
 pub mod capture;
 pub mod eve;
 pub mod frame;
 pub mod gate;
 pub mod summary;
 mod teller;
+pub mod wall;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use crate::config::Config;
 use crate::engines::l7::Ruling;
+use crate::event::address;
 use crate::flow::{Direction, Inspector, Limits, Link, PacketMeta};
+use crate::packet::headers;
 
-use capture::{Capture, OpenError};
+use blocks::ReplayBlocks;
+use capture::{Capture, Frame, OpenError};
 use gate::{Depth, Gate, Passage};
-use summary::Summary;
+use summary::{Judged, Summary};
 use teller::Teller;
+use wall::Wall;
 
 /// How much of the capture's time passes between two looks for flows that are silent.
 const TICK_NS: u64 = 100_000_000;
@@ -49,6 +64,10 @@ pub struct Job {
     pub events: bool,
     /// Whether there are lines at all.
     pub lines: bool,
+    /// Networks whose hosts are taken for this one: what they send to others leaves.
+    pub local: Vec<IpNet>,
+    /// On which interface of the configuration packets arrive; else its first one.
+    pub interface: Option<String>,
 }
 
 /// Why there was nothing to replay, or no end of it.
@@ -57,6 +76,9 @@ pub enum ReplayError {
     /// The file cannot be read as a capture.
     #[error("{path}: {reason}", path = .0.display(), reason = .1)]
     Open(PathBuf, OpenError),
+    /// The packets are to arrive on an interface that is none.
+    #[error("--interface: {0}")]
+    Interface(String),
     /// The output cannot be written.
     #[error("writing the events: {0}")]
     Write(io::Error),
@@ -71,23 +93,36 @@ pub enum ReplayError {
 impl ReplayError {
     /// Whether it is what was given that is wrong.
     pub fn is_input(&self) -> bool {
-        matches!(self, ReplayError::Open(..))
+        matches!(self, ReplayError::Open(..) | ReplayError::Interface(_))
     }
 }
 
-/// Replays a file by a configuration, if there is one: by its rules, and as deep as its section `[ids]` says. `out` takes
-/// the lines.
+/// Replays a file by a configuration, if there is one: by its firewall and rules, and as deep as its section `[ids]` says.
+/// `out` takes the lines.
 pub fn run(job: &Job, config: Option<&Config>, out: &mut dyn Write) -> Result<Summary, ReplayError> {
     let file = open(&job.file)?;
     let mut capture = Capture::open(file).map_err(|error| ReplayError::Open(job.file.clone(), error))?;
     let mut out = BufWriter::with_capacity(OUTPUT_BUFFER, out);
     let ruling = config.filter(|config| config.l7.enabled).map(|config| Ruling::of(&config.l7));
     let ruling = ruling.transpose().map_err(ReplayError::Rules)?;
-    let teller = Teller::new(job.lines.then_some(&mut out as &mut dyn Write), job.events, ruling);
+    let interface = interface(job, config)?;
+    let firewall = config.map(|config| &config.firewall).filter(|firewall| firewall.enabled);
+    let dhcp = firewall.is_some_and(|firewall| firewall.dhcp);
+    let blocks = ReplayBlocks::new(job.kernel, dhcp)
+        .map_err(|error| ReplayError::Kernel(error.context("without root use --no-kernel, which prints the same")))?;
+    let wall = firewall.map(|firewall| Wall::new(firewall, interface, job.kernel, blocks.kernel()));
+    let wall = wall.transpose().map_err(ReplayError::Kernel)?;
     let depth = config.map_or_else(Depth::default, |config| Depth::of(&config.ids));
     let limits = config.map_or_else(Limits::default, |config| config.ids.limits(0, 1));
-    let mut gate = if job.kernel { Gate::kernel(depth).map_err(ReplayError::Kernel)? } else { Gate::model(depth) };
-    let summary = replay(&mut capture, &limits, &mut gate, teller)?;
+    let mut gate = match job.kernel {
+        true => Gate::kernel(depth, wall, &blocks).map_err(ReplayError::Kernel)?,
+        false => Gate::model(depth, wall),
+    };
+    let lines = job.lines.then_some(&mut out as &mut dyn Write);
+    let mut teller = Teller::new(lines, job.events, ruling, blocks);
+    teller.summary.firewall = firewall.map(|_| Judged::default());
+    teller.summary.has_limits = config.is_some_and(|config| config.ratelimit.enabled);
+    let summary = replay(&mut capture, &limits, &job.local, &mut gate, teller)?;
     match out.flush() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReplayError::Write(error)),
         _ => Ok(summary),
@@ -99,10 +134,42 @@ fn open(path: &Path) -> Result<File, ReplayError> {
     File::open(path).map_err(wrong)
 }
 
+/// The interface on which packets arrive: one of the configuration's.
+fn interface<'j>(job: &'j Job, config: Option<&'j Config>) -> Result<&'j str, ReplayError> {
+    let names = config.map_or(&[][..], |config| &config.agent.interfaces);
+    match &job.interface {
+        None => Ok(names.first().map_or("", String::as_str)),
+        Some(name) if names.contains(name) => Ok(name),
+        Some(_) if config.is_none() => {
+            Err(ReplayError::Interface("it names one of agent.interfaces, so it needs --config".to_owned()))
+        }
+        Some(name) => Err(ReplayError::Interface(format!(
+            "\"{}\" is not among agent.interfaces: {}",
+            name.escape_debug(),
+            names.join(", ")
+        ))),
+    }
+}
+
+/// Which way a packet goes. Without local networks the capture says it, if it can.
+fn direction_of(frame: &Frame<'_>, ethernet: &[u8], local: &[IpNet]) -> Direction {
+    let leaves = if local.is_empty() {
+        frame::is_outgoing(frame.link, frame.bytes)
+    } else {
+        let (headers, _) = headers::read(ethernet);
+        let is_local = |address: Option<IpAddr>| {
+            address.is_some_and(|address| local.iter().any(|network| network.contains(&address)))
+        };
+        is_local(address(headers.family, headers.src)) && !is_local(address(headers.family, headers.dst))
+    };
+    if leaves { Direction::Egress } else { Direction::Ingress }
+}
+
 /// Replays what a reader gives.
 pub(crate) fn replay<R: Read>(
     capture: &mut Capture<R>,
     limits: &Limits,
+    local: &[IpNet],
     gate: &mut Gate,
     mut teller: Teller<'_>,
 ) -> Result<Summary, ReplayError> {
@@ -123,22 +190,28 @@ pub(crate) fn replay<R: Read>(
             inspector.tick(time_ns, &mut teller);
             next_tick = time_ns.saturating_add(TICK_NS);
         }
+        let now_ns = teller.now_ns();
+        teller.blocks.expire(now_ns).map_err(ReplayError::Kernel)?;
+        let bytes = framed.of(frame.link, frame.bytes);
+        let direction = direction_of(&frame, bytes, local);
+        let passed = gate.pass(bytes, (time_ns, now_ns), direction, &teller.blocks).map_err(ReplayError::Kernel)?;
+        teller.summary.count_passed(&passed);
+        if let Some(notice) = &passed.notice {
+            teller.verdict(notice);
+        }
         let mut meta = PacketMeta {
             time_ns,
             ifindex: frame.interface,
-            direction: Direction::Ingress,
+            direction,
             vlans: [0; 2],
             socket_cookie: 0,
             cgroup_id: 0,
             unseen: (0, 0),
         };
-        let bytes = framed.of(frame.link, frame.bytes);
-        match gate.pass(bytes, time_ns).map_err(ReplayError::Kernel)? {
-            Passage::Recorded { bytes, unseen } => {
-                meta.unseen = unseen;
-                inspector.packet(Link::Ethernet, &meta, bytes, &mut teller);
-            }
-            Passage::NotRecorded => {}
+        if let Passage::Recorded { bytes, unseen } = passed.passage {
+            meta.unseen = unseen;
+            inspector.packet(Link::Ethernet, &meta, bytes, &mut teller);
+            teller.take_reset().into_iter().for_each(|id| inspector.reset(id));
         }
         if teller.has_failed() {
             break;

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
+use crate::event::Outcome;
 use crate::flow::{Anomaly, Flow};
 use crate::packet::proto::AppProto;
 
 use super::capture::Refused;
+use super::gate::Passed;
+use super::wall::Fate;
 
 /// Counts of a run. The same capture gives the same counts; only how long it took differs.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +23,12 @@ pub struct Summary {
     pub cut_packets: u64,
     /// Packets past their flow's budget: not inspected.
     pub past_budget: u64,
+    /// What the firewall made of the packets that arrive, if there is one.
+    pub firewall: Option<Judged>,
+    /// Packets that were dropped because their flow was blocked.
+    pub blocked: u64,
+    /// There are rate limits, which were not asked.
+    pub has_limits: bool,
     /// What the reader refused.
     pub refused: Refused,
     /// Time between the first packet and the last, of the capture's clock.
@@ -38,6 +47,17 @@ pub struct Summary {
     midstream_flows: u64,
 }
 
+/// Packets by what the firewall made of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    /// They went on.
+    pub passed: u64,
+    /// They were dropped.
+    pub dropped: u64,
+    /// They went on because of `mode = "alert"`.
+    pub would_drop: u64,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Flows {
     flows: u64,
@@ -46,6 +66,18 @@ struct Flows {
 }
 
 impl Summary {
+    /// A packet went its way.
+    pub fn count_passed(&mut self, passed: &Passed<'_>) {
+        self.blocked += u64::from(passed.is_blocked);
+        if let (Some(firewall), Some(Fate::Judged(outcome))) = (&mut self.firewall, &passed.fate) {
+            match outcome {
+                Outcome::Passed => firewall.passed += 1,
+                Outcome::Dropped => firewall.dropped += 1,
+                Outcome::WouldDrop => firewall.would_drop += 1,
+            }
+        }
+    }
+
     /// A flow ended.
     pub fn count_flow(&mut self, flow: &Flow) {
         let flows = self.flows.entry((flow.protocol, flow.app_proto)).or_default();
@@ -104,6 +136,23 @@ impl Summary {
         Ok(())
     }
 
+    fn write_firewall(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(Judged { passed, dropped, would_drop }) = self.firewall {
+            write!(f, "firewall   {passed} passed, {dropped} dropped")?;
+            if would_drop > 0 {
+                write!(f, ", {would_drop} passed that mode \"block\" drops")?;
+            }
+            writeln!(f)?;
+        }
+        if self.blocked > 0 {
+            writeln!(f, "blocked    {} of flows that a rule of l7 refused", self.blocked)?;
+        }
+        if self.has_limits {
+            writeln!(f, "ratelimit  not asked: it goes by the kernel's clock, and a capture has its own")?;
+        }
+        Ok(())
+    }
+
     fn write_flows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total: u64 = self.flows.values().map(|flows| flows.flows).sum();
         writeln!(f, "flows      {total}, {} seen from their middle on", self.midstream_flows)?;
@@ -127,6 +176,7 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_packets(f)?;
+        self.write_firewall(f)?;
         self.write_flows(f)?;
         let mut anomalies: Vec<_> = self.anomalies.iter().collect();
         anomalies.sort_unstable();

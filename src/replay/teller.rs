@@ -1,16 +1,42 @@
-//! Who is told by the inspector in a replay: makes lines of it, and counts.
+//! Who is told by the firewall and the inspector in a replay: makes lines of it, blocks, and counts.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
+use std::net::IpAddr;
+use std::sync::Arc;
 
+use super::blocks::ReplayBlocks;
 use super::eve::{Alert, Eve};
 use super::summary::Summary;
+use super::wall::Notice;
 use crate::alert::Severity;
+use crate::bpf::blocks::BlockedFlow;
 use crate::classify::rules::Action;
+use crate::component::Component;
+use crate::engines::firewall::alerts::severity_of;
 use crate::engines::l7::Ruling;
+use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Hit, Scratch};
+use crate::event::Outcome;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
+use crate::packet::frame::protocol::TCP;
 use crate::packet::proto::{Fact, Stage, Told};
+
+/// How long a verdict of the firewall has one line for all that is like it, in nanoseconds of the capture: as long as the
+/// agent folds alerts unless told otherwise.
+const FOLD_NS: u64 = 60_000_000_000;
+/// Verdicts that are told apart at a time; then all are told anew.
+const FOLDS_MAX: usize = 65_536;
+
+/// What makes verdicts alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    rule: Arc<str>,
+    outcome: &'static str,
+    ends: [Option<IpAddr>; 2],
+    dst_port: u16,
+    protocol: u8,
+}
 
 /// Rules, and what judging by them needs.
 struct Rules {
@@ -31,13 +57,24 @@ pub struct Teller<'o> {
     alerted: HashSet<u64>,
     error: Option<io::Error>,
     rules: Option<Rules>,
+    /// Flows that were blocked just now, and whose ends the agent would reset.
+    reset: Vec<u64>,
+    /// Verdicts that had a line, and until when that stands for others.
+    folds: HashMap<Kind, u64>,
+    /// What is blocked.
+    pub blocks: ReplayBlocks,
     /// What was counted.
     pub summary: Summary,
 }
 
 impl<'o> Teller<'o> {
-    /// Lines go to `out`, if there is one.
-    pub fn new(out: Option<&'o mut dyn Write>, events: bool, ruling: Option<Ruling>) -> Teller<'o> {
+    /// Lines go to `out`, if there is one; flows that `ruling` refuses are blocked in `blocks`.
+    pub fn new(
+        out: Option<&'o mut dyn Write>,
+        events: bool,
+        ruling: Option<Ruling>,
+        blocks: ReplayBlocks,
+    ) -> Teller<'o> {
         let rules = |ruling| Rules { ruling, scratch: Scratch::default(), decided: HashMap::new() };
         Teller {
             eve: Eve::default(),
@@ -48,6 +85,9 @@ impl<'o> Teller<'o> {
             alerted: HashSet::new(),
             error: None,
             rules: ruling.map(rules),
+            reset: Vec::new(),
+            folds: HashMap::new(),
+            blocks,
             summary: Summary::default(),
         }
     }
@@ -57,6 +97,16 @@ impl<'o> Teller<'o> {
         self.packet += 1;
         self.eve.set_packet(self.packet);
         self.now_ns = self.now_ns.max(time_ns);
+    }
+
+    /// Connections that were reset since this was asked before.
+    pub fn take_reset(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.reset)
+    }
+
+    /// The latest time of the capture so far.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
     }
 
     /// Whether the output takes no more.
@@ -72,20 +122,63 @@ impl<'o> Teller<'o> {
         }
     }
 
-    /// Judges a transaction, and tells of what is not allowed. Nothing is blocked: a capture is over.
-    fn judge(&mut self, flow: &Flow, time_ns: u64, told: &Told) {
-        let Some(Rules { ruling, scratch, decided }) = &mut self.rules else { return };
-        let Some(hit) = decided.entry(flow.id).or_default().judge(&ruling.judge, scratch, flow, told) else { return };
-        if hit.action == Action::Allow {
+    /// Tells a verdict of the firewall: a line for the first one of its kind in a minute.
+    pub fn verdict(&mut self, Notice { verdict, rule, rule_action }: &Notice) {
+        self.summary.count_alert(&format!("{} {rule}", Component::Firewall.name()));
+        if self.out.is_none() {
             return;
+        }
+        let kind = Kind {
+            rule: rule.clone(),
+            outcome: verdict.outcome.name(),
+            ends: [verdict.src, verdict.dst],
+            dst_port: verdict.dst_port,
+            protocol: verdict.protocol,
+        };
+        if self.folds.get(&kind).is_some_and(|until_ns| self.now_ns < *until_ns) {
+            return;
+        }
+        if self.folds.len() >= FOLDS_MAX {
+            self.folds.clear();
+        }
+        self.folds.insert(kind, self.now_ns.saturating_add(FOLD_NS));
+        let alert = Alert {
+            is_blocked: verdict.outcome == Outcome::Dropped,
+            component: Component::Firewall.name(),
+            rule,
+            rule_action,
+            signature_id: None,
+            signature: rule,
+            category: "packet",
+            severity: number_of(severity_of(verdict)),
+            matched: None,
+        };
+        let line = self.eve.packet_alert(verdict, &alert);
+        put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
+    }
+
+    /// Judges a transaction, blocks its flow where that is to be, and tells of what is not allowed.
+    fn judge(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
+        const ON: Reaction = Reaction::GoOn;
+        let Some(Rules { ruling, scratch, decided }) = &mut self.rules else { return ON };
+        let Some(hit) = decided.entry(flow.id).or_default().judge(&ruling.judge, scratch, flow, told) else {
+            return ON;
+        };
+        if hit.action == Action::Allow {
+            return ON;
+        }
+        let enforcement = ruling.enforce(&hit, flow, || block(&mut self.blocks, flow, self.now_ns));
+        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP {
+            self.reset.push(flow.id);
         }
         let rule = format!("l7 {}", hit.rule);
         self.summary.count_alert(&rule);
         self.alerted.insert(flow.id);
         if self.out.is_some() {
-            let line = self.eve.alert(flow, time_ns, &alert_of(&hit), Some(told));
+            let line = self.eve.alert(flow, time_ns, &alert_of(&hit, enforcement), Some(told));
             put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
         }
+        enforcement.reaction()
     }
 
     fn has_lines(&self) -> bool {
@@ -93,22 +186,33 @@ impl<'o> Teller<'o> {
     }
 }
 
+/// Blocks a flow, as the agent does.
+fn block(blocks: &mut ReplayBlocks, flow: &Flow, now_ns: u64) -> Enforcement {
+    let key = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]);
+    if key.is_some_and(|key| blocks.block(key, now_ns)) { Enforcement::Blocked } else { Enforcement::Failed }
+}
+
+/// A severity as EVE counts it.
+fn number_of(severity: Severity) -> u8 {
+    match severity {
+        Severity::Critical => 1,
+        Severity::High => 2,
+        Severity::Medium => 3,
+        Severity::Low => 4,
+    }
+}
+
 /// A hit as EVE shows it.
-fn alert_of(hit: &Hit) -> Alert<'_> {
+fn alert_of(hit: &Hit, enforcement: Enforcement) -> Alert<'_> {
     Alert {
-        is_blocked: false,
+        is_blocked: hit.wants_block() && enforcement == Enforcement::Blocked,
         component: "l7",
         rule: &hit.rule,
         rule_action: hit.action.name(),
         signature_id: None,
         signature: &hit.rule,
         category: hit.protocol.name(),
-        severity: match hit.severity {
-            Severity::Critical => 1,
-            Severity::High => 2,
-            Severity::Medium => 3,
-            Severity::Low => 4,
-        },
+        severity: number_of(hit.severity),
         matched: hit.field.as_ref().map(|_| &hit.matched[..]),
     }
 }
@@ -125,7 +229,7 @@ fn put(out: &mut Option<&mut dyn Write>, error: &mut Option<io::Error>, lines: &
 
 impl Watcher for Teller<'_> {
     fn transaction(&mut self, flow: &Flow, time_ns: u64, told: &Told) -> Reaction {
-        self.judge(flow, time_ns, told);
+        let reaction = self.judge(flow, time_ns, told);
         // A query of DNS has a line of its own: that of its response says nothing of when it was asked, and may not
         // come.
         let is_due = told.stage == Stage::Done || matches!(told.fact, Fact::Dns(_));
@@ -133,7 +237,12 @@ impl Watcher for Teller<'_> {
             let line = self.eve.transaction(flow, time_ns, told);
             put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
         }
-        Reaction::GoOn
+        reaction
+    }
+
+    fn blocked_packet(&mut self, flow: &Flow) {
+        // The block is over, and the flow goes on: it is blocked anew.
+        block(&mut self.blocks, flow, self.now_ns);
     }
 
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {

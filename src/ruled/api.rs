@@ -1,11 +1,16 @@
 //! The operations on rules, written once for all engines; each engine describes them by its own specs.
+//!
+//! An operator changes rules of their own namespaces only. What is asked comes in this order: is the body a rule (400), may
+//! the caller make rules of its namespace (403), is there a rule of that name to change (404), is that one, too, theirs
+//! (403), can it be changed here and now (409). Rules are no secret among those who may read, so 404 tells nothing new.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::body::{RuleBody, read_rule_json, read_rules_json};
 use super::{AnyRule, ChangeError, RuleOwner};
-use crate::api::{ApiError, Operation, Param, ParamKind, Reply, Request, Spec};
+use crate::api::{ApiError, Note, Operation, Param, ParamKind, Reply, Request, Spec};
+use crate::component::Component;
 use crate::confirm::{CONFIRM_SECS_MAX, Confirmations};
 use crate::supervise::{Gone, Handle};
 use crate::written::WrittenError;
@@ -86,36 +91,69 @@ impl<O: RuleOwner> Context<O> {
             .map_err(|error| ApiError::internal(format!("{error:#}")))
     }
 
-    /// Makes a change, and lets it wait for its confirmation when the request asks for that.
-    fn change(
+    /// Makes a change, and lets it wait for its confirmation when the request asks for that. `existing` is the rule that
+    /// will be another one, or none, afterwards: it must be the caller's.
+    fn change<A: Send + 'static>(
         &self,
         request: &Request,
         what: String,
-        change: impl FnOnce(&mut O, bool) -> Result<(), ChangeError> + Send + 'static,
-    ) -> Result<(), ApiError> {
+        existing: Option<String>,
+        change: impl FnOnce(&mut O, bool) -> Result<A, ChangeError> + Send + 'static,
+    ) -> Result<A, ApiError> {
         let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
         let confirmations = self.confirmations.clone();
+        let (namespaces, by) = (request.namespaces.clone(), request.caller_id());
         let (keep, undo, told) = (self.owner.clone(), self.owner.clone(), what.clone());
         // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
-        self.owner
+        let answer = self
+            .owner
             .call(move |owner| {
+                if let Some(id) = existing {
+                    let rule = owner.book().find(&id).ok_or_else(|| ApiError::rule_not_found(&id))?;
+                    namespaces.check(rule.namespace())?;
+                }
                 confirmations.refuse_while_pending()?;
                 let before = owner.snapshot();
-                change(owner, confirm_secs.is_none()).map_err(refused)?;
+                let answer = change(owner, confirm_secs.is_none()).map_err(refused)?;
                 if let Some(secs) = confirm_secs {
                     confirmations.begin(
                         what,
+                        by,
                         Instant::now() + Duration::from_secs(secs.into()),
                         move || keep.call(|owner| owner.save())?,
                         move || undo.call(move |owner| owner.restore(before))?,
                     );
                 }
-                Ok::<(), ApiError>(())
+                Ok::<A, ApiError>(answer)
             })
             .map_err(gone)??;
         log::info!(actor = request.actor.as_str(); "{told}");
-        Ok(())
+        Ok(answer)
     }
+
+    /// After a change: what was noted of it is the other way round when it is taken back.
+    fn remember(&self, request: &Request) {
+        if request.query("confirm_secs").is_some() {
+            self.confirmations.remember(request.notes());
+        }
+    }
+}
+
+/// What the audit log is told of a rule.
+fn note<R: AnyRule>(request: &Request, id: &str, before: Option<&R>, after: Option<&R>) {
+    let word = request.spec.command.split(' ').next().unwrap_or_default();
+    let text = |rule: &R| serde_json::to_value(rule.text()).unwrap_or_default();
+    request.note(Note {
+        component: Component::ALL.iter().copied().find(|component| component.name() == word),
+        rule: Some(id.to_owned()),
+        before: before.map(text),
+        after: after.map(text),
+    });
+}
+
+/// The rule of this name that was made through the API.
+fn added<O: RuleOwner>(owner: &O, id: &str) -> Option<O::Rule> {
+    owner.book().added.iter().find(|rule| rule.id() == id).cloned()
 }
 
 /// The engine does not answer.
@@ -154,18 +192,21 @@ fn show<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, 
 }
 
 fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
-    match read_rules_json::<O::Rule>(&request.body).map_err(invalid)? {
-        RuleBody::One(rule) => {
-            let (text, what) = (rule.text(), format!("rule {} added", rule.id()));
-            context.change(request, what, |owner, save| owner.add(vec![rule], save))?;
-            Ok(Reply::created(&text))
-        }
-        RuleBody::Many(rules) => {
-            let text: Vec<_> = rules.iter().map(AnyRule::text).collect();
-            context.change(request, format!("{} rules added", rules.len()), |owner, save| owner.add(rules, save))?;
-            Ok(Reply::created(&text))
-        }
-    }
+    let (rules, is_one) = match read_rules_json::<O::Rule>(&request.body).map_err(invalid)? {
+        RuleBody::One(rule) => (vec![rule], true),
+        RuleBody::Many(rules) => (rules, false),
+    };
+    // Noted first: who tried to add them is told of also if they are refused.
+    rules.iter().for_each(|rule| note(request, rule.id(), None, Some(rule)));
+    rules.iter().try_for_each(|rule| request.namespaces.check(rule.namespace()))?;
+    let mut text: Vec<_> = rules.iter().map(AnyRule::text).collect();
+    let what = match rules.as_slice() {
+        [rule] if is_one => format!("rule {} added", rule.id()),
+        rules => format!("{} rules added", rules.len()),
+    };
+    context.change(request, what, None, |owner, save| owner.add(rules, save))?;
+    context.remember(request);
+    Ok(if is_one { Reply::created(&text.swap_remove(0)) } else { Reply::created(&text) })
 }
 
 fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
@@ -177,13 +218,28 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
             rule.id()
         )));
     }
-    let text = rule.text();
-    context.change(request, format!("rule {id} updated"), |owner, save| owner.update(rule, save))?;
+    let (text, new, existing) = (rule.text(), rule.clone(), Some(id.to_owned()));
+    let changed = request.namespaces.check(rule.namespace()).and_then(|()| {
+        context.change(request, format!("rule {id} updated"), existing, |owner, save| {
+            let before = added(owner, rule.id());
+            owner.update(rule, save).map(|()| before)
+        })
+    });
+    note(request, id, changed.as_ref().ok().and_then(Option::as_ref), Some(&new));
+    changed?;
+    context.remember(request);
     Ok(Reply::json(&text))
 }
 
 fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
     let id = request.path("id")?.to_owned();
-    context.change(request, format!("rule {id} deleted"), move |owner, save| owner.delete(&id, save))?;
+    let (gone, existing) = (id.clone(), Some(id.clone()));
+    let changed = context.change(request, format!("rule {id} deleted"), existing, move |owner, save| {
+        let before = added(owner, &gone);
+        owner.delete(&gone, save).map(|()| before)
+    });
+    note::<O::Rule>(request, &id, changed.as_ref().ok().and_then(Option::as_ref), None);
+    changed?;
+    context.remember(request);
     Ok(Reply::NoContent)
 }

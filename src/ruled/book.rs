@@ -51,6 +51,11 @@ impl<'r, R: AnyRule> Book<'r, R> {
         self.in_order_with_source().into_iter().map(|(rule, _)| rule).collect()
     }
 
+    /// The rule that has this name; of two, the file's, which hides the other.
+    pub fn find(&self, id: &str) -> Option<&'r R> {
+        self.file.iter().chain(self.added).find(|rule| rule.id() == id)
+    }
+
     /// Whether there are at most `max` rules; see [`AnyRule::check_count`].
     pub fn check_count(&self, max: usize) -> Result<(), String> {
         R::check_count(&mut self.in_order().into_iter(), max)

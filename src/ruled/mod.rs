@@ -39,6 +39,9 @@ pub trait AnyRule: Clone + Send + 'static {
     /// Its unique name.
     fn id(&self) -> &str;
 
+    /// Whose rule it is: who may change it, see [`crate::api::Namespaces`].
+    fn namespace(&self) -> Option<&str>;
+
     /// Lower numbers are asked first.
     fn priority(&self) -> u32;
 

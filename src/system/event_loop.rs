@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -19,6 +19,8 @@ pub enum MainEvent<T> {
     Signal(Signal),
     /// The configuration file changed and has been quiet since.
     ConfigChanged,
+    /// One of the other files changed, and all have been quiet since.
+    FilesChanged,
     /// A network link came, went or changed.
     Link(LinkEvent),
     /// A timer ran out. It has to be set again to run again.
@@ -34,6 +36,8 @@ const FAILURES: Token = Token(1);
 const CALLS: Token = Token(2);
 const LINKS: Token = Token(3);
 const CONFIG: Token = Token(4);
+/// The first of the other files.
+const FILES: Token = Token(5);
 
 /// Waits for signals, failures, calls, links, the configuration file and timers.
 pub struct MainLoop<T> {
@@ -42,6 +46,7 @@ pub struct MainLoop<T> {
     signals: Signals,
     failures: Failures,
     config: Option<ConfigWatch>,
+    files: Vec<ConfigWatch>,
     links: Option<LinkWatch>,
     timers: Vec<(Instant, T)>,
     pending: VecDeque<MainEvent<T>>,
@@ -58,6 +63,7 @@ impl<T: Copy + Eq> MainLoop<T> {
             signals,
             failures,
             config: None,
+            files: Vec::new(),
             links: None,
             timers: Vec::new(),
             pending: VecDeque::new(),
@@ -78,6 +84,18 @@ impl<T: Copy + Eq> MainLoop<T> {
         let config = ConfigWatch::new(path)?;
         self.register(&config, CONFIG)?;
         self.config = Some(config);
+        Ok(())
+    }
+
+    /// Watches these files too, instead of those of the last call.
+    pub fn watch_files(&mut self, paths: &[PathBuf]) -> io::Result<()> {
+        let files = paths.iter().map(|path| ConfigWatch::new(path)).collect::<io::Result<Vec<_>>>()?;
+        // Their descriptors close, so the poll forgets them.
+        self.files.clear();
+        for (i, file) in files.iter().enumerate() {
+            self.register(file, Token(FILES.0 + i))?;
+        }
+        self.files = files;
         Ok(())
     }
 
@@ -133,8 +151,13 @@ impl<T: Copy + Eq> MainLoop<T> {
     /// Time until something is due by the clock.
     fn time_left(&self, now: Instant) -> Option<Duration> {
         let timers = self.timers.iter().map(|(at, _)| *at);
-        let next = timers.chain(self.config.as_ref().and_then(ConfigWatch::due)).min()?;
+        let next = timers.chain(self.config.as_ref().and_then(ConfigWatch::due)).chain(self.files_due()).min()?;
         Some(next.saturating_duration_since(now))
+    }
+
+    /// When all files that changed have been quiet for long enough: a certificate and its key are one change.
+    fn files_due(&self) -> Option<Instant> {
+        self.files.iter().filter_map(ConfigWatch::due).max()
     }
 
     fn collect(&mut self, now: Instant) -> io::Result<()> {
@@ -165,6 +188,17 @@ impl<T: Copy + Eq> MainLoop<T> {
             if config.take(now) {
                 self.pending.push_back(MainEvent::ConfigChanged);
             }
+        }
+        for (i, file) in self.files.iter_mut().enumerate() {
+            if self.ready.iter().any(|event| event.token() == Token(FILES.0 + i)) {
+                file.read(now)?;
+            }
+        }
+        if self.files_due().is_some_and(|due| due <= now) {
+            for file in &mut self.files {
+                file.take(now);
+            }
+            self.pending.push_back(MainEvent::FilesChanged);
         }
         self.timers.sort_by_key(|(at, _)| *at);
         let due = self.timers.partition_point(|(at, _)| *at <= now);
@@ -220,6 +254,14 @@ mod tests {
             std::fs::write(&path, "").unwrap();
             assert_eq!(main_loop.wait().unwrap(), MainEvent::ConfigChanged);
             assert!(now.elapsed() >= crate::system::DEBOUNCE);
+
+            let others = ["a", "b"].map(|name| dir.path().join(name));
+            main_loop.watch_files(&[dir.path().join("before")]).unwrap();
+            main_loop.watch_files(&others).unwrap();
+            std::fs::write(dir.path().join("before"), "").unwrap();
+            others.iter().for_each(|path| std::fs::write(path, "").unwrap());
+            assert_eq!(main_loop.wait().unwrap(), MainEvent::FilesChanged);
+            assert_eq!(main_loop.files_due(), None, "two files that change together are told once");
 
             assert!(Command::new("ip").args(["link", "add", "x", "type", "bridge"]).status().unwrap().success());
             let MainEvent::Link(link) = main_loop.wait().unwrap() else { panic!("a link was expected") };

@@ -2,6 +2,7 @@
 //! links, the service manager. [`MainLoop`] waits for all of it on the main thread.
 
 mod event_loop;
+pub mod harden;
 mod links;
 mod notify;
 mod signals;

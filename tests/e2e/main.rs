@@ -2,6 +2,7 @@
 
 mod alerts;
 mod api;
+mod auth;
 mod clients;
 mod demo;
 mod fields;
@@ -10,11 +11,17 @@ mod links;
 mod lockout;
 mod mirror;
 mod modes;
+mod openapi;
+#[path = "../support/pki.rs"]
+pub mod pki;
+mod promises;
 mod ratelimit;
 mod reload;
 mod routes;
+mod sandbox;
 mod sinks;
 mod steer;
 mod support;
 mod swap;
 mod syn_cookies;
+mod tls;

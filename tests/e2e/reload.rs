@@ -120,6 +120,7 @@ fn keys_that_need_a_restart_are_refused_with_all_the_rest() {
     for (key, section, line) in [
         ("agent.http_port", "[agent]", "http_port = 8081"),
         ("agent.metrics_port", "[agent]", "metrics_port = 9091"),
+        ("agent.grpc_port", "[agent]", "grpc_port = 0"),
         ("agent.xdp_mode", "[agent]", "xdp_mode = \"generic\""),
         ("agent.on_exit", "[agent]", "on_exit = \"keep\""),
         ("firewall.enabled", "[firewall]", "enabled = false"),

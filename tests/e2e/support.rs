@@ -340,6 +340,10 @@ impl Agent {
         self.process.output()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     pub fn says(&self, text: &str) {
         wait_until(&format!("the agent says {text:?}"), || self.said().contains(text));
     }

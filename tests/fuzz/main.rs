@@ -16,6 +16,7 @@ mod targets {
     pub mod rule_json;
     pub mod seeds;
     pub mod segments;
+    pub mod token;
 }
 #[path = "../support/mod.rs"]
 pub mod support;
@@ -106,4 +107,9 @@ fn rules_are_taken_or_their_errors_are_told() {
 #[test]
 fn segments_are_put_together_in_any_order() {
     check("segments", 2000, segments::run);
+}
+
+#[test]
+fn tokens_and_keys_of_strangers_let_nobody_in() {
+    check("token", 3000, token::run);
 }

@@ -95,6 +95,7 @@ fn any_limits(seed: u64, random: &mut Random) -> Vec<Rule> {
             let action = random.pick(&[Action::Drop, Action::Pass, Action::Block]);
             Rule {
                 id: format!("limit-{place}"),
+                namespace: None,
                 priority: from.priority,
                 enabled: from.enabled,
                 matches,
@@ -261,6 +262,7 @@ fn the_presets_cut_their_floods() {
 fn cookies(id: &str, port: u16, threshold_pps: u32) -> Rule {
     Rule {
         id: id.to_owned(),
+        namespace: None,
         priority: 10,
         enabled: true,
         matches: Match {

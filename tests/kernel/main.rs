@@ -11,6 +11,7 @@ mod limits;
 mod oracle;
 mod parser;
 mod ratelimit;
+mod replay;
 mod ringbuf;
 mod routes;
 mod state;

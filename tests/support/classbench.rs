@@ -497,6 +497,7 @@ impl Filter {
         let range = |ports: Option<(u16, u16)>| ports.map(|(low, high)| PortRange { low, high });
         Rule {
             id: format!("rule-{place}"),
+            namespace: None,
             priority: place as u32 + 1,
             enabled: true,
             action,

@@ -49,6 +49,12 @@ impl Conversation {
         self
     }
 
+    /// With other first numbers of TCP: another connection between the same ends.
+    pub fn numbered(mut self, first: u32) -> Conversation {
+        self.next = [first, first ^ 0x5555_5555];
+        self
+    }
+
     fn packet(&self, from: Speaker) -> Packet {
         let (from, to) = (self.ends[from as usize], self.ends[1 - from as usize]);
         self.vlans.iter().fold(Packet::new(), |packet, vlan| packet.vlan(*vlan)).ip(from.ip(), to.ip()).unwrap()

@@ -13,6 +13,7 @@ use super::random::Random;
 pub fn open_rule(place: usize) -> Rule {
     Rule {
         id: format!("rule-{place}"),
+        namespace: None,
         priority: place as u32 + 1,
         enabled: true,
         action: if place.is_multiple_of(2) { Action::Deny } else { Action::Allow },

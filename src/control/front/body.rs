@@ -10,6 +10,8 @@ const TRAILER_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Body {
     pub bytes: Vec<u8>,
+    /// Whether the client has sent more than the body.
+    pub surplus: bool,
     expected: Expected,
     max: usize,
 }
@@ -38,7 +40,7 @@ impl Body {
             Framing::Length(length) => Expected::Length(length),
             Framing::Chunked => Expected::Size(Vec::new()),
         };
-        Body { bytes: Vec::new(), expected, max }
+        Body { bytes: Vec::new(), surplus: false, expected, max }
     }
 
     /// Whether all has come.
@@ -46,11 +48,14 @@ impl Body {
         self.expected == Expected::End
     }
 
-    /// Takes what has arrived. What comes after the end (a pipelined request) is left aside: one request a connection.
+    /// Takes what has arrived. What comes after the end (a pipelined request) is noted and left aside.
     pub fn take(&mut self, mut input: &[u8]) -> Result<(), Refusal> {
         while let Some(&first) = input.first() {
             match &mut self.expected {
-                Expected::End => return Ok(()),
+                Expected::End => {
+                    self.surplus = true;
+                    return Ok(());
+                }
                 Expected::Length(left) | Expected::Chunk(left) => {
                     let n = input.len().min(*left);
                     self.bytes.extend_from_slice(&input[..n]);

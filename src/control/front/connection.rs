@@ -4,17 +4,19 @@
 //! event it was does not matter.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use mio::net::{TcpStream, UnixStream};
+use mio::net::UnixStream;
 use serde_json::json;
 
 use super::Kind;
 use super::body::Body;
-use super::head::{self, Head, Refusal};
+use super::head::{self, AnswerHead, Head, Refusal, Sender};
 use super::hosts::Hosts;
 use super::limits::Limits;
+use super::peer::Peer;
+use super::transport::{NotTls, Transport};
 
 /// Read in one go.
 const BLOCK: usize = 16 << 10;
@@ -55,13 +57,17 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Bytes that the other connections hold.
     pub held_by_others: usize,
+    /// Whether there is a place for one more stream of this client's.
+    pub stream_fits: bool,
     /// Told of each refusal.
-    pub refused: &'a dyn Fn(&Refusal, SocketAddr),
+    pub refused: &'a dyn Fn(&Refusal, Peer),
+    /// Asked for each request: how long until the client may ask again, if it has asked too often.
+    pub admits: &'a dyn Fn(Peer) -> Result<(), Duration>,
 }
 
 pub struct Connection {
-    pub client: TcpStream,
-    pub peer: SocketAddr,
+    pub client: Transport,
+    pub peer: Peer,
     pub kind: Kind,
     /// Rises from connection to connection: who came first.
     pub order: u64,
@@ -79,14 +85,21 @@ pub struct Connection {
     forward: Pending,
     /// To the client.
     answer: Pending,
-    /// Whether `connection: close` stands in the answer's head, so that it may go out.
+    /// Whether the answer's head has come and was written anew, so that it may go out.
     answer_marked: bool,
+    /// Whether the answer is a stream: it may go on for hours, and has places of its own.
+    pub stream: bool,
+    /// When the client last took something of its answer, or had taken all.
+    taken: Instant,
+    /// Bytes of the answer's body that are still to come, when the connection is kept after them.
+    keep: Option<usize>,
+    /// Requests answered on this connection.
+    answered: u32,
 }
 
 impl Connection {
-    pub fn new(client: TcpStream, peer: SocketAddr, kind: Kind, order: u64, now: Instant) -> io::Result<Connection> {
-        let local = client.local_addr()?.ip();
-        client.set_nodelay(true)?;
+    pub fn new(client: Transport, peer: Peer, kind: Kind, order: u64, now: Instant) -> io::Result<Connection> {
+        let local = client.local()?;
         Ok(Connection {
             client,
             peer,
@@ -103,13 +116,22 @@ impl Connection {
             forward: Pending::default(),
             answer: Pending::default(),
             answer_marked: false,
+            stream: false,
+            taken: now,
+            keep: None,
+            answered: 0,
         })
     }
 
     /// Bytes of body and answer that it holds.
     pub fn held(&self) -> usize {
         let body = self.request.as_ref().map_or(0, |(_, body)| body.bytes.len());
-        body + self.forward.left() + self.answer.left()
+        body + self.forward.left() + self.waiting()
+    }
+
+    /// Bytes of the answer that the client has not taken.
+    fn waiting(&self) -> usize {
+        self.answer.left() + self.client.held()
     }
 
     /// Handed on after `start`, and tiny_http has not said anything yet.
@@ -123,25 +145,41 @@ impl Connection {
         matches!(self.stage, Stage::Head | Stage::Body | Stage::Drain).then_some(self.stage)
     }
 
-    /// When it has waited too long.
-    pub fn deadline(&self, limits: &Limits) -> Instant {
+    /// When it has waited too long; `None` for a stream that waits for something to tell.
+    pub fn deadline(&self, limits: &Limits) -> Option<Instant> {
         let stall = self.progress + limits.stall_timeout;
-        match self.stage {
+        Some(match self.stage {
+            Stage::Head if self.is_idle() => self.since + limits.idle_timeout,
             Stage::Head => self.since + limits.head_timeout,
             Stage::Body => stall.min(self.since + limits.body_timeout),
             Stage::Queued => self.since + limits.answer_timeout,
+            Stage::Relay if self.stream && self.waiting() == 0 => return None,
+            // More of it comes all the time, so only what the client takes counts.
+            Stage::Relay if self.stream => self.taken + limits.stall_timeout,
             Stage::Relay if self.answer.left() > 0 => stall,
             Stage::Relay => self.progress + limits.answer_timeout,
             Stage::Drain => stall.min(self.since + limits.drain_timeout),
             Stage::Linger => self.since + limits.linger_timeout,
-        }
+        })
+    }
+
+    /// Between two requests.
+    fn is_idle(&self) -> bool {
+        self.stage == Stage::Head && self.answered > 0 && self.input.is_empty()
     }
 
     /// The deadline has passed.
     pub fn expire(&mut self, context: &Context<'_>) -> Step {
         let refusal = match self.stage {
-            // A browser opens connections ahead and says nothing on them.
-            Stage::Head if self.input.is_empty() => return Step::Close,
+            Stage::Head if self.client.is_handshaking() => {
+                let message = "the TLS handshake took too long";
+                Refusal::new(408, "REQUEST_TIMEOUT", "tls_timeout", message)
+            }
+            // A browser opens connections ahead and says nothing on them; and one that is kept has had its answers.
+            Stage::Head if self.input.is_empty() => {
+                self.end_silently(context.now);
+                return self.advance(context);
+            }
             Stage::Head => Refusal::new(408, "REQUEST_TIMEOUT", "head_timeout", "the request's head took too long"),
             Stage::Body => Refusal::new(408, "REQUEST_TIMEOUT", "body_timeout", "the request's body took too long"),
             Stage::Queued => busy("no worker was free in time"),
@@ -165,16 +203,27 @@ impl Connection {
         let body = json!({"error": {"code": refusal.code, "message": refusal.message}}).to_string();
         let mut text = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\n\
-             connection: close\r\n\r\n",
+             connection: close\r\n",
             refusal.status,
             reason_phrase(refusal.status),
             body.len(),
         );
+        if let Some(seconds) = refusal.retry_after_s {
+            text += &format!("retry-after: {seconds}\r\n");
+        }
+        text += "\r\n";
         if self.request.as_ref().is_none_or(|(head, _)| head.method != "HEAD") {
             text += &body;
         }
+        if self.client.is_handshaking() || self.is_idle() {
+            // It could not be read before the handshake's end, or would be taken for the answer to the next request. The
+            // client sees that it is closed.
+            text.clear();
+        }
         self.upstream = None;
         self.request = None;
+        self.stream = false;
+        self.keep = None;
         self.input = Vec::new();
         self.forward = Pending::default();
         self.answer = Pending { bytes: text.into_bytes(), done: 0 };
@@ -186,7 +235,8 @@ impl Connection {
     /// The request goes to tiny_http on `upstream`.
     pub fn hand_on(&mut self, upstream: UnixStream, now: Instant) {
         if let Some((head, body)) = &mut self.request {
-            let mut bytes = head.rewrite(self.kind, self.peer, body.bytes.len());
+            let sender = Sender { kind: self.kind, peer: self.peer, certificate: self.client.certificate() };
+            let mut bytes = head.rewrite(&sender, body.bytes.len());
             bytes.append(&mut body.bytes);
             self.forward = Pending { bytes, done: 0 };
         }
@@ -227,11 +277,20 @@ impl Connection {
 
     fn read_head(&mut self, context: &Context<'_>) -> io::Result<usize> {
         let mut block = [0; BLOCK];
-        let Some(n) = read_some(&mut self.client, &mut block)? else { return Ok(0) };
-        if n == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
+        let n = match read_some(&mut self.client, &mut block) {
+            Ok(None) => return Ok(0),
+            Ok(Some(0)) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(Some(n)) => n,
+            Err(e) if e.kind() == ErrorKind::InvalidData => {
+                self.refuse_tls(&e, context);
+                return Ok(0);
+            }
+            Err(e) => return Err(e),
+        };
         let first = self.input.is_empty();
+        if self.is_idle() {
+            self.since = context.now;
+        }
         self.input.extend_from_slice(&block[..n]);
         // Nothing changes before a line ends; the first look tells what is not HTTP at all.
         let parsed = if first || block[..n].contains(&b'\n') {
@@ -244,7 +303,13 @@ impl Connection {
             Ok(Some((head, length))) => {
                 let rest = self.input.split_off(length);
                 self.input = Vec::new();
-                self.begin_body(head, &rest, context);
+                match (context.admits)(self.peer) {
+                    Ok(()) => self.begin_body(head, &rest, context),
+                    Err(wait) => {
+                        self.request = Some((head, Body::new(head::Framing::Length(0), 0)));
+                        self.refuse(&too_often(wait), context);
+                    }
+                }
             }
             Ok(None) if self.input.len() > context.limits.head_bytes => self.refuse(&HEAD_TOO_LARGE, context),
             Ok(None) => {}
@@ -257,6 +322,26 @@ impl Connection {
             }
         }
         Ok(n)
+    }
+
+    /// What the client says is no TLS, or not as it is wished here.
+    fn refuse_tls(&mut self, error: &io::Error, context: &Context<'_>) {
+        if error.get_ref().is_some_and(|inner| inner.is::<NotTls>()) {
+            let message = "this port speaks TLS: ask it with https:// (ebpfsentinel-agent: --tls)";
+            return self.refuse(&Refusal::new(400, "TLS_REQUIRED", "not_tls", message), context);
+        }
+        let message = error.to_string().into();
+        (context.refused)(&Refusal { message, ..Refusal::new(0, "", "tls", "") }, self.peer);
+        // The alert is on its way; there is nothing to add.
+        self.end_silently(context.now);
+    }
+
+    /// Closes without an answer.
+    fn end_silently(&mut self, now: Instant) {
+        self.answer = Pending::default();
+        self.answer_marked = true;
+        self.refused = true;
+        self.enter(Stage::Drain, now);
     }
 
     fn begin_body(&mut self, head: Head, rest: &[u8], context: &Context<'_>) {
@@ -298,8 +383,12 @@ impl Connection {
     }
 
     fn relay(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        if self.waiting() == 0 {
+            self.taken = context.now;
+        }
+        // What a stream has beyond that waits at its source, which knows what to leave out.
         let room = self.answer.left() < context.limits.answer_bytes
-            || context.held_by_others + self.held() < context.limits.held_bytes;
+            || (!self.stream && context.held_by_others + self.held() < context.limits.held_bytes);
         let Some(upstream) = &mut self.upstream else { return Ok(0) };
         let mut moved = match self.forward.write_to(upstream) {
             Ok(n) => n,
@@ -317,49 +406,50 @@ impl Connection {
                 Ok(Some(0)) | Err(_) => ended = true,
                 Ok(Some(n)) => {
                     self.answer.bytes.extend_from_slice(&block[..n]);
+                    if self.answer_marked {
+                        self.keep = self.keep.and_then(|left| left.checked_sub(n));
+                    }
                     moved += n;
                 }
             }
         }
-        if !self.answer_marked {
-            self.mark_answer();
+        if !self.answer_marked && !self.mark_answer(context) {
+            return Ok(moved);
         }
         if self.answer_marked {
-            moved += self.answer.write_to(&mut self.client)?;
+            let written = self.answer.write_to(&mut self.client)?;
+            // TLS may have something left of before.
+            self.client.flush()?;
+            if written > 0 {
+                self.taken = context.now;
+            }
+            moved += written;
+        }
+        if self.stream {
+            moved += self.listen()?;
         }
         if ended {
-            self.upstream = None;
-            self.request = None;
-            if self.answer_marked {
-                self.enter(Stage::Drain, context.now);
-            } else {
-                let refusal = Refusal::new(500, "INTERNAL_ERROR", "no_answer", "the operation gave no answer");
-                self.refuse(&refusal, context);
-            }
+            self.end_relay(context);
         }
         Ok(moved)
     }
 
-    /// tiny_http does not say that the connection ends; the client must know.
-    fn mark_answer(&mut self) {
-        if let Some(end) = self.answer.bytes.windows(2).position(|two| two == b"\r\n") {
-            self.answer.bytes.splice(end + 2..end + 2, *b"connection: close\r\n");
-            self.answer_marked = true;
+    /// The operation has said all.
+    fn end_relay(&mut self, context: &Context<'_>) {
+        self.upstream = None;
+        self.request = None;
+        if self.answer_marked {
+            // Some is missing, and the client must see it: the connection ends.
+            self.keep = self.keep.filter(|left| *left == 0);
+            self.enter(Stage::Drain, context.now);
+        } else {
+            let refusal = Refusal::new(500, "INTERNAL_ERROR", "no_answer", "the operation gave no answer");
+            self.refuse(&refusal, context);
         }
     }
 
-    fn drain(&mut self, context: &Context<'_>) -> io::Result<usize> {
-        let moved = self.answer.write_to(&mut self.client)?;
-        if self.answer.left() == 0 {
-            self.answer = Pending::default();
-            self.client.shutdown(Shutdown::Write)?;
-            self.refused = true;
-            self.enter(Stage::Linger, context.now);
-        }
-        Ok(moved)
-    }
-
-    fn linger(&mut self) -> io::Result<usize> {
+    /// A stream's client says nothing more; that it leaves must be noticed, whether there is something to tell or not.
+    fn listen(&mut self) -> io::Result<usize> {
         let mut block = [0; BLOCK];
         match read_some(&mut self.client, &mut block)? {
             None => Ok(0),
@@ -367,7 +457,77 @@ impl Connection {
             Some(n) => Ok(n),
         }
     }
+
+    /// Writes the head of the answer anew once it has come: the client must know that the connection ends, which
+    /// tiny_http does not say, and needs nothing of what is meant for the front. False when the request was refused.
+    fn mark_answer(&mut self, context: &Context<'_>) -> bool {
+        let Some(end) = self.answer.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return true };
+        let answer = AnswerHead::read(&self.answer.bytes[..end]);
+        if answer.stream {
+            if !context.stream_fits {
+                self.refuse(&TOO_MANY_STREAMS, context);
+                return false;
+            }
+            self.stream = true;
+        }
+        let left = self.request.as_ref().and_then(|(head, body)| {
+            let kept = head.keep_alive && !body.surplus && self.answered + 1 < context.limits.requests_per_connection;
+            answer.body_length(&head.method).filter(|_| kept)
+        });
+        self.keep = left.and_then(|left| left.checked_sub(self.answer.bytes.len() - end - 4));
+        self.answer.bytes.splice(..end + 4, answer.write(self.keep.is_some()));
+        self.answer_marked = true;
+        self.taken = context.now;
+        true
+    }
+
+    /// When stopping: what has come of the stream goes out, nothing more comes.
+    pub fn end_stream(&mut self, context: &Context<'_>) -> Step {
+        if self.stream && self.stage == Stage::Relay {
+            self.end_relay(context);
+        }
+        self.advance(context)
+    }
+
+    fn drain(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        let moved = self.answer.write_to(&mut self.client)?;
+        if self.answer.left() > 0 {
+            return Ok(moved);
+        }
+        if self.keep.is_some() {
+            self.client.flush()?;
+            if self.client.held() == 0 {
+                self.begin_again(context.now);
+            }
+        } else if self.client.finish()? {
+            self.answer = Pending::default();
+            self.refused = true;
+            self.enter(Stage::Linger, context.now);
+        }
+        Ok(moved)
+    }
+
+    /// The connection is kept for the client's next request.
+    fn begin_again(&mut self, now: Instant) {
+        self.answered += 1;
+        self.keep = None;
+        self.answer = Pending::default();
+        self.answer_marked = false;
+        self.enter(Stage::Head, now);
+    }
+
+    fn linger(&mut self) -> io::Result<usize> {
+        let mut block = [0; BLOCK];
+        match none_yet(|| self.client.discard(&mut block))? {
+            None => Ok(0),
+            Some(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Some(n) => Ok(n),
+        }
+    }
 }
+
+const TOO_MANY_STREAMS: Refusal =
+    Refusal::new(503, "SERVICE_UNAVAILABLE", "streams", "too many streams are open; close one, or try again later");
 
 const HEAD_TOO_LARGE: Refusal =
     Refusal::new(431, "HEADERS_TOO_LARGE", "head_too_large", "the request's head is larger than the limit");
@@ -418,14 +578,26 @@ impl Pending {
 
 /// One read: `None` when there is nothing yet, `Some(0)` at the end.
 fn read_some(socket: &mut impl Read, block: &mut [u8]) -> io::Result<Option<usize>> {
+    none_yet(|| socket.read(block))
+}
+
+/// `None` when the socket has nothing yet.
+fn none_yet(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
     loop {
-        match socket.read(block) {
+        match read() {
             Ok(n) => return Ok(Some(n)),
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
+}
+
+/// 429.
+fn too_often(wait: Duration) -> Refusal {
+    let message = "too many requests from this address; ask again later";
+    let refusal = Refusal::new(429, "RATE_LIMITED", "rate", message);
+    Refusal { retry_after_s: Some(wait.as_secs() + 1), ..refusal }
 }
 
 fn reason_phrase(status: u16) -> &'static str {

@@ -5,16 +5,20 @@
 //! ours (`x-agent-...`) or change the framing.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::hosts::Hosts;
-use super::{Kind, LISTENER_HEADER, PEER_HEADER};
+use super::peer::Peer;
+use super::{CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
 
 /// More header fields than any client of ours sends.
 const HEADERS_MAX: usize = 64;
 
 /// The client's header fields that go on. One of each.
-const RELAYED: [&str; 4] = ["accept", "authorization", "content-type", "user-agent"];
+const RELAYED: [&str; 6] = ["accept", "authorization", "content-type", "last-event-id", "user-agent", "x-api-key"];
+
+/// What all header fields begin with that the front and what is behind it have among themselves.
+const OWN_PREFIX: &str = "x-agent-";
 
 /// Why a request is refused: what the client reads and what the metric counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,11 +28,13 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// Label of `ebpfsentinel_http_refused_total`.
     pub reason: &'static str,
+    /// Seconds after which it may go well.
+    pub retry_after_s: Option<u64>,
 }
 
 impl Refusal {
     pub const fn new(status: u16, code: &'static str, reason: &'static str, message: &'static str) -> Refusal {
-        Refusal { status, code, message: Cow::Borrowed(message), reason }
+        Refusal { status, code, message: Cow::Borrowed(message), reason, retry_after_s: None }
     }
 
     const fn malformed(message: &'static str) -> Refusal {
@@ -55,6 +61,8 @@ pub struct Head {
     pub framing: Framing,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// The client asks for the connection to stay open for its next request.
+    pub keep_alive: bool,
     relayed: Vec<(&'static str, String)>,
 }
 
@@ -100,8 +108,18 @@ pub fn parse(bytes: &[u8], hosts: &Hosts, local: IpAddr, body_max: usize) -> Res
             relayed.push((name, value.to_owned()));
         }
     }
-    let head = Head { method: method.to_owned(), target: target.to_owned(), framing, expects_continue, relayed };
-    Ok(Some((head, length)))
+    let (method, target) = (method.to_owned(), target.to_owned());
+    let keep_alive = minor == 1 && fields.asks_to_keep_alive();
+    Ok(Some((Head { method, target, framing, expects_continue, keep_alive, relayed }, length)))
+}
+
+/// Who sent a request, as far as the connection tells.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    pub kind: Kind,
+    pub peer: Peer,
+    /// The verified client certificate: its SHA-256 in hexadecimal, and the subject's common name if it has a plain one.
+    pub certificate: Option<String>,
 }
 
 fn check_names(fields: &Fields, hosts: &Hosts, local: IpAddr) -> Result<(), Refusal> {
@@ -157,21 +175,83 @@ impl Head {
             target: String::new(),
             framing: Framing::Length(0),
             expects_continue: false,
+            keep_alive: false,
             relayed: Vec::new(),
         }
     }
 
     /// The head as tiny_http reads it, for a body of `body_length` bytes.
-    pub fn rewrite(&self, kind: Kind, peer: SocketAddr, body_length: usize) -> Vec<u8> {
+    pub fn rewrite(&self, sender: &Sender, body_length: usize) -> Vec<u8> {
         let Head { method, target, .. } = self;
         let mut text = format!("{method} {target} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n");
-        text += &format!(
-            "content-length: {body_length}\r\n{PEER_HEADER}: {peer}\r\n{LISTENER_HEADER}: {}\r\n",
-            kind.name()
-        );
+        text += &format!("content-length: {body_length}\r\n{LISTENER_HEADER}: {}\r\n", sender.kind.name());
+        text += &match sender.peer {
+            Peer::Net(address) => format!("{PEER_HEADER}: {address}\r\n"),
+            Peer::Local { uid, gid } => format!("{UID_HEADER}: {uid}\r\n{GID_HEADER}: {gid}\r\n"),
+        };
+        if let Some(certificate) = &sender.certificate {
+            text += &format!("{CERT_HEADER}: {certificate}\r\n");
+        }
         for (name, value) in &self.relayed {
             text += &format!("{name}: {value}\r\n");
         }
+        text += "\r\n";
+        text.into_bytes()
+    }
+}
+
+/// The head of an answer, read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AnswerHead {
+    status: u16,
+    /// Its lines but those that are the front's affair.
+    lines: Vec<String>,
+    length: Option<usize>,
+    /// Whether it goes on without an end in sight.
+    pub stream: bool,
+}
+
+impl AnswerHead {
+    /// Reads the head without its last, empty line. It is ours, so only what is used is looked at.
+    pub fn read(head: &[u8]) -> AnswerHead {
+        let text = String::from_utf8_lossy(head);
+        let mut answer = AnswerHead {
+            status: text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0),
+            lines: Vec::new(),
+            length: None,
+            stream: false,
+        };
+        for (number, line) in text.split("\r\n").enumerate() {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            let name = name.to_ascii_lowercase();
+            match name.as_str() {
+                STREAM_HEADER => answer.stream = true,
+                "content-length" => answer.length = value.trim().parse().ok(),
+                _ => {}
+            }
+            if number == 0 || !(name.starts_with(OWN_PREFIX) || name == "connection") {
+                answer.lines.push(line.to_owned());
+            }
+        }
+        answer
+    }
+
+    /// Length of the body that follows, when the connection can go on after it.
+    pub fn body_length(&self, method: &str) -> Option<usize> {
+        match (method, self.status) {
+            _ if self.stream => None,
+            (_, 0..=199) => None,
+            ("HEAD", _) | (_, 204 | 304) => Some(0),
+            _ => self.length,
+        }
+    }
+
+    /// The head as the client gets it.
+    pub fn write(&self, keep: bool) -> Vec<u8> {
+        let (first, rest) = self.lines.split_first().map_or(("", &[] as &[String]), |(first, rest)| (first, rest));
+        let connection = if keep { "keep-alive" } else { "close" };
+        let mut text = format!("{first}\r\nconnection: {connection}\r\n");
+        rest.iter().for_each(|line| text += &format!("{line}\r\n"));
         text += "\r\n";
         text.into_bytes()
     }
@@ -192,6 +272,14 @@ impl<'a> Fields<'a> {
                 Err(Refusal { message: message.into(), ..Refusal::malformed("") })
             }
         }
+    }
+
+    /// Whether the connection is to stay. The field may be a list; given twice it is not believed.
+    fn asks_to_keep_alive(&self) -> bool {
+        let Ok(Some(value)) = self.one("connection") else { return false };
+        let is =
+            |word: &str| value.split(|b| *b == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word.as_bytes()));
+        is("keep-alive") && !is("close")
     }
 
     /// The same, as text: tiny_http drops a connection with other bytes in its head, without an answer.
@@ -252,18 +340,71 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_written_anew() {
+        let check = |head: &str, keep: bool, want: &str, stream: bool, length: Option<usize>| {
+            let answer = AnswerHead::read(head.replace('|', "\r\n").as_bytes());
+            let written = String::from_utf8(answer.write(keep)).unwrap();
+            assert_eq!(written, want.replace('|', "\r\n") + "\r\n\r\n");
+            assert_eq!((answer.stream, answer.body_length("GET")), (stream, length), "{head}");
+        };
+        let ok = "HTTP/1.1 200 OK";
+        check(
+            &format!("{ok}|Connection: keep-alive|Content-Length: 3"),
+            false,
+            &format!("{ok}|connection: close|Content-Length: 3"),
+            false,
+            Some(3),
+        );
+        check(
+            &format!("{ok}|X-Agent-Stream: 1|a: b|x-agent-other: 2"),
+            false,
+            &format!("{ok}|connection: close|a: b"),
+            true,
+            None,
+        );
+        check(ok, true, &format!("{ok}|connection: keep-alive"), false, None);
+        let none = "HTTP/1.1 204 No Content";
+        check(none, true, &format!("{none}|connection: keep-alive"), false, Some(0));
+        assert_eq!(AnswerHead::read(b"HTTP/1.1 200 OK\r\ncontent-length: 9").body_length("HEAD"), Some(0));
+    }
+
+    #[test]
+    fn who_asks_to_keep_the_connection() {
+        let check = |line: &str, field: &str, want: bool| {
+            let (head, _) = read(&format!("{line}\r\nHost: localhost\r\n{field}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(head.keep_alive, want, "{line} {field}");
+        };
+        check("GET / HTTP/1.1", "Connection: Keep-Alive", true);
+        check("GET / HTTP/1.1", "Connection: TE, keep-alive", true);
+        check("GET / HTTP/1.1", "a: b", false);
+        check("GET / HTTP/1.1", "Connection: keep-alive, close", false);
+        check("GET / HTTP/1.1", "Connection: keep-alive\r\nConnection: keep-alive", false);
+        check("GET / HTTP/1.0", "Connection: keep-alive", false);
+    }
+
+    #[test]
     fn a_head_is_written_anew() {
         let text = "POST /a?b=c HTTP/1.1\r\nHost: localhost:1\r\nX-Agent-Peer: 6.6.6.6:6\r\nx-agent-listener: metrics\r\n\
-                    Connection: keep-alive, upgrade\r\nTE: trailers\r\nAuthorization: Bearer x\r\nContent-Length: 003\r\n\
+                    Connection: keep-alive, upgrade\r\nX-Agent-Uid: 0\r\nX-Agent-Cert: x\r\nTE: trailers\r\nAuthorization: Bearer x\r\nContent-Length: 003\r\n\
                     Expect: 100-Continue\r\nOrigin: http://LOCALHOST:1\r\nX-Bytes: ä\r\n\r\nabc";
         let (head, length) = read(text).unwrap().unwrap();
         assert_eq!((head.framing, head.expects_continue, length), (Framing::Length(3), true, text.len() - 3));
-        let written = String::from_utf8(head.rewrite(Kind::Rest, "192.0.2.1:5".parse().unwrap(), 3)).unwrap();
-        assert_eq!(
-            written,
-            "POST /a?b=c HTTP/1.1\r\nhost: agent\r\nconnection: close\r\ncontent-length: 3\r\n\
-             x-agent-peer: 192.0.2.1:5\r\nx-agent-listener: rest\r\nauthorization: Bearer x\r\n\r\n"
+        let written = |kind, peer, certificate: Option<&str>| {
+            let sender = Sender { kind, peer, certificate: certificate.map(str::to_owned) };
+            String::from_utf8(head.rewrite(&sender, 3)).unwrap()
+        };
+        let check = |got: String, ours: &str| {
+            let want = "POST /a?b=c HTTP/1.1|host: agent|connection: close|content-length: 3|";
+            assert_eq!(got, format!("{want}{ours}authorization: Bearer x||").replace('|', "\r\n"));
+        };
+        let net = Peer::Net("192.0.2.1:5".parse().unwrap());
+        check(written(Kind::Rest, net, None), "x-agent-listener: rest|x-agent-peer: 192.0.2.1:5|");
+        check(
+            written(Kind::Rest, net, Some("ab12 some name")),
+            "x-agent-listener: rest|x-agent-peer: 192.0.2.1:5|x-agent-cert: ab12 some name|",
         );
+        let local = Peer::Local { uid: 1, gid: 2 };
+        check(written(Kind::Unix, local, None), "x-agent-listener: unix|x-agent-uid: 1|x-agent-gid: 2|");
         for cut in [1, 40, length - 1] {
             assert_eq!(read(&text[..cut]), Ok(None), "{cut}");
         }

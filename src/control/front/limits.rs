@@ -11,8 +11,19 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Of these, from loopback: all local programs share it, so it is higher, but leaves room for a remote operator.
     pub connections_loopback: usize,
+    /// Requests per second from one remote address, in the long run; twice as many at once. Who wants more gets 429.
+    pub requests_per_s: u32,
+    /// The same for loopback and each user of the Unix socket; 0 is no limit: whoever is on this host has other ways to
+    /// keep it busy, and a proxy or a script that adds ten thousand rules is one address.
+    pub requests_here_per_s: u32,
+    /// Requests on one connection, when the client asks to keep it. It closes after the last.
+    pub requests_per_connection: u32,
     /// Connections beyond those that only wait until the client has read its answer or refusal.
     pub lingering: usize,
+    /// Streams, which are not among the connections above: they stay for hours.
+    pub streams: usize,
+    /// Of these, to one remote address.
+    pub streams_per_address: usize,
     /// Requests given to the workers at one time; others wait in the front, where they cost no thread.
     pub in_flight: usize,
     /// Threads that run operations.
@@ -25,18 +36,23 @@ pub struct Limits {
     pub held_bytes: usize,
     /// What a connection may always hold of its answer.
     pub answer_bytes: usize,
-    /// From the connection's start to the end of the head, so that one byte now and then does not help.
+    /// From the connection's start, with the TLS handshake, to the end of the head, so that one byte now and then does
+    /// not help.
     pub head_timeout: Duration,
     /// From the head's end to the body's end.
     pub body_timeout: Duration,
-    /// Without a byte from or to the client while one is due.
+    /// Without a byte from or to the client while one is due. For a stream: without the client taking any of what waits.
     pub stall_timeout: Duration,
-    /// Without a byte from the operation: a reload of everything must fit.
+    /// Without a byte from the operation: a reload of everything must fit. A stream may be silent for ever.
     pub answer_timeout: Duration,
     /// From the operation's end until the client has read the whole answer.
     pub drain_timeout: Duration,
+    /// From an answer to the next request, on a connection that is kept.
+    pub idle_timeout: Duration,
     /// From the last byte of the answer until the client closes.
     pub linger_timeout: Duration,
+    /// How often the credentials of who listens to a stream are looked at again.
+    pub credentials_interval: Duration,
     /// For everything that is under way when the agent stops.
     pub stop_timeout: Duration,
 }
@@ -47,7 +63,12 @@ impl Default for Limits {
             connections: 64,
             connections_per_address: 16,
             connections_loopback: 48,
+            requests_per_s: 50,
+            requests_here_per_s: 0,
+            requests_per_connection: 1000,
             lingering: 16,
+            streams: 64,
+            streams_per_address: 16,
             in_flight: 8,
             workers: 3,
             head_bytes: 16 << 10,
@@ -59,7 +80,9 @@ impl Default for Limits {
             stall_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(2),
+            credentials_interval: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(3),
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! tiny_http has no time-outs, no limits and reads ambiguous requests its own way, so it listens only on a Unix socket in
 //! a directory of ours, and gets complete, rewritten requests from here: accept, read the head and the body within limits
-//! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request for a connection.
+//! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request at a time, and one
+//! for a connection unless the client asks to keep it; what it sends before it has the answer ends the connection. An
+//! answer with [`STREAM_HEADER`] may go on for hours; such have a cap of their own, and take no place of a request.
 //!
 //! What is bounded, and by what, stands in [`Limits`]. Too many connections: a new one takes the place of the oldest that
 //! has not said what it wants; a complete request is never thrown out. So 500 half-open clients cost a good one nothing.
@@ -14,27 +16,43 @@ mod connection;
 mod head;
 mod hosts;
 mod limits;
+mod peer;
+mod rate;
+mod transport;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mio::net::{TcpListener, UnixStream};
+use mio::net::{TcpListener, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::unistd::Gid;
 
 use self::connection::{Connection, Context, Stage, Step, busy};
 use self::head::Refusal;
 pub use self::hosts::Hosts;
 pub use self::limits::Limits;
+pub use self::peer::Peer;
+use self::rate::Rate;
+use self::transport::Transport;
+use super::tls::TlsStore;
 use crate::metrics::Metrics;
 
 /// Header fields that the front adds, and only the front.
 pub const PEER_HEADER: &str = "x-agent-peer";
 pub const LISTENER_HEADER: &str = "x-agent-listener";
+/// Of a client on the Unix socket, instead of its address.
+pub const UID_HEADER: &str = "x-agent-uid";
+/// The group by which it may use the socket, or its first.
+pub const GID_HEADER: &str = "x-agent-gid";
+/// Of a verified client certificate: its SHA-256, and after a space the subject's common name if that is printable ASCII.
+pub const CERT_HEADER: &str = "x-agent-cert";
+/// A header field of an answer, for the front alone: the answer is a stream, without an end in sight.
+pub const STREAM_HEADER: &str = "x-agent-stream";
 
 /// Descriptors that tiny_http and the front need for a request: the two ends and tiny_http's copy of its one.
 const DESCRIPTORS_PER_REQUEST: usize = 3;
@@ -46,6 +64,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HANDING_OVER: Duration = Duration::from_secs(1);
 /// Accepted before the connections that are there have their turn.
 const ACCEPT_TURN: usize = 64;
+/// TLS connections for each request that a client may make, before they are closed without a handshake, which costs more
+/// than a refusal.
+const CONNECTIONS_PER_REQUEST: u32 = 2;
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +75,8 @@ pub enum Kind {
     Rest,
     /// `GET /metrics` only.
     Metrics,
+    /// Everything, for processes of this host.
+    Unix,
 }
 
 impl Kind {
@@ -62,6 +85,7 @@ impl Kind {
         match self {
             Kind::Rest => "rest",
             Kind::Metrics => "metrics",
+            Kind::Unix => "unix",
         }
     }
 }
@@ -84,6 +108,7 @@ pub struct Front {
     accepted: u64,
     accept_after: Option<Instant>,
     reserve: Reserve,
+    rates: RefCell<Rates>,
     limits: Limits,
     hosts: Hosts,
     backend: Arc<dyn Backend>,
@@ -91,11 +116,90 @@ pub struct Front {
     stop: Arc<AtomicBool>,
 }
 
+/// How often clients ask, and how often they begin with TLS.
+struct Rates {
+    requests: Rate,
+    here: Option<Rate>,
+    handshakes: Rate,
+}
+
+/// A bound socket to serve.
+pub enum Socket {
+    /// Plainly, or by TLS.
+    Tcp(std::net::TcpListener, Option<Arc<TlsStore>>),
+    /// For processes of this host; the group that may use it beside its owner.
+    Unix(std::os::unix::net::UnixListener, Option<Gid>),
+}
+
 struct Listener {
-    socket: TcpListener,
+    socket: Listening,
     kind: Kind,
     /// There may be clients to accept.
     ready: bool,
+}
+
+enum Listening {
+    Tcp(TcpListener, Option<Arc<TlsStore>>),
+    Unix(UnixListener, Option<Gid>),
+}
+
+impl Listening {
+    fn new(socket: Socket, poll: &Poll, token: Token) -> io::Result<Listening> {
+        let mut socket = match socket {
+            Socket::Tcp(socket, tls) => {
+                socket.set_nonblocking(true)?;
+                Listening::Tcp(TcpListener::from_std(socket), tls)
+            }
+            Socket::Unix(socket, group) => {
+                socket.set_nonblocking(true)?;
+                Listening::Unix(UnixListener::from_std(socket), group)
+            }
+        };
+        let source: &mut dyn mio::event::Source = match &mut socket {
+            Listening::Tcp(socket, _) => socket,
+            Listening::Unix(socket, _) => socket,
+        };
+        poll.registry().register(source, token, Interest::READABLE)?;
+        Ok(socket)
+    }
+
+    /// The next client, and how it is spoken with if by TLS.
+    fn accept(&self) -> io::Result<Client> {
+        match self {
+            Listening::Tcp(socket, tls) => {
+                let (stream, address) = socket.accept()?;
+                Ok(Client::Tcp(stream, Peer::net(address), tls.clone()))
+            }
+            Listening::Unix(socket, group) => {
+                let (stream, _) = socket.accept()?;
+                Ok(Client::Unix(stream, *group))
+            }
+        }
+    }
+}
+
+/// A client that was accepted.
+enum Client {
+    Tcp(mio::net::TcpStream, Peer, Option<Arc<TlsStore>>),
+    Unix(UnixStream, Option<Gid>),
+}
+
+impl Client {
+    fn connect(self) -> io::Result<(Transport, Peer)> {
+        Ok(match self {
+            Client::Tcp(stream, peer, tls) => {
+                stream.set_nodelay(true)?;
+                match tls {
+                    Some(tls) => (Transport::tls(stream, tls.rest())?, peer),
+                    None => (Transport::Tcp(stream), peer),
+                }
+            }
+            Client::Unix(stream, group) => {
+                let peer = Peer::of_socket(&stream, group)?;
+                (Transport::Unix(stream), peer)
+            }
+        })
+    }
 }
 
 /// Ends a running front.
@@ -117,24 +221,28 @@ impl Stopper {
 impl Front {
     /// A front for these bound sockets.
     pub fn new(
-        sockets: Vec<(std::net::TcpListener, Kind)>,
+        sockets: Vec<(Socket, Kind)>,
         limits: Limits,
         hosts: Hosts,
         backend: Arc<dyn Backend>,
         metrics: Arc<Metrics>,
     ) -> io::Result<(Front, Stopper)> {
         let poll = Poll::new()?;
-        let slots = limits.connections + limits.lingering + 1;
+        let slots = limits.connections + limits.streams + limits.lingering + 1;
         let mut listeners = Vec::new();
         for (i, (socket, kind)) in sockets.into_iter().enumerate() {
-            socket.set_nonblocking(true)?;
-            let mut socket = TcpListener::from_std(socket);
-            poll.registry().register(&mut socket, Token(2 * slots + 1 + i), Interest::READABLE)?;
+            let socket = Listening::new(socket, &poll, Token(2 * slots + 1 + i))?;
             listeners.push(Listener { socket, kind, ready: true });
         }
         let waker = Arc::new(Waker::new(poll.registry(), Token(2 * slots))?);
         let stop = Arc::new(AtomicBool::new(false));
         let reserve = Reserve::new(DESCRIPTORS_PER_REQUEST * limits.in_flight + DESCRIPTORS_TO_ACCEPT);
+        let rate = |per_s: u32| Rate::new(per_s, per_s.saturating_mul(2));
+        let rates = RefCell::new(Rates {
+            requests: rate(limits.requests_per_s),
+            here: Some(limits.requests_here_per_s).filter(|per_s| *per_s > 0).map(rate),
+            handshakes: rate(limits.requests_per_s.saturating_mul(CONNECTIONS_PER_REQUEST)),
+        });
         let front = Front {
             poll,
             listeners,
@@ -143,6 +251,7 @@ impl Front {
             accepted: 0,
             accept_after: None,
             reserve,
+            rates,
             limits,
             hosts,
             backend,
@@ -180,6 +289,7 @@ impl Front {
                 stop_at.get_or_insert_with(|| Instant::now() + self.limits.stop_timeout);
                 self.listeners.clear();
                 self.drop_idle();
+                (0..self.connections.len()).for_each(|slot| self.with(slot, Connection::end_stream));
             }
             self.accept();
             self.hand_on();
@@ -197,12 +307,22 @@ impl Front {
         if !self.again.is_empty() || (self.accept_after.is_none() && self.listeners.iter().any(|l| l.ready)) {
             return Some(Instant::now());
         }
-        let connections = self.connections.iter().flatten().map(|c| c.deadline(&self.limits));
+        let connections = self.connections.iter().flatten().filter_map(|c| c.deadline(&self.limits));
         connections.chain(stop_at).chain(self.accept_after).min()
     }
 
+    /// Requests that the workers have. A stream is a worker's until its head has come.
     fn in_flight(&self) -> usize {
-        self.connections.iter().flatten().filter(|c| c.upstream.is_some()).count().min(self.limits.in_flight)
+        let theirs = |c: &&Connection| c.upstream.is_some() && !c.stream;
+        self.connections.iter().flatten().filter(theirs).count().min(self.limits.in_flight)
+    }
+
+    /// Whether there is a place for one more stream of this client's.
+    fn stream_fits(&self, peer: Peer) -> bool {
+        let streams = || self.connections.iter().flatten().filter(|c| c.stream);
+        let per_address = if peer.is_here() { self.limits.streams } else { self.limits.streams_per_address };
+        let key = peer.key();
+        streams().count() < self.limits.streams && streams().filter(|c| c.peer.key() == key).count() < per_address
     }
 
     fn reserve_wanted(&self) -> usize {
@@ -219,14 +339,18 @@ impl Front {
     fn with(&mut self, slot: usize, work: impl FnOnce(&mut Connection, &Context<'_>) -> Step) {
         let Some(mut connection) = self.connections.get_mut(slot).and_then(Option::take) else { return };
         let metrics = &self.metrics;
-        let refused = |refusal: &Refusal, peer: SocketAddr| {
+        let refused = |refusal: &Refusal, peer: Peer| {
             metrics.http_refused(refusal.reason);
             log::debug!("control: {peer} refused ({}): {}", refusal.reason, refusal.message);
         };
+        let now = Instant::now();
+        let admits = |peer: Peer| self.rates.borrow_mut().admit(peer, now);
         let context = Context {
             limits: &self.limits,
             hosts: &self.hosts,
-            now: Instant::now(),
+            now,
+            admits: &admits,
+            stream_fits: self.stream_fits(connection.peer),
             held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
             refused: &refused,
         };
@@ -247,7 +371,7 @@ impl Front {
     fn expire(&mut self) {
         let now = Instant::now();
         for slot in 0..self.connections.len() {
-            if self.connections[slot].as_ref().is_some_and(|c| c.deadline(&self.limits) <= now) {
+            if self.connections[slot].as_ref().and_then(|c| c.deadline(&self.limits)).is_some_and(|at| at <= now) {
                 self.with(slot, Connection::expire);
             }
         }
@@ -304,9 +428,9 @@ impl Front {
                     break;
                 }
                 match listener.socket.accept() {
-                    Ok((client, peer)) => {
+                    Ok(client) => {
                         let kind = listener.kind;
-                        self.admit(client, peer, kind);
+                        self.admit(client, kind);
                     }
                     Err(e) if e.kind() == ErrorKind::WouldBlock => listener.ready = false,
                     // The client left before it was accepted.
@@ -329,24 +453,30 @@ impl Front {
         }
     }
 
-    fn admit(&mut self, client: mio::net::TcpStream, peer: SocketAddr, kind: Kind) {
+    fn admit(&mut self, client: Client, kind: Kind) {
         let now = Instant::now();
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let key = address_key(peer.ip());
-        let from_here = move |c: &Connection| address_key(c.peer.ip()) == key;
-        let per_address = if peer.ip().is_loopback() {
-            self.limits.connections_loopback
-        } else {
-            self.limits.connections_per_address
+        if let Client::Tcp(_, peer, Some(_)) = client
+            && !peer.is_here()
+            && self.rates.borrow_mut().handshakes.take(peer.key(), now).is_err()
+        {
+            return self.metrics.http_refused("handshake_rate");
+        }
+        let (client, peer) = match client.connect() {
+            Ok(connected) => connected,
+            // The client has left, or the process cannot be asked about.
+            Err(e) => return log::debug!("control: a client that was accepted: {e}"),
         };
+        let key = peer.key();
+        let from_here = move |c: &Connection| c.peer.key() == key;
+        let per_address =
+            if peer.is_here() { self.limits.connections_loopback } else { self.limits.connections_per_address };
         let fits = (self.served(from_here) < per_address || self.make_room(from_here))
             && (self.served(|_| true) < self.limits.connections || self.make_room(|_| true));
         // There is a slot for a refusal even when all others are served or linger; limit_lingering frees it again.
         let Some(slot) = self.connections.iter().position(Option::is_none) else { return };
         self.accepted += 1;
         let Ok(mut connection) = Connection::new(client, peer, kind, self.accepted, now) else { return };
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(e) = self.poll.registry().register(&mut connection.client, Token(2 * slot), interest) {
+        if let Err(e) = connection.client.register(self.poll.registry(), Token(2 * slot)) {
             log::warn!("control: registering a client: {e}");
             return;
         }
@@ -362,7 +492,7 @@ impl Front {
     }
 
     fn served(&self, which: impl Fn(&Connection) -> bool) -> usize {
-        self.connections.iter().flatten().filter(|c| !c.refused && which(c)).count()
+        self.connections.iter().flatten().filter(|c| !c.refused && !c.stream && which(c)).count()
     }
 
     /// Closes the connection that gives way first among `which`. False when none does.
@@ -415,13 +545,14 @@ impl Front {
     }
 }
 
-/// What counts as one client: an address, or an IPv6 network that one host can have to itself.
-fn address_key(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.to_bits().into(),
-        IpAddr::V6(v6) if v6.is_loopback() => v6.to_bits(),
-        // Shifted so that no network looks like an IPv4 address.
-        IpAddr::V6(v6) => v6.to_bits() & (u128::MAX << 64) | 1 << 63,
+impl Rates {
+    /// Takes note of a request; when the client has asked too often, how long until it may ask again.
+    fn admit(&mut self, peer: Peer, now: Instant) -> Result<(), Duration> {
+        match (&mut self.here, peer.is_here()) {
+            (Some(here), true) => here.take(peer.key(), now),
+            (None, true) => Ok(()),
+            (_, false) => self.requests.take(peer.key(), now),
+        }
     }
 }
 
@@ -457,3 +588,6 @@ impl Reserve {
         self.short = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,9 @@ use crate::abi::fw_rp_filter;
 use crate::classify::compile::RULES_MAX;
 use crate::classify::keys::read_interface;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id, read_mitre, serialize_mitre};
+use crate::classify::rules::{
+    Mode, check_counts, read_description, read_id, read_mitre, read_namespace, serialize_mitre,
+};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -183,6 +185,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let written = WrittenMatch::read(&mut r);
@@ -210,7 +213,8 @@ impl AnyRule for Rule {
         let (id, priority, action) = (id?, priority?, action?);
         written.check_surroundings(surroundings);
         let log = log.unwrap_or(false) || action == Action::Log;
-        Some(Rule { id, priority, enabled, action, log, matches: written.matches, mirror_to, mitre, description })
+        let matches = written.matches;
+        Some(Rule { id, namespace, priority, enabled, action, log, matches, mirror_to, mitre, description })
     }
 
     fn text(&self) -> RuleText {
@@ -219,6 +223,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -255,6 +263,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -299,6 +311,7 @@ impl From<&Rule> for RuleText {
     fn from(rule: &Rule) -> RuleText {
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             action: rule.action.name(),
             matches: MatchText::from(&rule.matches),
@@ -376,6 +389,7 @@ mod tests {
         /// Any rule that can be written.
         fn rule()(
             id in "[A-Za-z0-9_-]{1,64}",
+            namespace in prop::option::of("[A-Za-z0-9_-]{1,64}"),
             priority in 1..=u32::MAX,
             (enabled, log) in any::<(bool, bool)>(),
             action in prop::sample::select(vec![Action::Allow, Action::Deny, Action::Log]),
@@ -386,7 +400,8 @@ mod tests {
         ) -> Rule {
             let matches = Match { fragment: None, ..matches };
             let mirror_to = mirror_to.filter(|_| action != Action::Deny);
-            Rule { id, priority, enabled, action, log: log || action == Action::Log, matches, mirror_to, mitre, description }
+            let log = log || action == Action::Log;
+            Rule { id, namespace, priority, enabled, action, log, matches, mirror_to, mitre, description }
         }
     }
 

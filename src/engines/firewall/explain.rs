@@ -45,12 +45,14 @@ pub struct QuestionText {
     /// Destination address.
     dst_ip: String,
     /// `tcp`, `udp`, `icmp`, `icmpv6` or a number; `tcp` when absent.
+    #[schemars(schema_with = "protocol_schema")]
     protocol: Option<String>,
     /// Source port; 40000 when absent.
     src_port: Option<u16>,
     /// Destination port.
     dst_port: Option<u16>,
     /// VLAN id; 0 is untagged.
+    #[schemars(range(max = 4094))]
     vlan_id: Option<u16>,
     /// Interface on which it arrives; the first one of the agent when absent.
     interface: Option<String>,
@@ -60,6 +62,10 @@ pub struct QuestionText {
     icmp_type: Option<u8>,
     /// ICMP code.
     icmp_code: Option<u8>,
+}
+
+fn protocol_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": ["string", "integer", "null"], "default": null })
 }
 
 impl Question {

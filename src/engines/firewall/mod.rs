@@ -4,12 +4,14 @@
 //! idle generation of the tables, swaps, attaches, and turns the kernel's records into alerts; the verdict itself falls
 //! in the kernel. Rules of the configuration file and rules made through the API are one list.
 
+pub mod alerts;
 pub mod api;
 pub mod config;
 pub mod explain;
 mod forwarding;
 pub mod maps;
 mod mirror;
+pub mod model;
 pub mod rule;
 
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use std::time::{Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use libbpf_rs::MapHandle;
 
+use self::alerts::{rule_of, severity_of};
 use self::api::RuleView;
 use self::config::{FirewallConfig, RpFilter, loop_of};
 use self::explain::{Asked, Explanation, Question};
@@ -27,7 +30,7 @@ use self::maps::Generation;
 use self::mirror::Mirroring;
 use self::rule::Rule;
 use crate::abi::{fw_limits, fw_verdict, steer_count};
-use crate::alert::{Alert, AlertSender, Severity};
+use crate::alert::{Alert, AlertSender};
 use crate::bpf::attach::{self, AttachMode, Attached, TcPlace, XdpMode};
 use crate::bpf::blocks::Blocks;
 use crate::bpf::chain::Chain;
@@ -273,6 +276,7 @@ impl Firewall {
             chain: Some(chain),
             steers: steer.is_some(),
             blocks: blocks.as_deref(),
+            is_replay: false,
         })?;
         drop(blocks);
         let (egress, egress_failure) = if config.stateful {
@@ -714,15 +718,8 @@ impl Firewall {
 
     fn alert_of(&self, verdict: &Verdict) -> Alert {
         let named = verdict.slot.and_then(|slot| self.names.get(usize::from(slot))?.as_ref());
-        let rule: Arc<str> = match (verdict.slot, verdict.reason, verdict.unparsable) {
-            (Some(_), ..) => named.map_or_else(|| "deleted".into(), |named| named.id.clone()),
-            (_, Reason::Unparsable, Some(why)) => format!("unparsable:{why}").into(),
-            (_, reason, _) => reason.name().into(),
-        };
-        let severity = match verdict.outcome {
-            Outcome::Dropped | Outcome::WouldDrop if verdict.reason != Reason::Policy => Severity::Medium,
-            _ => Severity::Low,
-        };
+        let rule = rule_of(verdict, |_| named.map(|named| named.id.clone()));
+        let severity = severity_of(verdict);
         let fate = match verdict.outcome {
             Outcome::Passed => "passed",
             Outcome::Dropped => "dropped",

@@ -12,6 +12,8 @@ pub use crate::classify::rules::Action;
 pub struct Rule {
     /// Unique name, `[A-Za-z0-9_-]`, 1 to 64 characters.
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it. Without one it is the admins'.
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; from 1. Equal priorities keep the order in which they were written.
     pub priority: u32,
     /// A rule that is switched off is kept and shown, and never matches.

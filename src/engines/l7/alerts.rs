@@ -5,7 +5,7 @@ use crate::alert::Alert;
 use crate::alert::facts::escaped;
 use crate::classify::rules::Action;
 use crate::component::Component;
-use crate::flow::Flow;
+use crate::flow::{Flow, Reaction};
 use crate::packet::proto::Told;
 
 /// What became of the wish to block a flow.
@@ -13,7 +13,7 @@ use crate::packet::proto::Told;
 pub enum Enforcement {
     /// The kernel drops its packets from now on.
     Blocked,
-    /// Nothing was to be done: `mode = "alert"`, or a capture file is replayed.
+    /// Nothing was to be done: `mode = "alert"`.
     NotWanted,
     /// The flow had ended by then.
     TooLate,
@@ -21,6 +21,13 @@ pub enum Enforcement {
     Tunnelled,
     /// The kernel did not take it.
     Failed,
+}
+
+impl Enforcement {
+    /// What the watcher of the flow answers.
+    pub fn reaction(self) -> Reaction {
+        if self == Enforcement::Blocked { Reaction::Blocked } else { Reaction::GoOn }
+    }
 }
 
 impl Hit {

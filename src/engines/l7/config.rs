@@ -11,7 +11,7 @@ use super::rule::{Condition, Field as RuleField, Protocol, Rule};
 use crate::alert::Severity;
 use crate::classify::keys::read_network;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Action, Mode, read_description, read_id, read_mitre, serialize_mitre};
+use crate::classify::rules::{Action, Mode, read_description, read_id, read_mitre, read_namespace, serialize_mitre};
 use crate::classify::text::{Surroundings, number_or_text_schema};
 use crate::matching::matcher::Matcher;
 use crate::ruled::AnyRule;
@@ -207,6 +207,10 @@ fn read_condition(written: &Field<'_>, field: RuleField) -> Option<Condition> {
     Some(Condition { field, matcher })
 }
 
+fn headers_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": ["object", "null"], "additionalProperties": { "type": "string" } })
+}
+
 fn read_headers(table: &Field<'_>) -> Vec<Condition> {
     let Some(entries) = table.entries() else { return Vec::new() };
     if entries.is_empty() {
@@ -255,6 +259,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, _surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let action = r.key("action").required().parse::<Action>();
         let protocol_field = r.key("protocol").required();
@@ -283,7 +288,19 @@ impl AnyRule for Rule {
             severity_field.error("what is allowed makes no alert, so it has no severity; write action = \"log\"");
         }
         let severity = severity.unwrap_or(Rule::severity_of(action));
-        Some(Rule { id, priority, enabled, action, protocol, matches, conditions, severity, mitre, description })
+        Some(Rule {
+            id,
+            namespace,
+            priority,
+            enabled,
+            action,
+            protocol,
+            matches,
+            conditions,
+            severity,
+            mitre,
+            description,
+        })
     }
 
     fn text(&self) -> RuleText {
@@ -292,6 +309,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -326,6 +347,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -396,7 +421,7 @@ pub struct RuleText {
     pub dialect: Option<String>,
     /// http: fields of the request's head by their names, all of which must match.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(default)]
+    #[schemars(schema_with = "headers_schema", default)]
     pub header: BTreeMap<String, String>,
     /// A rule that is switched off is kept and never matches.
     #[schemars(default = "yes")]
@@ -441,6 +466,7 @@ impl From<&Rule> for RuleText {
         });
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             action: rule.action.name(),
             protocol: rule.protocol.name(),
@@ -559,16 +585,36 @@ mod tests {
         let severity = select(Severity::WORDS.iter().map(|(_, severity)| *severity).collect::<Vec<_>>());
         let net = prop::option::of(select(vec!["10.0.0.0/8", "192.0.2.7/32"]));
         let ports = prop::option::of(select(vec!["80", "1-65535"]));
-        let words = ("[A-Za-z0-9_-]{1,64}", 1..=u32::MAX, any::<bool>(), any_mitre(), "\\PC{0,256}");
+        let id = "[A-Za-z0-9_-]{1,64}";
+        let words = (id, prop::option::of(id), 1..=u32::MAX, any::<bool>(), any_mitre(), "\\PC{0,256}");
         (words, protocol, action, severity, net, ports).prop_map(
-            |((id, priority, enabled, mitre, description), (protocol, conditions), action, severity, net, ports)| {
+            |(
+                (id, namespace, priority, enabled, mitre, description),
+                (protocol, conditions),
+                action,
+                severity,
+                net,
+                ports,
+            )| {
                 let matches = Match {
                     src_ip: net.map(|net| net.parse().unwrap()),
                     dst_port: ports.map(|ports| ports.parse().unwrap()),
                     ..Match::default()
                 };
                 let severity = if action == Action::Allow { Rule::severity_of(action) } else { severity };
-                Rule { id, priority, enabled, action, protocol, matches, conditions, severity, mitre, description }
+                Rule {
+                    id,
+                    namespace,
+                    priority,
+                    enabled,
+                    action,
+                    protocol,
+                    matches,
+                    conditions,
+                    severity,
+                    mitre,
+                    description,
+                }
             },
         )
     }

@@ -24,6 +24,7 @@ use std::time::Instant;
 use anyhow::Result;
 use arc_swap::ArcSwap;
 
+use self::alerts::Enforcement;
 use self::api::RuleView;
 use self::config::{L7Config, RULES_MAX};
 use self::judge::{DEFAULT_RULE, Hit, Judge};
@@ -31,6 +32,7 @@ use self::rule::Rule;
 use self::tally::Tally;
 use crate::classify::rules::Mode;
 use crate::component::Component;
+use crate::flow::{Flow, State};
 use crate::metrics::{L7Counters, L7RuleCounters, Metrics};
 use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source};
@@ -61,6 +63,19 @@ impl Ruling {
     /// Whether a hit's flow is to be blocked.
     pub fn blocks(&self, hit: &Hit) -> bool {
         self.mode == Mode::Block && hit.wants_block()
+    }
+
+    /// What becomes of a hit's flow; `block` blocks it, where that is to be and can be.
+    pub fn enforce(&self, hit: &Hit, flow: &Flow, block: impl FnOnce() -> Enforcement) -> Enforcement {
+        if !self.blocks(hit) {
+            Enforcement::NotWanted
+        } else if flow.is_tunnelled {
+            Enforcement::Tunnelled
+        } else if flow.state == State::Closed {
+            Enforcement::TooLate
+        } else {
+            block()
+        }
     }
 }
 

@@ -14,7 +14,9 @@ use super::limit::{Limit, LimitError, Unit};
 use super::rule::{Action, Algorithm, Rule, Scope};
 use crate::classify::compile::RULES_MAX;
 use crate::classify::matching::Match;
-use crate::classify::rules::{Mode, check_counts, read_description, read_id, read_mitre, serialize_mitre};
+use crate::classify::rules::{
+    Mode, check_counts, read_description, read_id, read_mitre, read_namespace, serialize_mitre,
+};
 use crate::classify::text::{MatchText, Surroundings, WrittenMatch, number_or_text_schema};
 use crate::ruled::AnyRule;
 use crate::ruled::body::read_all;
@@ -76,6 +78,7 @@ impl RatelimitConfig {
     pub fn default_rule(&self) -> Option<Rule> {
         (self.default_rate > 0).then(|| Rule {
             id: "(default)".to_owned(),
+            namespace: None,
             priority: u32::MAX,
             enabled: true,
             matches: Match::default(),
@@ -301,6 +304,7 @@ impl AnyRule for Rule {
 
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
+        let namespace = read_namespace(&r.key("namespace"));
         let priority = r.key("priority").required().integer(1..=u32::MAX);
         let mut written = WrittenMatch::read_stateless(&mut r);
         r.refuse("state", "a rate limit knows no connection state; remove state");
@@ -322,6 +326,7 @@ impl AnyRule for Rule {
         let (matches, algorithm) = (written.matches, written_limit.algorithm);
         Some(Rule {
             id,
+            namespace,
             priority,
             enabled,
             matches,
@@ -343,6 +348,10 @@ impl AnyRule for Rule {
 
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     fn priority(&self) -> u32 {
@@ -385,6 +394,10 @@ pub struct RuleText {
     /// Unique name.
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub id: String,
+    /// Whose rule it is: operators of this namespace may change it, without one only admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub namespace: Option<String>,
     /// Lower numbers are asked first; equal ones keep their order.
     #[schemars(range(min = 1))]
     pub priority: u32,
@@ -467,6 +480,7 @@ impl From<&Rule> for RuleText {
     fn from(rule: &Rule) -> RuleText {
         RuleText {
             id: rule.id.clone(),
+            namespace: rule.namespace.clone(),
             priority: rule.priority,
             matches: match rule.algorithm {
                 // Those that it looks at are its own.
@@ -601,6 +615,7 @@ mod tests {
         /// Any rule that can be written.
         fn rule()(
             id in "[A-Za-z0-9_-]{1,64}",
+            namespace in prop::option::of("[A-Za-z0-9_-]{1,64}"),
             priority in 1..=u32::MAX,
             enabled in any::<bool>(),
             scope in prop::sample::select(Scope::WORDS),
@@ -619,6 +634,7 @@ mod tests {
                 let (src_ip, dst_ip, vlan_id) = (matches.src_ip, matches.dst_ip, matches.vlan_id);
                 return Rule {
                     id,
+                    namespace,
                     priority,
                     enabled,
                     matches: Match { src_ip, dst_ip, vlan_id, interfaces: matches.interfaces, ..tcp },
@@ -635,6 +651,7 @@ mod tests {
             }
             Rule {
                 id,
+                namespace,
                 priority,
                 enabled,
                 matches: Match { states: States::ANY, ..matches },

@@ -11,13 +11,16 @@ use std::net::SocketAddr;
 use crate::eve;
 use crate::eve::json::Json;
 use crate::eve::time::Stamp;
-use crate::flow::{Anomaly, EndReason, Flow, community_id};
+use crate::event::Verdict;
+use crate::flow::community_id::icmp_ports;
+use crate::flow::{Anomaly, EndReason, Flow, community_id, community_id_of};
+use crate::packet::frame::protocol::{ICMP, ICMPV6};
 use crate::packet::proto::{Side, Told};
 
-/// What was enforced and said of a rule that was hit.
+/// What was enforced and said of a rule that was hit, by a flow or by a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alert<'a> {
-    /// The flow was blocked; else it went on.
+    /// The flow was blocked, or the packet dropped; else it went on.
     pub is_blocked: bool,
     /// Whose rule: a component's name.
     pub component: &'a str,
@@ -63,21 +66,7 @@ impl Eve {
     pub fn alert(&mut self, flow: &Flow, time_ns: u64, alert: &Alert<'_>, told: Option<&Told>) -> &[u8] {
         self.start(time_ns, "alert", Some(flow), Side::Client);
         let json = &mut self.json;
-        json.object("alert");
-        json.text("action", if alert.is_blocked { "blocked" } else { "allowed" });
-        json.number("gid", 1);
-        json.number("signature_id", u64::from(alert.signature_id.unwrap_or(0)));
-        json.number("rev", 0);
-        json.text("signature", alert.signature);
-        json.text("category", alert.category);
-        json.number("severity", u64::from(alert.severity));
-        json.text("rule", alert.rule);
-        json.text("rule_action", alert.rule_action);
-        json.text("component", alert.component);
-        if let Some(matched) = alert.matched {
-            json.wire("matched", matched);
-        }
-        json.close();
+        member(json, alert);
         if let Some(told) = told {
             facts::write(json, told);
         }
@@ -86,6 +75,32 @@ impl Eve {
         self.json.key("start");
         self.stamp.write(&mut self.json, flow.start_ns);
         self.json.close();
+        self.line()
+    }
+
+    /// A rule that was hit by a packet, of which it does not know the flow.
+    pub fn packet_alert(&mut self, verdict: &Verdict, alert: &Alert<'_>) -> &[u8] {
+        self.start(verdict.boot_ns, "alert", None, Side::Client);
+        let json = &mut self.json;
+        if verdict.vlan_id != 0 {
+            json.array("vlan");
+            json.element(verdict.vlan_id.into());
+            json.end_array();
+        }
+        if let (Some(source), Some(destination)) = (verdict.src, verdict.dst) {
+            let protocol = verdict.protocol;
+            ends(json, protocol, (source, verdict.src_port).into(), (destination, verdict.dst_port).into());
+            let ports = match protocol {
+                ICMP | ICMPV6 => {
+                    let (source, destination, _) = icmp_ports(protocol, verdict.icmp.0, verdict.icmp.1);
+                    (source, destination)
+                }
+                _ => (verdict.src_port, verdict.dst_port),
+            };
+            let id = community_id_of(protocol, (source, ports.0).into(), (destination, ports.1).into());
+            json.text("community_id", &id);
+        }
+        member(json, alert);
         self.line()
     }
 
@@ -179,6 +194,25 @@ impl Eve {
         self.json.raw(b"\n");
         self.json.bytes()
     }
+}
+
+/// The member `alert`.
+fn member(json: &mut Json, alert: &Alert<'_>) {
+    json.object("alert");
+    json.text("action", if alert.is_blocked { "blocked" } else { "allowed" });
+    json.number("gid", 1);
+    json.number("signature_id", u64::from(alert.signature_id.unwrap_or(0)));
+    json.number("rev", 0);
+    json.text("signature", alert.signature);
+    json.text("category", alert.category);
+    json.number("severity", u64::from(alert.severity));
+    json.text("rule", alert.rule);
+    json.text("rule_action", alert.rule_action);
+    json.text("component", alert.component);
+    if let Some(matched) = alert.matched {
+        json.wire("matched", matched);
+    }
+    json.close();
 }
 
 /// Addresses, ports, protocol.

@@ -30,7 +30,7 @@ pub fn run(bytes: &[u8]) {
     let mut file = File::from(memfd_create("capture", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
     file.write_all(bytes).expect("writing to memory");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let job = Job { file: path, kernel: false, events: true, lines: true };
+    let job = Job { file: path, kernel: false, events: true, lines: true, local: Vec::new(), interface: None };
     // Most of the time goes to compiling the rules.
     let has_rules = bytes.len().is_multiple_of(8);
     let Some((summary, out)) = lines(&job, has_rules) else { return };

@@ -226,6 +226,23 @@ fn pattern_seeds() -> Vec<Vec<u8>> {
     PATTERNS.map(seed).to_vec()
 }
 
+/// Tokens with headers of all kinds, and sets of keys.
+const TOKENS: [&str; 6] = [
+    // {"alg":"RS256","kid":"a"}, {"alg":"EdDSA","typ":"JWT"}, {"alg":"ES256","crit":["b64"]}, {"alg":"none"}
+    "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ.eyJzdWIiOiJhIiwicm9sZSI6ImFkbWluIiwiZXhwIjo5OTk5OTk5OTk5fQ.AAAA",
+    "eyJhbGciOiJFZERTQSIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhIiwiYXVkIjpbImEiXSwibmJmIjoxZTN9.AAAAAAAAAAAAAAAAAAAAAAAA",
+    "eyJhbGciOiJFUzI1NiIsImNyaXQiOlsiYjY0Il19.e30.AA",
+    "eyJhbGciOiJub25lIn0.e30.",
+    concat!(
+        r#"{"keys":[{"kty":"EC","crv":"P-256","kid":"a","use":"sig","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","#,
+        r#""y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}"#
+    ),
+    concat!(
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"b","alg":"EdDSA","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},"#,
+        r#"{"kty":"RSA","kid":"c","n":"AQAB","e":"AQAB"}]}"#
+    ),
+];
+
 /// The seeds of a target; `root` is the tree.
 pub fn of(target: &str, root: &Path) -> Vec<Vec<u8>> {
     match target {
@@ -245,6 +262,7 @@ pub fn of(target: &str, root: &Path) -> Vec<Vec<u8>> {
             let seed = |pieces: Vec<Piece>| [&[2; 9][..], &steps(&pieces, |at| (at as u8) << 3)].concat();
             conversations.map(seed).collect()
         }
+        "token" => TOKENS.map(|text| text.as_bytes().to_vec()).to_vec(),
         other => panic!("there is no target {other}"),
     }
 }

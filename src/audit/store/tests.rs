@@ -1,0 +1,375 @@
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+use crate::api::Note;
+use crate::audit::Actor;
+use crate::component::Component;
+
+const LIMITS: Limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 10_000 };
+
+struct Bench {
+    store: AuditStore,
+    thread: Option<Thread<Writer>>,
+    metrics: Arc<Metrics>,
+    // The last to go: threads tell it of their end.
+    _supervisor: Supervisor,
+}
+
+impl Bench {
+    fn new(directory: &Path, limits: Limits) -> Bench {
+        let metrics = Metrics::new();
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let (store, thread) = AuditStore::start(directory.join("audit.redb"), limits, &metrics, &supervisor).unwrap();
+        Bench { store, thread: Some(thread), metrics, _supervisor: supervisor }
+    }
+
+    /// Records, and waits until it is written.
+    fn record(&self, entries: Vec<Entry>) {
+        let want = self.written() + entries.len() as u64;
+        entries.into_iter().for_each(|entry| self.store.record(entry));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.written() < want {
+            assert!(Instant::now() < deadline, "not written in time; {:?}", self.store.health());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The counter moves before the entry is taken off: wait for the writer to be idle.
+        self.store.handle.call(|_| ()).unwrap();
+    }
+
+    fn written(&self) -> u64 {
+        self.metrics.store_records("audit").get()
+    }
+
+    fn logs(&self, filter: Filter, limit: u32) -> (Vec<u64>, u64, bool, Option<u64>) {
+        let page = self.store.logs(&filter, limit, 0).unwrap();
+        (page.entries.iter().map(|entry| entry.seq).collect(), page.total, page.total_is_exact, page.next)
+    }
+
+    fn verify(&self) -> Verification {
+        self.store.verify().unwrap().unwrap()
+    }
+
+    fn stop(mut self) -> Writer {
+        self.store.handle.stop().unwrap();
+        self.thread.take().unwrap().join(Duration::from_secs(10)).unwrap()
+    }
+}
+
+fn entry(operation: &str, outcome: u16) -> Entry {
+    let address = Some("192.0.2.7".parse().unwrap());
+    let actor = Actor { name: "anna".into(), role: "admin".into(), address, method: "api_key".into() };
+    Entry::new(actor, operation, outcome, "")
+}
+
+fn rule(component: Component, id: &str, before: Option<Value>, after: Option<Value>) -> Entry {
+    let operation = format!("{component} change");
+    entry(&operation, 200).with(Note { component: Some(component), rule: Some(id.to_owned()), before, after })
+}
+
+/// Changes the file as somebody would who wants to hide something.
+fn tamper(directory: &Path, change: impl FnOnce(&WriteTransaction)) {
+    let db = Db::new(directory.join("audit.redb"), "audit", SCHEMA);
+    assert_eq!(db.mend(false).unwrap(), None);
+    db.write(|write| {
+        change(write);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn entries_are_kept_filtered_and_paged() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    assert_eq!(bench.logs(Filter::default(), 10), (vec![], 0, true, None));
+    assert_eq!(bench.verify().status, Soundness::Intact);
+    let mut all: Vec<Entry> = (0..20).map(|n| entry("config reload", if n % 5 == 0 { 403 } else { 200 })).collect();
+    for (n, entry) in all.iter_mut().enumerate() {
+        entry.time_ns = 1_000_000_000 * (n as u64 + 1) + now_ns();
+    }
+    let times: Vec<u64> = all.iter().map(|entry| entry.time_ns).collect();
+    all[7].detail = "ä".repeat(400);
+    bench.record(all);
+    assert_eq!(bench.logs(Filter::default(), 3), (vec![20, 19, 18], 20, true, Some(18)));
+    assert_eq!(bench.logs(Filter { before: Some(4), ..Filter::default() }, 3), (vec![3, 2, 1], 3, true, None));
+    let refused = Filter { action: Some("policy_violation".into()), ..Filter::default() };
+    assert_eq!(bench.logs(refused.clone(), 3), (vec![16, 11, 6], 4, true, Some(2)));
+    assert_eq!(bench.logs(Filter { before: Some(2), ..refused }, 3), (vec![1], 1, true, None));
+    let span = Filter { from_ns: Some(times[4]), to_ns: Some(times[6]), ..Filter::default() };
+    assert_eq!(bench.logs(span, 10), (vec![6, 5], 2, true, None));
+    assert_eq!(bench.logs(Filter { actor: Some("bob".into()), ..Filter::default() }, 10), (vec![], 0, true, None));
+    let page = bench.store.logs(&Filter::default(), 5, 10).unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [10, 9, 8, 7, 6]);
+    assert_eq!(page.entries[2].detail.len(), DETAIL_MAX - 1);
+    assert_eq!((page.entries[0].actor.as_str(), page.entries[0].address.as_deref()), ("anna", Some("192.0.2.7")));
+
+    // Nothing is lost by a restart, and the numbers go on.
+    drop(bench.stop());
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record(vec![entry("explain", 200)]);
+    assert_eq!(bench.logs(Filter::default(), 2), (vec![21, 20], 21, true, Some(20)));
+    let found = bench.verify();
+    assert_eq!((found.status, found.entries, found.first, found.last), (Soundness::Intact, 21, 1, 21));
+    assert_eq!(found.last_hash, bench.store.logs(&Filter::default(), 1, 0).unwrap().entries[0].hash);
+    bench.stop();
+}
+
+#[test]
+fn a_rule_has_versions() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    let (a, b) = (json!({"id": "r", "priority": 1}), json!({"id": "r", "priority": 2}));
+    bench.record(vec![
+        rule(Component::Firewall, "r", None, Some(a.clone())),
+        rule(Component::Firewall, "r2", None, Some(a.clone())),
+        rule(Component::Firewall, "r", Some(a.clone()), Some(b.clone())),
+        Entry { outcome: 409, ..rule(Component::Firewall, "r", None, Some(a.clone())) },
+        rule(Component::L7, "r", None, Some(b.clone())),
+        rule(Component::Firewall, "r", Some(b.clone()), None),
+    ]);
+    let versions = |component| {
+        let history = bench.store.history("r", component, 2).unwrap();
+        let shown = history.entries.iter().map(|v| {
+            let keys: Vec<_> = v.changes.iter().map(|change| change.key.as_str()).collect();
+            format!("{} {} {} {}", v.version, v.component, v.action.name(), keys.join(","))
+        });
+        (shown.collect::<Vec<_>>(), history.total)
+    };
+    let removed = "3 firewall rule_removed id,priority".to_owned();
+    assert_eq!(versions(Some("firewall")), (vec![removed.clone(), "2 firewall rule_updated priority".to_owned()], 3));
+    assert_eq!(versions(None), (vec![removed, "1 l7 rule_added id,priority".to_owned()], 4));
+    assert_eq!(bench.store.history("absent", None, 9).unwrap().total, 0);
+    assert_eq!(bench.store.history("", None, 9).unwrap().total, 0);
+    bench.stop();
+}
+
+#[test]
+fn retention_removes_and_the_rest_still_verifies() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), Limits { count: 50, ..LIMITS });
+    let old = |n: u64| Entry { time_ns: n, ..rule(Component::Firewall, "r", None, Some(json!(n))) };
+    bench.record((1..=60).map(old).collect());
+    bench.record((0..80).map(|_| entry("explain", 200)).collect());
+    // Sixty are too old; of the eighty, the oldest are too many.
+    bench.store.handle.call(|writer| while writer.apply_retention() {}).unwrap();
+    let found = bench.verify();
+    assert_eq!((found.status, found.entries, found.first, found.last), (Soundness::Intact, 50, 92, 141), "{found:?}");
+    assert_eq!(bench.store.history("r", None, 9).unwrap().total, 0);
+    assert_eq!(bench.logs(Filter::default(), 1).1, 50);
+    // Nothing more to do, and no entry that says so.
+    bench.store.handle.call(|writer| assert!(!writer.apply_retention())).unwrap();
+    assert_eq!(bench.verify().last, 141);
+    drop(bench.stop());
+
+    // Who removes more than retention has written is found out, also if the anchor fits.
+    tamper(directory.path(), |write| {
+        let mut entries = write.open_table(ENTRIES).unwrap();
+        let gone = entries.remove(92).unwrap().unwrap().value().to_vec();
+        let link = Link { seq: 92, hash: split(&gone).unwrap().0 };
+        write.open_table(ANCHOR).unwrap().insert("removed", link_bytes(link).as_slice()).unwrap();
+    });
+    let bench = Bench::new(directory.path(), LIMITS);
+    let found = bench.verify();
+    assert_eq!(found.status, Soundness::Broken);
+    assert_eq!(found.problems, ["entries up to 92 are missing, and retention has not written that it removed them"]);
+    bench.stop();
+}
+
+#[test]
+fn tampering_shows() {
+    type Change = fn(&mut redb::Table<'_, u64, &'static [u8]>);
+    let forge: Change = |entries| {
+        let value = entries.get(5).unwrap().unwrap().value().to_vec();
+        let text = String::from_utf8_lossy(&value[32..]).replace("anna", "otto");
+        entries.insert(5, [&value[..32], text.as_bytes()].concat().as_slice()).unwrap();
+    };
+    let with_own_hash: Change = |entries| {
+        let before = entries.get(4).unwrap().unwrap().value().to_vec();
+        let value = entries.get(5).unwrap().unwrap().value().to_vec();
+        let text = String::from_utf8_lossy(&value[32..]).replace("anna", "otto");
+        let link = Link { seq: 4, hash: split(&before).unwrap().0 }.next(text.as_bytes());
+        entries.insert(5, [link.hash.0.as_slice(), text.as_bytes()].concat().as_slice()).unwrap();
+    };
+    let take_out: Change = |entries| drop(entries.remove(5).unwrap());
+    let cut_end: Change = |entries| drop(entries.remove(10).unwrap());
+    let swap: Change = |entries| {
+        let (a, b) =
+            (entries.get(5).unwrap().unwrap().value().to_vec(), entries.get(6).unwrap().unwrap().value().to_vec());
+        entries.insert(5, b.as_slice()).unwrap();
+        entries.insert(6, a.as_slice()).unwrap();
+    };
+    for (change, problems) in [
+        (forge, &["entry 5 is not what was written, or what was before it is not"][..]),
+        (with_own_hash, &["entry 6 is not what was written, or what was before it is not"]),
+        (take_out, &["entries 5 to 5 are missing", "entry 6 is not what was written, or what was before it is not"]),
+        (
+            swap,
+            &[
+                "entry 5 is not what was written, or what was before it is not",
+                "entry 5 calls itself 6",
+                "entry 6 is not what was written, or what was before it is not",
+                "entry 6 calls itself 5",
+                "entry 7 is not what was written, or what was before it is not",
+            ],
+        ),
+        (cut_end, &["entries 10 to 10 are missing at the end"]),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let bench = Bench::new(directory.path(), LIMITS);
+        bench.record((0..10).map(|_| entry("explain", 200)).collect());
+        drop(bench.stop());
+        tamper(directory.path(), |write| change(&mut write.open_table(ENTRIES).unwrap()));
+        let db = Db::new(directory.path().join("audit.redb"), "audit", SCHEMA);
+        db.mend(false).unwrap();
+        let head = Head::beside(db.path()).read();
+        let found = db.read(|read| verify(read, &head)).unwrap();
+        assert_eq!(
+            (found.status, found.problems.as_slice()),
+            (Soundness::Broken, &problems.iter().map(|p| p.to_string()).collect::<Vec<_>>()[..])
+        );
+    }
+}
+
+#[test]
+fn a_missing_end_is_told_at_the_start_and_ever_after() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record((0..10).map(|_| entry("explain", 200)).collect());
+    drop(bench.stop());
+    tamper(directory.path(), |write| drop(write.open_table(ENTRIES).unwrap().remove(10).unwrap()));
+    let bench = Bench::new(directory.path(), LIMITS);
+    let health = bench.store.health();
+    assert!(health.len() == 1 && health[0].contains("the head file says entry 10"), "{health:?}");
+    drop(bench.stop());
+    // The trail went on, so the head file fits again; what happened stays written.
+    let bench = Bench::new(directory.path(), LIMITS);
+    assert_eq!(bench.store.health(), Vec::<String>::new());
+    let found = bench.verify();
+    assert_eq!((found.status, found.last), (Soundness::Incidents, 10));
+    assert!(found.incidents[0].contains("the store does not have it"), "{found:?}");
+    drop(bench.stop());
+
+    fs::remove_file(directory.path().join("audit.redb.head")).unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    let incidents = bench.verify().incidents;
+    assert!(incidents.len() == 2 && incidents[1].contains("the head file was missing"), "{incidents:?}");
+    bench.stop();
+}
+
+#[test]
+fn a_damaged_file_is_moved_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record((0..200).map(|_| entry("explain", 200)).collect());
+    drop(bench.stop());
+    let path = directory.path().join("audit.redb");
+    let good = fs::read(&path).unwrap();
+    let mut halves = good.clone();
+    halves.truncate(good.len() / 2);
+    for (n, bad) in
+        [b"this is no database".to_vec(), halves, vec![0; 100_000], vec![0xff; 8192]].into_iter().enumerate()
+    {
+        fs::write(&path, &bad).unwrap();
+        let bench = Bench::new(directory.path(), LIMITS);
+        let health = bench.store.health();
+        assert!(health[0].contains("was damaged") && health[0].contains("a new one was begun"), "{n}: {health:?}");
+        // It works, and says what happened.
+        bench.record(vec![entry("explain", 200)]);
+        let found = bench.verify();
+        assert_eq!(found.status, Soundness::Incidents, "{n}: {found:?}");
+        drop(bench.stop());
+        let kept: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .filter_map(|entry| Some(entry.ok()?.path()).filter(|path| path.to_string_lossy().contains(".damaged-")))
+            .collect();
+        assert_eq!(kept.len(), (n + 1).min(3));
+        assert!(kept.iter().any(|path| fs::read(path).unwrap() == bad), "{n}: the bytes are kept as they were");
+    }
+    // A file of something else is not written over either.
+    let other = Db::new(path.clone(), "alerts", 1);
+    let told = other.mend(false).unwrap().unwrap();
+    assert!(told.contains("it is of kind \"audit\", schema 1, not \"alerts\", schema 1"), "{told}");
+}
+
+#[test]
+fn bytes_that_flip_while_it_is_in_use_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record((0..900).map(|_| Entry { detail: "x".repeat(500), ..entry("explain", 200) }).collect());
+    drop(bench.stop());
+    let path = directory.path().join("audit.redb");
+    let mut bytes = fs::read(&path).unwrap();
+    // Everything behind the two headers' page.
+    bytes[4096..].chunks_mut(64).for_each(|chunk| chunk[7] ^= 0x55);
+    fs::write(&path, &bytes).unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    // Whether at the start or by the first reader: the trail goes on in a new file.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while bench.store.health().is_empty() {
+        assert!(Instant::now() < deadline);
+        let _ = bench.store.verify();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bench.record(vec![entry("explain", 200)]);
+    assert_eq!(bench.verify().status, Soundness::Incidents);
+    bench.stop();
+}
+
+#[test]
+fn what_finds_no_room_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), Limits { buffer: 10, ..LIMITS });
+    // The owner is busy, the queue full: whoever has more to say waits a moment, and then it is lost.
+    let (release, held) = bounded::<()>(0);
+    let (begin, begun) = bounded::<()>(0);
+    let handle = bench.store.handle.clone();
+    let busy = std::thread::spawn(move || {
+        handle.call(move |_| {
+            begin.send(()).unwrap();
+            held.recv().unwrap();
+        })
+    });
+    begun.recv().unwrap();
+    while !bench.store.queue.is_full() {
+        let _ = bench.store.queue.try_send(entry("explain", 200));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    bench.store.record(entry("explain", 200));
+    assert_eq!(bench.metrics.events_lost("audit", "full").get(), 1);
+    release.send(()).unwrap();
+    busy.join().unwrap().unwrap();
+    drop(bench.stop());
+}
+
+#[test]
+fn who_may_not_enter_cannot_fill_the_trail() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record(vec![entry("config reload", 200)]);
+    for n in 0..350 {
+        let address = Some(std::net::Ipv4Addr::from(n).into());
+        let actor = Actor { name: "nobody".into(), role: String::new(), address, method: "api_key".into() };
+        bench.store.record(Entry::new(actor, "firewall add", 401, ""));
+    }
+    bench.store.record(entry("explain", 200));
+    let page = |bench: &Bench| bench.store.logs(&Filter::default(), 3, 0).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // The last of them: what came before it was taken in before it.
+    while page(&bench).entries[0].operation != "explain" {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(page(&bench).total, 102);
+    bench.store.handle.call(|writer| writer.tick(Instant::now() + REFUSALS_WINDOW)).unwrap();
+    let newest = page(&bench).entries.remove(0);
+    assert_eq!((newest.operation.as_str(), newest.action), ("refused attempts", Action::PolicyViolation));
+    assert_eq!(
+        newest.detail,
+        "250 more attempts were refused in the same minute, the last one: firewall add by nobody from 0.0.1.93"
+    );
+    assert_eq!(bench.verify().status, Soundness::Intact);
+    bench.stop();
+}

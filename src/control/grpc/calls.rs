@@ -1,0 +1,101 @@
+//! Which calls are under way: in all, and on each connection.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{Bytes, Service};
+use tonic::server::NamedService;
+
+use super::door::{Busy, Seat};
+use crate::metrics::Metrics;
+
+/// How many calls may be under way.
+#[derive(Clone)]
+pub struct Calls {
+    places: Arc<Semaphore>,
+    max: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Calls {
+    pub fn new(max: usize, metrics: &Arc<Metrics>) -> Calls {
+        Calls { places: Arc::new(Semaphore::new(max)), max, metrics: metrics.clone() }
+    }
+}
+
+/// A service whose calls are counted.
+#[derive(Clone)]
+pub struct Counted<S> {
+    service: S,
+    calls: Calls,
+}
+
+impl<S> Counted<S> {
+    pub fn new(service: S, calls: &Calls) -> Counted<S> {
+        Counted { service, calls: calls.clone() }
+    }
+}
+
+impl<S: NamedService> NamedService for Counted<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Ok(place) = self.calls.places.clone().try_acquire_owned() else {
+            self.calls.metrics.grpc_refused("calls");
+            let status = Status::resource_exhausted(format!("{} calls are under way, the limit", self.calls.max));
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        };
+        let busy = request.extensions().get::<Seat>().map(Seat::busy);
+        let answer = self.service.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(answer.map(|body| Body::new(Answer { body, _place: place, _busy: busy })))
+        })
+    }
+}
+
+/// The body of an answer. While it is there, the call is under way.
+struct Answer {
+    body: Body,
+    _place: OwnedSemaphorePermit,
+    _busy: Option<Busy>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
