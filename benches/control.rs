@@ -1,10 +1,12 @@
 //! `cargo bench --bench control`: what the control port answers, and what the alert pipeline takes.
 //!
-//! Requests come from this process, through the front, tiny_http and an operation that answers a kilobyte: by connections
-//! that are kept as long as the port keeps them. Alerts go through router and store as the agent's do, and then pages of them
-//! are asked for. Figures go to `target/bench/control.json`; all of it shares the host's cores with the client.
+//! Requests come from this process, through the front, tiny_http and an operation that answers a kilobyte: by
+//! connections that are kept as long as the port keeps them. Alerts go through router and store as the agent's do, and
+//! then pages of them are asked for. Figures go to `target/bench/control.json`; all of it shares the host's cores with
+//! the client.
 //!
-//! `cargo bench --bench control -- [--quick] [--only requests|alerts]`: shorter; one part only, and then no file is written.
+//! `cargo bench --bench control -- [--quick] [--only requests|alerts]`: shorter; one part only, and then no file is
+//! written.
 
 #[path = "control/client.rs"]
 mod client;
