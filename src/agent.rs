@@ -38,7 +38,7 @@ use crate::control::agent::{
 use crate::control::auth::Auth;
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
-use crate::control::{Control, ControlConfig, stream};
+use crate::control::{Control, ControlConfig, UnixSocket, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -183,6 +183,7 @@ pub fn run(options: Options) -> Result<()> {
         // Mounting is the first that ends.
         attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
     }
+    let socket = bind_socket(&config.agent)?;
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
     let config = loaded.config;
     let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
@@ -193,6 +194,9 @@ pub fn run(options: Options) -> Result<()> {
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
     let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    if let Some(alerts) = &stores.alerts {
+        hub.set_history(Arc::new(alerts.clone()));
+    }
     let mut own = vec![Route::all(hub.sink())];
     own.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let start = alert::Start {
@@ -303,9 +307,17 @@ pub fn run(options: Options) -> Result<()> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(
+        &config.agent,
+        &hub,
+        grpc::gate_of(auth.clone(), stores.auditor()),
+        tls.as_ref(),
+        &supervisor,
+        &metrics,
+    )
+    .and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
-        start_control(&config, &supervisor, front, &engines, &confirmations, &hub, &metrics)
+        start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
     });
     let (grpc, control) = match started {
@@ -526,13 +538,15 @@ impl Agent {
     }
 
     /// The files of [tls] as `config` names them, read and checked but not yet in use.
-    fn prepare_tls(&self, config: &Config) -> Result<Option<(Arc<TlsStore>, Arc<TlsState>)>, ApiError> {
-        let Some(store) = &self.tls else { return Ok(None) };
+    fn prepare_tls(&self, config: &Config) -> Result<Option<Arc<TlsState>>, ApiError> {
+        if self.tls.is_none() {
+            return Ok(None);
+        }
         let read = TlsState::load(&config.tls);
         self.metrics.tls_reload(read.is_ok());
         let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
         state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
-        Ok(Some((store.clone(), Arc::new(state))))
+        Ok(Some(Arc::new(state)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -648,7 +662,7 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
-        if let Some((store, state)) = tls {
+        if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
         }
         self.auth.replace(auth);
@@ -1108,6 +1122,7 @@ fn hand_over<E: 'static>(
 fn start_grpc(
     agent: &AgentConfig,
     hub: &Hub,
+    gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
@@ -1116,6 +1131,7 @@ fn start_grpc(
         return Ok(None);
     }
     let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
@@ -1133,7 +1149,7 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
-    front: Front,
+    (front, socket): (Front, Option<UnixSocket>),
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
     hub: &Hub,
@@ -1167,11 +1183,6 @@ fn start_control(
     operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
     let rest = SocketAddr::new(agent.bind_address, agent.http_port);
     let runtime_dir = runtime_dir(&agent.state_dir);
-    let socket = match &agent.socket {
-        ControlSocket::Off => None,
-        ControlSocket::Usual => Some(runtime_dir.join("control.sock")),
-        ControlSocket::At(path) => Some(path.clone()),
-    };
     let mut config = ControlConfig::new(rest, runtime_dir);
     config.socket = socket;
     config.tls = tls;
@@ -1185,6 +1196,17 @@ fn start_control(
     let failed = supervisor.clone();
     config.on_failure = Arc::new(move |thread, message| failed.fail(thread, message));
     Control::start(config, operations, metrics.clone()).context("starting the control port")
+}
+
+/// Makes the socket for processes of this host.
+fn bind_socket(agent: &AgentConfig) -> Result<Option<UnixSocket>> {
+    let runtime_dir = runtime_dir(&agent.state_dir);
+    let path = match &agent.socket {
+        ControlSocket::Off => return Ok(None),
+        ControlSocket::Usual => runtime_dir.join("control.sock"),
+        ControlSocket::At(path) => path.clone(),
+    };
+    UnixSocket::bind(&path, &runtime_dir).map(Some)
 }
 
 /// Where sockets lie.

@@ -509,6 +509,8 @@ impl Reply {
 #[derive(Clone)]
 pub struct Stream {
     pub content_type: &'static str,
+    /// Who may listen. That is asked again from time to time.
+    pub role: Role,
     write: WriteStream,
 }
 
@@ -519,9 +521,10 @@ impl Stream {
     /// client has gone.
     pub fn new(
         content_type: &'static str,
+        role: Role,
         write: impl Fn(&mut dyn io::Write) -> io::Result<()> + Send + Sync + 'static,
     ) -> Stream {
-        Stream { content_type, write: Arc::new(write) }
+        Stream { content_type, role, write: Arc::new(write) }
     }
 
     /// Writes all of it, until its end or the client's.

@@ -11,6 +11,7 @@ mod columns;
 mod firewall;
 mod l7;
 mod ratelimit;
+mod watch;
 
 use std::fmt;
 use std::io::{IsTerminal, Read, Write};
@@ -150,6 +151,8 @@ pub enum Remote {
     Page(Paged),
     /// Whether the audit trail is as it was written.
     AuditVerify,
+    /// Alerts as they happen.
+    Watch(watch::Watch),
     /// One request whose answer is printed as it is.
     Call(Call),
 }
@@ -919,6 +922,9 @@ pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
             return exit.code;
         }
     };
+    if let Remote::Watch(asked) = remote {
+        return watch::run(client, asked, global.output);
+    }
     match ask(&client, remote, global.output) {
         Ok((text, code)) => {
             print(&text);
@@ -962,6 +968,8 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let found = client.json(Method::Get, "/api/v1/audit/verify", None)?;
             (show(&found), if found["status"] == "intact" { OK } else { REFUSED })
         }
+        // It prints for itself, for as long as it runs.
+        Remote::Watch(_) => (String::new(), OK),
         Remote::Call(call) => {
             let value = client.json(call.method, &call.target, call.body.as_ref())?;
             (if value.is_null() { String::new() } else { show(&value) }, OK)

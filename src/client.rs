@@ -211,7 +211,7 @@ impl Client {
         if !response.status().is_success() {
             return Err(refused(&self.read(&mut response)?));
         }
-        let reader: Box<dyn Read + Send> = Box::new(response.into_body().into_reader());
+        let reader: Box<dyn Read + Send> = Box::new(TimedReader(response.into_body().into_reader()));
         Ok(BufReader::new(reader))
     }
 
@@ -280,6 +280,18 @@ impl Client {
             other => return self.strange(other),
         };
         ClientError::Unreachable { endpoint: self.endpoint.clone(), reason }
+    }
+}
+
+/// Tells the end of patience by the error's kind.
+struct TimedReader<R>(R);
+
+impl<R: Read> Read for TimedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(ureq::Error::Timeout(_)) => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })
     }
 }
 
@@ -373,7 +385,7 @@ pub fn refused(answer: &Answer) -> ClientError {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::{BufRead, Read, Write};
     use std::net::TcpListener;
     use std::thread::JoinHandle;
 
@@ -447,6 +459,39 @@ pub(crate) mod tests {
         let error = client.json(Method::Get, "/", None).unwrap_err();
         assert!(matches!(error, ClientError::Refused { status: 302, .. }), "{error}");
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_stream_is_read_as_it_comes() {
+        let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\n\r\n";
+        let refusal = http(401, r#"{"error":{"code":"A","message":"b"}}"#);
+        let (endpoint, server) = serve(vec![format!("{head}data: 1\n\ndata: 2\n\n"), refusal]);
+        let client = Client::new(endpoint, Some("secret".into()));
+        let stream = client.stream("/s?a=b", Some("id-7"), Duration::from_secs(5)).unwrap();
+        let lines: Vec<String> = stream.lines().map(Result::unwrap).collect();
+        assert_eq!(lines, ["data: 1", "", "data: 2", ""]);
+        let refused = client.stream("/s", None, Duration::from_secs(5)).map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), "b (A, HTTP 401)");
+        let requests = server.join().unwrap();
+        let first = requests[0].to_lowercase();
+        assert!(first.starts_with("get /s?a=b ") && first.contains("last-event-id: id-7\r\n"), "{first}");
+        assert!(first.contains("accept: text/event-stream\r\n") && first.contains("x-api-key: secret"), "{first}");
+
+        // Silence, with the connection open.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(format!("{head}data: 1\n").as_bytes()).unwrap();
+            stream.read_to_end(&mut Vec::new()).map(drop)
+        });
+        let mut stream = Client::new(endpoint, None).stream("/s", None, Duration::from_millis(200)).unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(line, "data: 1\n");
+        assert_eq!(stream.read_line(&mut line).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(stream);
+        let _ = server.join().unwrap();
     }
 
     #[test]

@@ -29,10 +29,10 @@
 //! thread owns the rules, and hands workers a new set of them by one store.
 //!
 //! # A request's way
-//! curl -> `http-front` thread ([`control`]: one mio loop that meets the network) -> tiny_http on a private Unix socket ->
-//! a worker ([`control::auth`]: who calls, and may they) -> [`supervise::Handle::call`], a closure run by the thread that
-//! owns the state -> answer. What changed, and who was refused, goes to `audit-store` ([`audit`]: a chain of entries, and
-//! each rule's history).
+//! curl -> `http-front` thread ([`control`]: one mio loop that meets the network, by TLS too, and processes of this host
+//! by a Unix socket) -> tiny_http on a private Unix socket -> a worker ([`control::auth`]: who calls, and may they) ->
+//! [`supervise::Handle::call`], a closure run by the thread that owns the state -> answer. What changed, and who was
+//! refused, goes to `audit-store` ([`audit`]: a chain of entries, and each rule's history).
 //!
 //! [`replay`] gives a capture file the same way: packets through xdp_firewall, tc_egress, the blocks and tc_ids, or through
 //! models of them ([`engines::firewall::model`], [`flow::budget`]), then flows, rules, EVE JSON.

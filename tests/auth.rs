@@ -16,7 +16,7 @@ use ebpfsentinel::config;
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent as control_agent;
 use ebpfsentinel::control::auth::{Auth, GROUP};
-use ebpfsentinel::control::{Control, ControlConfig};
+use ebpfsentinel::control::{Control, ControlConfig, stream};
 use ebpfsentinel::engines::l7::config::L7Config;
 use ebpfsentinel::engines::l7::{self, L7};
 use ebpfsentinel::engines::{firewall, ratelimit};
@@ -187,7 +187,8 @@ impl Port {
 /// What the agent offers: every operation, but for the document about them that the port adds itself.
 fn all_specs() -> Vec<&'static Spec> {
     let engines = [firewall::api::SPECS, ratelimit::api::SPECS, l7::api::SPECS, inspection::api::SPECS];
-    [control_agent::SPECS, &engines.concat(), explain::SPECS, audit::api::SPECS, store::api::SPECS].concat()
+    let stores = [audit::api::SPECS, store::api::SPECS];
+    [control_agent::SPECS, &engines.concat(), &stores.concat(), explain::SPECS, &[&stream::WATCH]].concat()
 }
 
 /// Operations that succeed: what is asked here is who gets so far.
@@ -264,6 +265,7 @@ fn role_walk_with_api_keys() {
         counts
     });
     assert!(["public", "viewer", "operator", "admin"].iter().all(|role| roles[role] > 0), "{roles:?}");
+    assert_eq!(port.ask("GET", "/api-docs/openapi.json", &[], "").status, 200, "the description is the source's");
     // Everything that is open is named here, and everything that changes something is not a viewer's.
     for spec in all_specs() {
         let open = ["/healthz", "/readyz", "/metrics"].contains(&spec.path);

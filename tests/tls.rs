@@ -13,7 +13,7 @@ use ebpfsentinel::api::{self, Method, Operation, Reply, Request, Role, Spec};
 use ebpfsentinel::client::{Client, Endpoint, Trust, Way};
 use ebpfsentinel::config::tls::TlsConfig;
 use ebpfsentinel::control::tls::{TlsState, TlsStore, client_name};
-use ebpfsentinel::control::{Control, ControlConfig};
+use ebpfsentinel::control::{Control, ControlConfig, UnixSocket};
 use ebpfsentinel::metrics::Metrics;
 use pki::Pki;
 use rcgen::{BasicConstraints, DnType, IsCa};
@@ -61,7 +61,8 @@ fn start(tls: &TlsConfig, change: impl FnOnce(&mut ControlConfig)) -> Port {
     let tls = TlsStore::load(tls).unwrap();
     config.tls = Some(Arc::clone(&tls));
     config.metrics = Some("127.0.0.1:0".parse().unwrap());
-    config.socket = Some(directory.path().join("control.sock"));
+    let socket = UnixSocket::bind(&directory.path().join("control.sock"), &directory.path().join("run"));
+    config.socket = Some(socket.unwrap());
     change(&mut config);
     let operations = vec![
         Operation::new(&PING, |_| Ok(Reply::json(&"pong"))),
@@ -536,7 +537,7 @@ fn the_unix_socket_is_for_root_and_the_group() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), dir.path().join("run"));
     let path = dir.path().join("control.sock");
-    config.socket = Some(path.clone());
+    config.socket = Some(UnixSocket::bind(&path, &dir.path().join("run")).unwrap());
     let control = Control::start(config, vec![Operation::new(&PING, |_| Ok(Reply::json(&1)))], Metrics::new()).unwrap();
     let as_user = |groups: &str| {
         let mut command = Command::new("setpriv");

@@ -3,6 +3,7 @@
 use argh::FromArgs;
 use serde_json::{Map, Value, json};
 
+use super::watch::{self, WatchArgs};
 use super::{Call, Column, Exit, Paged, Remote, encoded, get, post, query, usage};
 use crate::api::Method;
 
@@ -35,7 +36,7 @@ const SUPPRESSION_COLUMNS: &[Column] = &[
     ("COMMENT", &["comment"]),
 ];
 
-/// List alerts and mark false positives.
+/// List, watch and mark alerts.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "alerts", help_triggers("-h", "--help", "help"))]
 pub struct AlertsArgs {
@@ -48,6 +49,7 @@ pub struct AlertsArgs {
 enum AlertsSub {
     List(ListArgs),
     Show(ShowArgs),
+    Watch(WatchArgs),
     MarkFp(MarkFpArgs),
     UnmarkFp(UnmarkFpArgs),
     Suppressions(SuppressionsArgs),
@@ -157,6 +159,7 @@ pub fn command(args: AlertsArgs) -> Result<Remote, Exit> {
     let one = |id: &str| format!("{ALERTS}/{}", encoded(id));
     let delete = |target: String| Remote::Call(Call { method: Method::Delete, target, body: None });
     Ok(match args.command {
+        AlertsSub::Watch(args) => watch::command(args),
         AlertsSub::List(args) => Remote::Page(Paged {
             target: query(
                 ALERTS,

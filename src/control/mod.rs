@@ -20,6 +20,7 @@ pub mod tls;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,7 +41,6 @@ use crate::audit::{Auditor, NoAuditor};
 use crate::metrics::Metrics;
 
 /// What control listens on.
-#[derive(Clone)]
 pub struct ControlConfig {
     /// `agent.bind_address` and `agent.http_port`; port 0 takes a free one.
     pub rest: SocketAddr,
@@ -51,7 +51,7 @@ pub struct ControlConfig {
     /// Whether `metrics` does too.
     pub metrics_tls: bool,
     /// Where processes of this host reach what is on `rest`, by a Unix socket.
-    pub socket: Option<PathBuf>,
+    pub socket: Option<UnixSocket>,
     /// Where the socket between front and server may lie: `/run/ebpfsentinel`. Made if absent.
     pub runtime_dir: PathBuf,
     /// Names beside the host's own that a `Host` header may hold.
@@ -65,6 +65,25 @@ pub struct ControlConfig {
     pub on_failure: OnFailure,
     /// Told of every operation that changes something.
     pub auditor: Arc<dyn Auditor>,
+}
+
+/// A Unix socket on which nobody is served yet; see [`ControlConfig::socket`].
+pub struct UnixSocket {
+    file: SocketFile,
+    listener: UnixListener,
+}
+
+impl UnixSocket {
+    /// Listens at `path`, which is in the file system of `runtime_dir`, in place of a socket that nobody listens on any more.
+    /// Giving it to its group takes `CAP_CHOWN`, so this comes before that is given up.
+    pub fn bind(path: &Path, runtime_dir: &Path) -> anyhow::Result<UnixSocket> {
+        let private = private_directory(runtime_dir)?;
+        let bound = SocketFile::bind(path, &private);
+        // Best effort: a leftover does no harm.
+        let _ = fs::remove_dir_all(&private);
+        let (file, listener) = bound?;
+        Ok(UnixSocket { file, listener })
+    }
 }
 
 /// See [`ControlConfig::on_failure`].
@@ -136,16 +155,13 @@ impl Control {
         }
 
         let directory = private_directory(&config.runtime_dir)?;
-        let socket_file = match &config.socket {
-            Some(path) => {
-                let (file, listener) = SocketFile::bind(path, &directory)?;
-                sockets.push((Socket::Unix(listener, file.group()), Kind::Unix));
-                Some(file)
-            }
-            None => None,
-        };
+        let socket_file = config.socket.map(|UnixSocket { file, listener }| {
+            sockets.push((Socket::Unix(listener, file.group()), Kind::Unix));
+            file
+        });
         let auth = config.auth.unwrap_or_else(|| Auth::open(&metrics));
-        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor)
+        let every = config.limits.credentials_interval;
+        let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor, every)
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
         let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();

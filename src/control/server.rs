@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tiny_http::{Header, Response, StatusCode};
 
@@ -47,6 +47,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     auditor: Arc<dyn Auditor>,
     stop: AtomicBool,
+    /// How often it is asked again whether a stream's client may listen.
+    credentials_interval: Duration,
     /// The threads that write streams.
     streams: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -65,10 +67,11 @@ impl Server {
         auth: Arc<Auth>,
         metrics: Arc<Metrics>,
         auditor: Arc<dyn Auditor>,
+        credentials_interval: Duration,
     ) -> io::Result<Server> {
         let backend = Mutex::new(Backend { http: listen(&socket_path(&directory, 0))?, generation: 0 });
         let (stop, streams) = (AtomicBool::new(false), Mutex::default());
-        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop, streams })
+        Ok(Server { backend, directory, routes, auth, metrics, auditor, stop, credentials_interval, streams })
     }
 
     /// Lets the `workers` threads in [`Server::work`] end after the requests that have come.
@@ -165,8 +168,10 @@ impl Server {
 
     /// Lets a thread of its own write the answer.
     fn start_stream(&self, operation: &'static str, request: tiny_http::Request, stream: Stream) {
+        let (shown, auth, interval) = (Shown::of(&request), self.auth.clone(), self.credentials_interval);
         let write = move || {
-            let mut out = request.into_writer();
+            let out = request.into_writer();
+            let mut out = Watched { out, auth, shown, role: stream.role, interval, next: Instant::now() + interval };
             let written = catch_unwind(AssertUnwindSafe(|| {
                 out.write_all(stream_head(stream.content_type).as_bytes())?;
                 out.flush()?;
@@ -174,7 +179,7 @@ impl Server {
             }));
             match written {
                 Ok(Ok(())) => {}
-                Ok(Err(e)) => log::debug!("control: {operation}: the client has gone: {e}"),
+                Ok(Err(e)) => log::debug!("control: {operation} ended: {e}"),
                 Err(panic) => log::error!("control: {operation} panicked: {}", panic_message(&*panic)),
             }
         };
@@ -203,7 +208,7 @@ impl Server {
         let command = operation.spec.command;
         let peer = header_value(request, PEER_HEADER).and_then(|peer| peer.parse::<SocketAddr>().ok());
         let address = peer.map(|peer| peer.ip());
-        let caller = match self.admit(operation.spec, request, address) {
+        let caller = match self.auth.admit(operation.spec, &Shown::of(request).credentials(), address) {
             Ok(caller) => caller,
             Err(refusal) => {
                 self.audit_refusal(operation.spec, path, &refusal, Vec::new(), address);
@@ -266,7 +271,12 @@ impl Server {
     /// Tells the audit log of who was not let, unless there are too many of them from one address: then it is told how many
     /// were left out by the next one that is not.
     fn audit_refusal(&self, spec: &Spec, path: &str, refusal: &Refusal, notes: Vec<Note>, address: Option<IpAddr>) {
-        let Some(untold) = refusal.told else { return };
+        // Of strangers there may be too many; whoever is known is always told of.
+        let untold = match (refusal.told, &refusal.caller) {
+            (Some(untold), _) => untold,
+            (None, Some(_)) => 0,
+            (None, None) => return,
+        };
         let nobody = Caller::anonymous(Role::Public);
         let caller = refusal.caller.as_ref().unwrap_or(&nobody);
         let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
@@ -284,7 +294,7 @@ impl Server {
 }
 
 /// The caller, as the audit log has them.
-fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
+pub fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
     Actor {
         name: caller.name.clone(),
         role: caller.role.name().to_owned(),
@@ -293,19 +303,63 @@ fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
     }
 }
 
-impl Server {
-    /// Who calls, if they may: by what the client says of itself, and what the front knows of it.
-    fn admit(&self, spec: &Spec, request: &tiny_http::Request, peer: Option<IpAddr>) -> Result<Caller, Box<Refusal>> {
-        let [authorization, api_key, certificate, uid, gid] =
-            ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER].map(|name| header_value(request, name));
+/// What a client says of itself, and what the front knows of it.
+struct Shown {
+    authorization: Option<String>,
+    api_key: Option<String>,
+    certificate: Option<String>,
+    unix: Option<(u32, u32)>,
+    peer: Option<IpAddr>,
+}
+
+impl Shown {
+    fn of(request: &tiny_http::Request) -> Shown {
+        let [authorization, api_key, certificate, uid, gid, peer] =
+            ["authorization", "x-api-key", CERT_HEADER, UID_HEADER, GID_HEADER, PEER_HEADER]
+                .map(|name| header_value(request, name));
         let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
-        let credentials = Credentials {
-            api_key: api_key.as_deref(),
-            bearer: authorization.as_deref().map(auth::bearer),
-            certificate: certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
-            unix: number(uid).zip(number(gid)),
-        };
-        self.auth.admit(spec, &credentials, peer)
+        let peer = peer.and_then(|peer| peer.parse::<SocketAddr>().ok()).map(|peer| peer.ip());
+        Shown { authorization, api_key, certificate, unix: number(uid).zip(number(gid)), peer }
+    }
+
+    fn credentials(&self) -> Credentials<'_> {
+        Credentials {
+            api_key: self.api_key.as_deref(),
+            bearer: self.authorization.as_deref().map(auth::bearer),
+            certificate: self.certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
+            unix: self.unix,
+        }
+    }
+}
+
+/// The way to a stream's client, for as long as it may listen: a key may be taken away, a token expires.
+struct Watched<W> {
+    out: W,
+    auth: Arc<Auth>,
+    shown: Shown,
+    role: Role,
+    interval: Duration,
+    next: Instant,
+}
+
+impl<W: Write> Write for Watched<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if now >= self.next {
+            self.next = now + self.interval;
+            let asked = self.auth.require(self.role, &self.shown.credentials(), self.shown.peer);
+            // That it cannot be told at present ends nothing.
+            if let Err(refusal) = asked
+                && matches!(refusal.error.status, 401 | 403)
+            {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal.error.message));
+            }
+        }
+        self.out.flush()
     }
 }
 

@@ -65,7 +65,7 @@ pub fn operation(hub: Hub, streams_max: usize, metrics: &Arc<Metrics>) -> Operat
         let after = last_event_id(request)?;
         let place = Place::take(&open, streams_max)?;
         let (hub, metrics) = (hub.clone(), metrics.clone());
-        Ok(Reply::Stream(api::Stream::new("text/event-stream", move |out| {
+        Ok(Reply::Stream(api::Stream::new("text/event-stream", WATCH.role, move |out| {
             let _in_use = &place;
             tell(&hub, &filter, after, &metrics, out)
         })))

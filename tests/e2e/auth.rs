@@ -31,6 +31,11 @@ fn start(lab: &Lab) -> Agent {
     lab.start(&file(&(key("root", ADMIN, "role = \"admin\"") + &operator())))
 }
 
+/// The words that add a rule of this name.
+fn adding<'w>(words: &[&'w str], id: &'w str, more: &[&'w str]) -> Vec<&'w str> {
+    [words, &["--id", id], more].concat()
+}
+
 #[test]
 fn operators_of_a_namespace_in_the_engines_of_the_kernel() {
     let lab = Lab::new();
@@ -58,7 +63,7 @@ fn operators_of_a_namespace_in_the_engines_of_the_kernel() {
     assert!(code == 1 && error.contains("NAMESPACE_FORBIDDEN"), "{error}");
     let (code, _, error) = cli(&lab, OPERATOR, &["config", "reload"]);
     assert!(code == 1 && error.contains("INSUFFICIENT_ROLE"), "{error}");
-    let unasked = lab.cli(&["status"]);
+    let unasked = lab.cli(&["--port", "8080", "status"]);
     assert!(unasked.status.code() == Some(1), "{}", String::from_utf8_lossy(&unasked.stderr));
     // What is saved comes back with its namespace.
     agent.stop();

@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use ebpfsentinel::api::Method;
+use ebpfsentinel::client::{Client, Endpoint, Trust, Way};
 use serde_json::Value;
 
 use super::pki::Pki;
-use super::support::{Agent, Lab, config, wait_for, wait_until};
+use super::support::{Agent, HOST, Lab, config, wait_for, wait_until};
 
 /// The command line, by the agent's socket.
 fn by_socket(lab: &Lab, words: &[&str]) -> Output {
@@ -128,4 +130,40 @@ fn a_socket_left_behind_is_replaced_and_a_live_one_is_not() {
     let check = lab.cli(&["check", Path::new(&bad).to_str().unwrap()]);
     assert!(check.status.code() == Some(2), "{check:?}");
     assert!(String::from_utf8_lossy(&check.stderr).contains("/nonexistent/cert.pem"), "{check:?}");
+}
+
+/// One remote address: first it is answered, then told to wait, then not even shaken hands with. The host is not touched.
+#[test]
+fn who_asks_too_often_from_elsewhere() {
+    let (lab, pki) = (Lab::new(), Pki::new());
+    let ca = pki.authority("ca");
+    pki.certificate_of(&ca, "server", |params| {
+        params.subject_alt_names.push(rcgen::SanType::IpAddress(HOST.parse().unwrap()));
+    });
+    let open = "bind_address = '0.0.0.0'\nallow_unauthenticated_api = true\nrequests_per_second = 5";
+    let agent = start(&lab, &pki, open);
+    let trust = Trust { cacert: Some(pki.path("ca.pem")), ..Trust::default() };
+    let way = Way::Tls(Endpoint { host: HOST.to_owned(), port: 8080 }, trust);
+    let asked = lab.world.run(|| {
+        let client = Client::over(&way, None).unwrap();
+        (0..60)
+            .map(|_| client.send(Method::Get, "/healthz", None).map_or(0, |answer| answer.status))
+            .collect::<Vec<_>>()
+    });
+    let asked = asked.unwrap();
+    assert!(asked[..10].iter().all(|status| *status == 200), "{asked:?}");
+    assert!(asked[10..].contains(&429) && asked.iter().all(|status| [200, 429, 0].contains(status)), "{asked:?}");
+    let authority = pki.arg("ca.pem");
+    for _ in 0..20 {
+        assert!(believed(&lab, &authority), "the host itself has no such limit");
+    }
+    let metrics = by_socket(&lab, &["metrics"]);
+    let metrics = String::from_utf8_lossy(&metrics.stdout);
+    let count = |reason: &str| {
+        let line = format!("ebpfsentinel_http_refused_total{{reason=\"{reason}\"}} ");
+        metrics.lines().find_map(|l| l.strip_prefix(&line)).map_or(0, |n| n.trim().parse().unwrap())
+    };
+    assert_eq!(count("rate"), asked.iter().filter(|status| **status == 429).count());
+    assert_eq!(count("handshake_rate"), asked.iter().filter(|status| **status == 0).count());
+    agent.stop();
 }

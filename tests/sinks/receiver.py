@@ -51,6 +51,9 @@ class Webhook(http.server.BaseHTTPRequestHandler):
         with open(REST[0], encoding="utf-8") as file:
             return file.read().split()
 
+    def names(self):
+        return {name.lower(): value for name, value in self.headers.items()}
+
     def answer(self, status, headers=(), body=b""):
         self.send_response(status)
         for name, value in headers:
@@ -62,7 +65,7 @@ class Webhook(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         mode = self.mode()
-        got = {"path": self.path, "headers": dict(self.headers), "body": body, "mode": mode[0]}
+        got = {"path": self.path, "headers": self.names(), "body": body, "mode": mode[0]}
         if mode[0] == "hang":
             record(got)
             while self.mode()[0] == "hang":
@@ -78,7 +81,7 @@ class Webhook(http.server.BaseHTTPRequestHandler):
         self.answer(int(mode[0]), headers, b"because\r\n of this")
 
     def do_GET(self):
-        record({"path": self.path, "headers": dict(self.headers)})
+        record({"path": self.path, "headers": self.names()})
         if self.path == "/document":
             if self.headers.get("If-None-Match") == '"v1"':
                 self.answer(304)

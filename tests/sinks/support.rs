@@ -155,10 +155,15 @@ pub struct Running {
 impl Running {
     /// Outlets of these routes: name, and the route as written.
     pub fn new(scene: &Scene, routes: &[(&str, String)]) -> Running {
+        Running::in_state(&scene.path("state"), routes)
+    }
+
+    /// The same with another state directory.
+    pub fn in_state(state: &Path, routes: &[(&str, String)]) -> Running {
         ebpfsentinel::outbound::install_crypto();
         let (supervisor, _failures) = Supervisor::new().unwrap();
         let metrics = Metrics::new();
-        let outlets = Outlets::new(supervisor, metrics.clone(), scene.path("state"));
+        let outlets = Outlets::new(supervisor, metrics.clone(), state.to_owned());
         let mut running = Running { outlets: Some(outlets), sinks: Vec::new(), metrics };
         running.reload(routes);
         running

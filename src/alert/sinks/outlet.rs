@@ -426,6 +426,7 @@ impl Courier {
             Source::Spool { spool, .. } => {
                 spool.rewind();
                 if !handed_over {
+                    spool.tidy();
                     self.losses.add("stopped", spool.in_memory());
                     let bytes = spool.bytes();
                     if bytes > 0 {

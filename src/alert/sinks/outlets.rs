@@ -1,6 +1,7 @@
 //! The outlets that run, by the names of their routes; started, exchanged at a reload, and stopped.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ impl Threads {
 struct Running {
     destination: Destination,
     outlet: Outlet,
-    alerts: (Sender<Arc<Alert>>, Receiver<Arc<Alert>>),
+    alerts: Alerts,
     threads: Threads,
 }
 
@@ -62,13 +63,17 @@ struct Waiting {
     go: Sender<Option<Threads>>,
 }
 
+/// Both ends of an outlet's queue.
+type Alerts = (Sender<Arc<Alert>>, Receiver<Arc<Alert>>);
+
+/// An outlet that can begin.
+type Begun = (Outlet, Alerts, Waiting);
+
 /// Outlets of a configuration that is not in force yet.
 pub struct Prepared {
-    /// Name, destination, and the threads where there are new ones.
-    outlets: Vec<(String, Destination, Option<(Outlet, Alerts, Waiting)>)>,
+    /// Name, destination, and what is new.
+    outlets: Vec<(String, Destination, Option<Begun>)>,
 }
-
-type Alerts = (Sender<Arc<Alert>>, Receiver<Arc<Alert>>);
 
 impl Outlets {
     /// None yet. Spools are kept in `state_dir/spool/NAME`.
@@ -104,7 +109,7 @@ impl Outlets {
         deliver: Box<dyn Deliver>,
         config: OutletConfig,
         spool: Option<u64>,
-    ) -> anyhow::Result<(Outlet, Alerts, Waiting)> {
+    ) -> anyhow::Result<Begun> {
         let number = self.next;
         self.next += 1;
         let before = self.running.get(name);
@@ -156,7 +161,6 @@ impl Outlets {
     fn spool(&self, name: &str, cap: u64) -> anyhow::Result<Arc<Spool>> {
         let known = self.running.get(name).map(|running| &running.threads).or_else(|| self.ending.get(name));
         if let Some(spool) = known.and_then(|threads| threads.spool.clone()) {
-            spool.set_cap(cap);
             return Ok(spool);
         }
         let folder = self.state_dir.join("spool").join(folder_of(name));
@@ -177,6 +181,9 @@ impl Outlets {
                 (Some((outlet, alerts, waiting)), old) => {
                     let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
                     old.iter().for_each(|old| old.order(Order::HandOver));
+                    if let (Some(spool), Some(cap)) = (&waiting.threads.spool, destination.spool) {
+                        spool.set_cap(cap);
+                    }
                     // The thread waits for nothing else.
                     let _ = waiting.go.send(old);
                     Running { destination, outlet, alerts, threads: waiting.threads }
@@ -190,7 +197,34 @@ impl Outlets {
             self.metrics.forget_sender(&name);
             self.ending.insert(name, gone.threads);
         }
+        self.ending.retain(|_, threads| !threads.courier.is_finished());
+        self.tell_of_orphans();
         sinks
+    }
+
+    /// Says which spools have alerts that no route will send.
+    fn tell_of_orphans(&self) {
+        let folder = self.state_dir.join("spool");
+        let used: Vec<String> = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.threads.spool.is_some())
+            .map(|(name, _)| folder_of(name))
+            .chain(self.ending.keys().map(|name| folder_of(name)))
+            .collect();
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let segments = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            let segments =
+                segments.filter(|segment| segment.path().extension().is_some_and(|end| end == "seg")).count();
+            if segments > 0 && !used.contains(&name) {
+                let path = entry.path().display().to_string();
+                log::warn!(
+                    path = path.as_str(), segments;
+                    "alerts in this spool wait for a route of its name; remove the folder if they are not wanted"
+                );
+            }
+        }
     }
 
     /// Ends all, at the latest after `timeout`: what is there is sent, or stays in the spool, or is counted as lost.

@@ -285,9 +285,7 @@ impl Spool {
     fn read_disk(&self, inner: &mut Inner) -> Option<Lent> {
         loop {
             let read = inner.read;
-            let Some(segment) = inner.segments.iter().find(|segment| segment.number >= read.segment) else {
-                return None;
-            };
+            let segment = inner.segments.iter().find(|segment| segment.number >= read.segment)?;
             let (number, size) = (segment.number, segment.size);
             if number > read.segment {
                 inner.read = Cursor { segment: number, offset: 0 };
@@ -351,7 +349,7 @@ impl Spool {
             }
             Token::Disk { segment, end } => {
                 inner.acknowledged = Cursor { segment, offset: end };
-                self.remove_done(&mut inner);
+                self.remove_done(&mut inner, SEGMENT_MIN);
                 // Before the files go it says what was sent; after, that nothing is left of them.
                 let bytes = cursor_bytes(inner.acknowledged);
                 if let Err(error) = inner.cursor.write_all_at(&bytes, 0) {
@@ -362,15 +360,15 @@ impl Spool {
         self.bytes.set(inner.waiting() as i64);
     }
 
-    /// Removes the segments of which all is sent.
-    fn remove_done(&self, inner: &mut Inner) {
+    /// Removes the segments of which all is sent, but for one that is appended to and small.
+    fn remove_done(&self, inner: &mut Inner, keep_below: u64) {
         while let Some(first) = inner.segments.front() {
             let (number, size) = (first.number, first.size);
             let acknowledged = inner.acknowledged;
             let is_done =
                 number < acknowledged.segment || number == acknowledged.segment && acknowledged.offset >= size;
             // The one that is appended to stays while it is small: else there were a file for each alert.
-            let is_kept = inner.writer.is_some() && inner.segments.len() == 1 && size < SEGMENT_MIN;
+            let is_kept = inner.writer.is_some() && inner.segments.len() == 1 && size < keep_below;
             if !is_done || is_kept {
                 return;
             }
@@ -389,6 +387,11 @@ impl Spool {
                 inner.reader = None;
             }
         }
+    }
+
+    /// Leaves no file of alerts that were sent. It may be used on.
+    pub fn tidy(&self) {
+        self.remove_done(&mut self.lock(), 0);
     }
 
     /// Reads again what was read and not acknowledged: there is another reader.

@@ -51,6 +51,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// From the last byte of the answer until the client closes.
     pub linger_timeout: Duration,
+    /// How often the credentials of who listens to a stream are looked at again.
+    pub credentials_interval: Duration,
     /// For everything that is under way when the agent stops.
     pub stop_timeout: Duration,
 }
@@ -80,6 +82,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(2),
+            credentials_interval: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(3),
         }
     }

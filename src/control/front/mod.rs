@@ -66,7 +66,7 @@ const HANDING_OVER: Duration = Duration::from_secs(1);
 const ACCEPT_TURN: usize = 64;
 /// TLS connections for each request that a client may make, before they are closed without a handshake, which costs more
 /// than a refusal.
-const CONNECTIONS_PER_REQUEST: u32 = 4;
+const CONNECTIONS_PER_REQUEST: u32 = 2;
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::metrics::Metrics;
+use crate::support::pki::Pki;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,10 +34,15 @@ struct Stage {
     stopper: Stopper,
     front: Option<JoinHandle<()>>,
     metrics: Arc<Metrics>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 fn start(change: impl FnOnce(&mut Limits)) -> Stage {
+    start_with(change, None)
+}
+
+/// With TLS if there is a store, and a Unix socket `here.sock` in the directory.
+fn start_with(change: impl FnOnce(&mut Limits), tls: Option<Arc<TlsStore>>) -> Stage {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("back.sock");
     let backend = UnixListener::bind(&path).unwrap();
@@ -49,11 +55,11 @@ fn start(change: impl FnOnce(&mut Limits)) -> Stage {
     let metrics = Metrics::new();
     let hosts = Hosts::new([address.ip()], &[]);
     let backend = Arc::new(Backstage(path));
-    let (front, stopper) =
-        Front::new(vec![(Socket::Tcp(socket, None), Kind::Rest)], limits, hosts, backend, Arc::clone(&metrics))
-            .unwrap();
+    let here = UnixListener::bind(directory.path().join("here.sock")).unwrap();
+    let sockets = vec![(Socket::Tcp(socket, tls), Kind::Rest), (Socket::Unix(here, None), Kind::Unix)];
+    let (front, stopper) = Front::new(sockets, limits, hosts, backend, Arc::clone(&metrics)).unwrap();
     let front = Some(std::thread::spawn(move || front.run()));
-    Stage { address, requests, stopper, front, metrics, _directory: directory }
+    Stage { address, requests, stopper, front, metrics, directory }
 }
 
 fn accept(backend: &UnixListener, sender: &Sender<(String, UnixStream)>) {
@@ -225,4 +231,41 @@ fn stopping_ends_streams_after_what_they_have_said() {
     assert!(begin.elapsed() < PATIENCE, "it waited for the stream's end");
     stage.front = Some(std::thread::spawn(|| {}));
     assert_eq!(upstream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn the_backend_is_told_who_asks() {
+    let pki = Pki::new();
+    let (ca, clients) = (pki.authority("ca"), pki.authority("clients"));
+    pki.certificate(&ca, "server");
+    pki.certificate(&clients, "deploy");
+    let more = format!("client_auth = 'optional'\nclient_ca_path = '{}'", pki.arg("clients.pem"));
+    let stage = start_with(|_| {}, Some(TlsStore::load(&pki.config("server", &more)).unwrap()));
+    let ask = |arguments: &[&str]| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sS", "--max-time", "20", "--cacert", &pki.arg("ca.pem"), "-o", "/dev/null"]).args(arguments);
+        let mut curl = curl.spawn().expect("curl is installed");
+        let (head, mut upstream) = stage.requests.recv_timeout(PATIENCE).unwrap();
+        upstream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        drop(upstream);
+        assert!(curl.wait().unwrap().success());
+        head
+    };
+    let url = format!("https://127.0.0.1:{}/", stage.address.port());
+    let forged = ["-H", "X-Agent-Cert: 00 admin", "-H", "X-Agent-Uid: 0"];
+    let head = ask(&[&forged[..], &[&url]].concat());
+    assert!(head.contains("x-agent-listener: rest\r\nx-agent-peer: 127.0.0.1:"), "{head}");
+    assert!(!head.contains("x-agent-cert") && !head.contains("x-agent-uid"), "{head}");
+
+    let (cert, key) = (pki.arg("deploy.pem"), pki.arg("deploy.key"));
+    let head = ask(&["--cert", &cert, "--key", &key, &url]);
+    let shown = head.lines().find_map(|line| line.strip_prefix("x-agent-cert: ")).unwrap();
+    let (fingerprint, subject) = shown.split_once(' ').unwrap();
+    assert!(fingerprint.len() == 64 && subject == "deploy", "{head}");
+
+    let here = stage.directory.path().join("here.sock").display().to_string();
+    let head = ask(&[&forged[..], &["--unix-socket", &here, "http://localhost/"]].concat());
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let want = format!("x-agent-listener: unix\r\nx-agent-uid: {uid}\r\nx-agent-gid: {gid}\r\n");
+    assert!(head.contains(&want) && !head.contains("x-agent-peer") && !head.contains("x-agent-cert"), "{head}");
 }

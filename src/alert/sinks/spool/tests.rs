@@ -63,6 +63,11 @@ fn what_was_not_acknowledged_comes_again_in_order_also_after_a_restart() {
     spool.acknowledge(lent[9].token);
     assert_eq!((spool.bytes(), bench.bytes.get()), (0, 0));
     assert!(bench.open(1 << 20).read(100).is_empty());
+    spool.tidy();
+    assert!(bench.segments().is_empty());
+    fill(&spool, 12..14);
+    assert_eq!(texts(&spool.read(100)), numbers(12..14));
+    assert_eq!(texts(&bench.open(1 << 20).read(100)), numbers(12..14));
     assert_eq!(bench.torn.get(), 0);
     assert_eq!(fs::metadata(bench.path()).unwrap().permissions().mode() & 0o777, 0o700);
 }
