@@ -194,6 +194,9 @@ pub fn run(options: Options) -> Result<()> {
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
     let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    if let Some(alerts) = &stores.alerts {
+        hub.set_history(Arc::new(alerts.clone()));
+    }
     let mut own = vec![Route::all(hub.sink())];
     own.extend(stores.alerts.as_ref().map(|alerts| Route::all(alerts.sink())));
     let start = alert::Start {
@@ -304,7 +307,15 @@ pub fn run(options: Options) -> Result<()> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(&config.agent, &hub, &auth, tls.as_ref(), &supervisor, &metrics).and_then(|grpc| {
+    let started = start_grpc(
+        &config.agent,
+        &hub,
+        grpc::gate_of(auth.clone(), stores.auditor()),
+        tls.as_ref(),
+        &supervisor,
+        &metrics,
+    )
+    .and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
         start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
@@ -527,13 +538,15 @@ impl Agent {
     }
 
     /// The files of [tls] as `config` names them, read and checked but not yet in use.
-    fn prepare_tls(&self, config: &Config) -> Result<Option<(Arc<TlsStore>, Arc<TlsState>)>, ApiError> {
-        let Some(store) = &self.tls else { return Ok(None) };
+    fn prepare_tls(&self, config: &Config) -> Result<Option<Arc<TlsState>>, ApiError> {
+        if self.tls.is_none() {
+            return Ok(None);
+        }
         let read = TlsState::load(&config.tls);
         self.metrics.tls_reload(read.is_ok());
         let state = read.map_err(|error| ApiError::validation(format!("tls: {error:#}")))?;
         state.warnings().iter().for_each(|warning| log::warn!("tls: {warning}"));
-        Ok(Some((store.clone(), Arc::new(state))))
+        Ok(Some(Arc::new(state)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
@@ -649,7 +662,7 @@ impl Agent {
             log::error!("putting [alerting] in force: {gone}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
-        if let Some((store, state)) = tls {
+        if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
         }
         self.auth.replace(auth);
@@ -1109,7 +1122,7 @@ fn hand_over<E: 'static>(
 fn start_grpc(
     agent: &AgentConfig,
     hub: &Hub,
-    auth: &Arc<Auth>,
+    gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
@@ -1118,7 +1131,7 @@ fn start_grpc(
         return Ok(None);
     }
     let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
-    config.gate = Some(grpc::gate_of(auth.clone()));
+    config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
 }
@@ -1213,7 +1226,7 @@ fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
         harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
     plan.write.extend([agent.state_dir.clone(), runtime]);
     plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
-    plan.low_port = [agent.http_port, agent.metrics_port].iter().any(|port| *port < 1024);
+    plan.low_port = [agent.http_port, agent.metrics_port, agent.grpc_port].iter().any(|port| (1..1024).contains(port));
     plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
     Ok(plan)
 }

@@ -1011,6 +1011,9 @@ mod tests {
         sender.delivered.inc_by(32);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.false_positive("firewall", "ssh");
+        metrics.store_records("alerts").inc_by(32);
+        metrics.store_failures("audit").inc();
         metrics.config_reload(true);
         metrics.config_reload(false);
         metrics.tls_reload(true);
@@ -1120,7 +1123,7 @@ mod tests {
         let text = moved().render_text();
         for line in [
             "# TYPE ebpfsentinel_packets_total counter",
-            "# HELP ebpfsentinel_alerts_total Alerts generated.",
+            "# HELP ebpfsentinel_alerts_total Alerts generated",
             "# TYPE ebpfsentinel_connections gauge",
             "# TYPE ebpfsentinel_processing_duration_seconds histogram",
             "# TYPE process_cpu_seconds_total counter",
@@ -1171,6 +1174,10 @@ mod tests {
             "severity",
             "status",
             "operation",
+            "destination",
+            "route",
+            "rule_id",
+            "store",
         ];
         for metric in DECLARED {
             for label in metric.labels() {

@@ -119,7 +119,7 @@ fn read_routes(list: &Field<'_>, smtp: Option<&SmtpConfig>) -> Vec<RouteConfig> 
         return Vec::new();
     }
     let mut places: HashMap<String, String> = HashMap::new();
-    let mut routes = Vec::new();
+    let mut routes: Vec<RouteConfig> = Vec::new();
     for mut reader in readers {
         let name_field = reader.key("name").required();
         let name = read_id(&name_field);
@@ -132,7 +132,14 @@ fn read_routes(list: &Field<'_>, smtp: Option<&SmtpConfig>) -> Vec<RouteConfig> 
         }
         let filter = read_filter(&mut reader);
         let destination = Destination::read(&mut reader, smtp);
+        let path_field = reader.key("path");
         reader.finish();
+        // Two that rotate one file would take each other's lines away.
+        let path = destination.as_ref().and_then(Destination::path);
+        let twin = routes.iter().find(|route| path.is_some() && route.destination.path() == path);
+        if let Some(twin) = twin {
+            path_field.error(format!("route {} writes to this file already", twin.name));
+        }
         if let (Some(name), Some(destination)) = (name, destination) {
             routes.push(RouteConfig { name, filter, destination });
         }

@@ -110,8 +110,8 @@ impl Head {
         let fresh = self.path.with_extension("head.new");
         let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(format!("{} {}\n", link.seq, link.hash).as_bytes())?;
-        // Not synced: after a power cut an older line may stand there, which verification allows, and the store is synced.
-        drop(file);
+        // Else a power cut could leave an empty file. That the old one may be there again is no matter: it is behind then.
+        file.sync_data()?;
         fs::rename(&fresh, &self.path)
     }
 }

@@ -491,10 +491,7 @@ fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Resul
     let anchor = anchor.unwrap_or(Link::START);
     let (mut link, mut count, mut first) = (anchor, 0, 0);
     let mut removed = None;
-    let mut at_head = match head {
-        Ok(Some(head)) if *head == anchor => true,
-        _ => false,
-    };
+    let mut at_head = matches!(head, Ok(Some(head)) if *head == anchor);
     if let Some(table) = existing(read.open_table(ENTRIES))? {
         for item in table.iter()? {
             let (seq, value) = item?;
@@ -888,5 +885,4 @@ fn remove(write: &WriteTransaction, cutoff: u64, count_max: u64) -> Result<(Opti
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
 mod tests;

@@ -3,7 +3,8 @@
 use argh::FromArgs;
 use serde_json::{Map, Value, json};
 
-use super::{Call, Column, Exit, Paged, Remote, encoded, get, post, query, usage, watch};
+use super::watch::{self, WatchArgs};
+use super::{Call, Column, Exit, Paged, Remote, encoded, get, post, query, usage};
 use crate::api::Method;
 
 const ALERTS: &str = "/api/v1/alerts";
@@ -35,7 +36,7 @@ const SUPPRESSION_COLUMNS: &[Column] = &[
     ("COMMENT", &["comment"]),
 ];
 
-/// List alerts and mark false positives.
+/// List, watch and mark alerts.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "alerts", help_triggers("-h", "--help", "help"))]
 pub struct AlertsArgs {
@@ -48,9 +49,9 @@ pub struct AlertsArgs {
 enum AlertsSub {
     List(ListArgs),
     Show(ShowArgs),
+    Watch(WatchArgs),
     MarkFp(MarkFpArgs),
     UnmarkFp(UnmarkFpArgs),
-    Watch(watch::WatchArgs),
     Suppressions(SuppressionsArgs),
     Unsuppress(UnsuppressArgs),
 }

@@ -232,8 +232,11 @@ fn operation_object(spec: &Spec, schemas: &mut Map<String, Value>) -> Value {
         "x-role": spec.role.name(),
         "responses": responses,
     });
-    let parameters: Vec<Value> =
-        spec.path_params().map(path_parameter).chain(spec.query.iter().map(query_parameter)).collect();
+    let parameters: Vec<Value> = spec
+        .path_params()
+        .map(|name| path_parameter(spec.path, name))
+        .chain(spec.query.iter().map(query_parameter))
+        .collect();
     if !parameters.is_empty() {
         object["parameters"] = parameters.into();
     }
@@ -297,11 +300,11 @@ fn success(spec: &Spec, schemas: &mut Map<String, Value>) -> Value {
     json!({"description": description, "content": content})
 }
 
-fn path_parameter(name: &'static str) -> Value {
+fn path_parameter(path: &str, name: &str) -> Value {
     json!({
         "name": name, "in": "path", "required": true,
         "schema": {"type": "string", "minLength": 1, "maxLength": api::VALUE_MAX},
-        "example": examples::path_value(name),
+        "example": examples::path_value(path, name),
     })
 }
 

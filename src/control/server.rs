@@ -294,7 +294,7 @@ impl Server {
 }
 
 /// The caller, as the audit log has them.
-fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
+pub fn actor(caller: &Caller, address: Option<IpAddr>) -> Actor {
     Actor {
         name: caller.name.clone(),
         role: caller.role.name().to_owned(),

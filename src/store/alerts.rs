@@ -22,6 +22,7 @@ use super::block::{Block, ROWS_MAX, Row, Summary, Wanted, rows};
 use super::db::{Db, DbError};
 use super::health::{Attempts, Health};
 use super::{COMMIT_INTERVAL, existing, now_ns};
+use crate::alert::hub::{History, Stored};
 use crate::alert::sinks::Sink;
 use crate::alert::{Alert, AlertId, Suppression, Suppressions};
 use crate::metrics::Metrics;
@@ -49,6 +50,17 @@ const ROWS_SCAN_MAX: usize = 1_000_000;
 const TEXTS_SCAN_MAX: usize = 10_000;
 /// Between looks for what is too old.
 const RETENTION_PAUSE: Duration = Duration::from_secs(30);
+
+impl History for AlertStore {
+    fn knows(&self, id: AlertId) -> Result<bool, String> {
+        self.get(id).map(|found| found.is_some()).map_err(|error| error.to_string())
+    }
+
+    fn after(&self, id: AlertId, limit: usize) -> Result<Vec<Stored>, String> {
+        let found = AlertStore::after(self, id, limit).map_err(|error| error.to_string())?;
+        Ok(found.into_iter().map(|StoredAlert { id, document }| Stored { id, document }).collect())
+    }
+}
 
 /// An alert that is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -811,5 +823,4 @@ impl From<&Answer> for Value {
 }
 
 #[cfg(test)]
-#[path = "alerts_tests.rs"]
 mod tests;

@@ -19,6 +19,7 @@ mod ratelimit;
 mod reload;
 mod routes;
 mod sandbox;
+mod sinks;
 mod steer;
 mod support;
 mod swap;

@@ -3,6 +3,7 @@
 
 mod grpc;
 mod sse;
+mod watch;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -37,7 +38,7 @@ struct Bench {
     control: Option<Control>,
     grpc: Option<Grpc>,
     failures: Failures,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Bench {
@@ -65,7 +66,7 @@ impl Bench {
             control: Some(control),
             grpc: Some(grpc),
             failures,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -134,7 +135,7 @@ struct Client {
 impl Client {
     fn start(command: &mut Command) -> Client {
         use std::io::Read;
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, mut stdout) = (child.stdin.take(), child.stdout.take().unwrap());
         let said = Arc::new(Mutex::new(String::new()));
         let reader = std::thread::spawn({

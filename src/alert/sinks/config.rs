@@ -340,6 +340,14 @@ impl Destination {
         }
     }
 
+    /// The file that it writes to, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Eve(eve) => Some(&eve.path),
+            _ => None,
+        }
+    }
+
     /// How its outlet works.
     pub fn outlet(&self) -> OutletConfig {
         let mut config = OutletConfig {

@@ -4,9 +4,9 @@
 //! it, as logrotate does: no signal is needed, and SIGHUP does no harm. A line that could not be written whole is taken
 //! back, so that no line is torn when the disk is full; it is written again when there is room.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::notice::text_of;
@@ -82,8 +82,10 @@ impl EveSink {
                 Ok(())
             }
             Err(error) => {
-                // If this fails too, the next open finds the half line and ends it.
-                if open.file.set_len(open.size).is_ok() {
+                // What is behind the half line is somebody else's, and stays. If it is not taken back, the next open ends it.
+                let end = open.size + line.len() as u64;
+                let is_last = open.file.metadata().is_ok_and(|found| found.len() < end);
+                if is_last && open.file.set_len(open.size).is_ok() {
                     self.open = Some(open);
                 }
                 Err(error)
@@ -91,10 +93,12 @@ impl EveSink {
         }
     }
 
-    /// Forgets the file if its name leads to another one.
+    /// Forgets the file if its name leads to another one, or if somebody else has written to it or cut it.
     fn look(&mut self) {
-        let is_there =
-            |open: &Open| fs::metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == open.identity);
+        let is_there = |open: &Open| {
+            let found = fs::metadata(&self.path);
+            found.is_ok_and(|found| (found.dev(), found.ino()) == open.identity && found.len() == open.size)
+        };
         if self.open.as_ref().is_some_and(|open| !is_there(open)) {
             self.open = None;
         }
@@ -119,14 +123,18 @@ impl Deliver for EveSink {
 
 /// Opens the file at its end. A line that a crash has torn gets its end.
 fn open_at(path: &Path) -> io::Result<Open> {
+    let mut options = OpenOptions::new();
     // Without O_NONBLOCK the open of a FIFO would wait for a reader.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(path)?;
+    options.read(true).append(true).mode(0o640).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    let mut file = match options.create_new(true).open(path) {
+        Ok(file) => {
+            // Its group reads it, whatever the umask says; one that was there keeps what it has.
+            file.set_permissions(Permissions::from_mode(0o640))?;
+            file
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.create_new(false).open(path)?,
+        Err(error) => return Err(error),
+    };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));

@@ -161,7 +161,6 @@ impl Outlets {
     fn spool(&self, name: &str, cap: u64) -> anyhow::Result<Arc<Spool>> {
         let known = self.running.get(name).map(|running| &running.threads).or_else(|| self.ending.get(name));
         if let Some(spool) = known.and_then(|threads| threads.spool.clone()) {
-            spool.set_cap(cap);
             return Ok(spool);
         }
         let folder = self.state_dir.join("spool").join(folder_of(name));
@@ -182,6 +181,9 @@ impl Outlets {
                 (Some((outlet, alerts, waiting)), old) => {
                     let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
                     old.iter().for_each(|old| old.order(Order::HandOver));
+                    if let (Some(spool), Some(cap)) = (&waiting.threads.spool, destination.spool) {
+                        spool.set_cap(cap);
+                    }
                     // The thread waits for nothing else.
                     let _ = waiting.go.send(old);
                     Running { destination, outlet, alerts, threads: waiting.threads }

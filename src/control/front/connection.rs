@@ -383,6 +383,9 @@ impl Connection {
     }
 
     fn relay(&mut self, context: &Context<'_>) -> io::Result<usize> {
+        if self.waiting() == 0 {
+            self.taken = context.now;
+        }
         // What a stream has beyond that waits at its source, which knows what to leave out.
         let room = self.answer.left() < context.limits.answer_bytes
             || (!self.stream && context.held_by_others + self.held() < context.limits.held_bytes);
@@ -417,7 +420,7 @@ impl Connection {
             let written = self.answer.write_to(&mut self.client)?;
             // TLS may have something left of before.
             self.client.flush()?;
-            if written > 0 || self.waiting() == 0 {
+            if written > 0 {
                 self.taken = context.now;
             }
             moved += written;

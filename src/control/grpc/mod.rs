@@ -33,8 +33,11 @@ use self::pb::alert_stream_service_server::{AlertStreamService, AlertStreamServi
 use self::pb::{AlertEvent, StreamAlertsRequest};
 use crate::alert::Filter;
 use crate::alert::hub::{Event, EventId, Hub, Step, Subscription, filter_of};
-use crate::api::{ApiError, Role};
+use crate::api::{ApiError, Caller, Role};
+use crate::audit::{Auditor, Entry};
 use crate::control::auth::{self, Auth};
+use crate::control::server::actor;
+use crate::control::stream::WATCH;
 use crate::metrics::{Metrics, StreamMetrics};
 use crate::supervise::{Gone, Pulse, Supervisor, Thread};
 
@@ -144,17 +147,23 @@ impl From<Denied> for Status {
 /// Says whether a client may listen to alerts: what a viewer may. May take its time.
 pub type Gate = Arc<dyn Fn(&Credentials) -> Result<(), Denied> + Send + Sync>;
 
-/// The gate that asks as the REST API does.
-pub fn gate_of(auth: Arc<Auth>) -> Gate {
+/// The gate that asks as the REST API does, and tells the audit log of whom it does not let in.
+pub fn gate_of(auth: Arc<Auth>, auditor: Arc<dyn Auditor>) -> Gate {
     Arc::new(move |shown| {
+        let address = Some(shown.peer.ip().to_canonical());
         let credentials = auth::Credentials {
             api_key: shown.api_key.as_deref(),
             bearer: shown.bearer.as_deref(),
             certificate: shown.certificate.as_deref().map(|text| text.split_once(' ').unwrap_or((text, ""))),
             unix: None,
         };
-        let asked = auth.require(Role::Viewer, &credentials, Some(shown.peer.ip().to_canonical()));
-        asked.map(drop).map_err(|refusal| {
+        auth.require(Role::Viewer, &credentials, address).map(drop).map_err(|refusal| {
+            if let Some(untold) = refusal.told {
+                let caller = refusal.caller.clone().unwrap_or_else(|| Caller::anonymous(Role::Public));
+                let more = if untold == 0 { String::new() } else { format!("; {untold} more before it") };
+                let detail = format!("gRPC StreamAlerts: {}: {}{more}", refusal.reason, refusal.detail);
+                auditor.record(Entry::new(actor(&caller, address), WATCH.command, refusal.error.status, detail));
+            }
             let ApiError { status, message, .. } = refusal.error;
             match status {
                 401 => Denied::Unauthenticated(message),

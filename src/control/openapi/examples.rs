@@ -41,9 +41,10 @@ fn parsed(command: &str, text: &str) -> Option<Value> {
     (!text.is_empty()).then(value)
 }
 
-/// A value for a path parameter, by its name.
-pub fn path_value(name: &str) -> &'static str {
+/// A value for a path parameter of an operation, by its name.
+pub fn path_value(path: &str, name: &str) -> &'static str {
     match name {
+        "id" if path.starts_with("/api/v1/alerts/") => "01a22ebc-dd29-76f0-9270-8355528429d1",
         "ip" => "192.0.2.1",
         "domain" => "example.org",
         _ => "web",
@@ -197,5 +198,87 @@ const EXAMPLES: &[Example] = &[
     example("l7 show", "", L7_VIEW),
     example("l7 add", L7_RULE, L7_TEXT),
     example("l7 update", L7_RULE, L7_TEXT),
+    example(
+        "alerts list",
+        "",
+        r#"{
+  "alerts": [{
+    "id": "01a22ebc-dd29-76f0-9270-8355528429d1", "timestamp": "2026-11-30T23:14:19.049166274Z",
+    "timestamp_ns": 1796080459049166274, "component": "firewall", "severity": "medium", "rule_id": "web",
+    "action": "drop", "message": "packet dropped by rule web", "src_ip": "192.0.2.1", "src_port": 40000,
+    "dst_ip": "192.0.2.10", "dst_port": 443, "protocol": "tcp", "interface": "eth0", "bytes": 54, "count": 3,
+    "first_seen": "2026-11-30T23:14:19.049166274Z", "last_seen": "2026-11-30T23:14:20.5Z", "false_positive": false
+  }],
+  "total": 1, "total_is_exact": true, "next": null, "limit": 100, "offset": 0
+}"#,
+    ),
+    example(
+        "alerts show",
+        "",
+        r#"{
+  "id": "01a22ebc-dd29-76f0-9270-8355528429d1", "timestamp": "2026-11-30T23:14:19.049166274Z",
+  "timestamp_ns": 1796080459049166274, "component": "firewall", "severity": "medium", "rule_id": "web",
+  "action": "drop", "message": "packet dropped by rule web", "src_ip": "192.0.2.1", "src_port": 40000,
+  "dst_ip": "192.0.2.10", "dst_port": 443, "protocol": "tcp", "interface": "eth0", "bytes": 54, "count": 3,
+  "first_seen": "2026-11-30T23:14:19.049166274Z", "last_seen": "2026-11-30T23:14:20.5Z", "false_positive": false
+}"#,
+    ),
+    example(
+        "alerts mark-fp",
+        r#"{"comment": "our own scanner", "suppress": {"minutes": 60}}"#,
+        r#"{
+  "alert_id": "01a22ebc-dd29-76f0-9270-8355528429d1", "marked": true,
+  "suppression": {
+    "id": "01a22ebc-e98d-72df-b14e-09614184b1a9", "component": "firewall", "rule_id": "web", "src_ip": "192.0.2.1",
+    "comment": "our own scanner", "created_by": "alice", "created_ns": 1796080462221481137, "hidden": 0,
+    "until": "2026-12-01T00:14:22.221357096Z", "until_ns": 1796084062221357096
+  }
+}"#,
+    ),
+    example(
+        "alerts suppressions",
+        "",
+        r#"{
+  "id": "01a22ebc-e98d-72df-b14e-09614184b1a9", "component": "firewall", "rule_id": "web", "src_ip": "192.0.2.1",
+  "comment": "our own scanner", "created_by": "alice", "created_ns": 1796080462221481137, "hidden": 17,
+  "until": "2026-12-01T00:14:22.221357096Z", "until_ns": 1796084062221357096
+}"#,
+    ),
+    example(
+        "audit logs",
+        "",
+        r#"{
+  "entries": [{
+    "seq": 1, "timestamp": "2026-11-30T23:14:21.118970323Z", "timestamp_ns": 1796080461118970323, "actor": "alice",
+    "role": "operator", "method": "api_key", "address": "192.0.2.7", "operation": "firewall add",
+    "action": "rule_added", "component": "firewall", "rule_id": "web", "version": 1, "outcome": 201,
+    "after": {"id": "web", "priority": 100, "action": "allow", "protocol": "tcp", "dst_port": "443"},
+    "detail": "POST /api/v1/firewall/rules",
+    "hash": "31c767bb7eeeb992adfc9c3f946349e6feaabe36274b56f54fd87630ab71241e"
+  }],
+  "total": 1, "total_is_exact": true, "next": null, "limit": 100, "offset": 0
+}"#,
+    ),
+    example(
+        "audit history",
+        "",
+        r#"{
+  "rule_id": "web", "total": 1,
+  "entries": [{
+    "version": 1, "seq": 1, "timestamp": "2026-11-30T23:14:21.118970323Z", "timestamp_ns": 1796080461118970323,
+    "actor": "alice", "operation": "firewall add", "action": "rule_added", "component": "firewall", "before": null,
+    "after": {"id": "web", "priority": 100, "action": "allow"},
+    "changes": [{"key": "action", "before": null, "after": "allow"}]
+  }]
+}"#,
+    ),
+    example(
+        "audit verify",
+        "",
+        r#"{
+  "status": "intact", "entries": 2, "first": 1, "last": 2,
+  "last_hash": "04fad8657c9843de4cbf6227f6f77b268366289fffff52a8fd914f106e271685", "problems": [], "incidents": []
+}"#,
+    ),
     example("openapi", "", r#"{"openapi": "3.1.0", "info": {"title": "eBPFsentinel"}, "paths": {}}"#),
 ];

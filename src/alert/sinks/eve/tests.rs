@@ -1,4 +1,4 @@
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
 use super::*;
@@ -86,7 +86,8 @@ fn the_file_is_rotated_by_size_and_so_many_are_kept() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     let mut sink = EveSink::new(path.clone(), length, 0);
-    sink.deliver(&[notice("9"), notice("a")]).unwrap();
+    sink.deliver(&[notice("9")]).unwrap();
+    sink.deliver(&[notice("a")]).unwrap();
     assert_eq!(messages(&path), ["a"]);
     assert_eq!(messages(&folder.path().join("eve.json.1")), ["6", "7"], "with keep = 0 the others are left alone");
 }
@@ -102,6 +103,11 @@ fn a_file_that_was_renamed_or_removed_is_opened_anew() {
     fs::remove_file(&path).unwrap();
     sink.deliver(&[notice("c")]).unwrap();
     assert_eq!((messages(&folder.path().join("old")), messages(&path)), (vec!["a".into()], vec!["c".into()]));
+    // logrotate's copytruncate.
+    fs::write(&path, "").unwrap();
+    sink.deliver(&[notice("d")]).unwrap();
+    assert_eq!(messages(&path), ["d"]);
+    assert_eq!(sink.open.unwrap().size, fs::metadata(&path).unwrap().len());
 }
 
 #[test]

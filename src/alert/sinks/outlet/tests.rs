@@ -12,17 +12,19 @@ use crate::supervise::{Supervisor, Thread};
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Plan>>);
 
+type Answer = fn(&[String]) -> Result<(), Failure>;
+
 #[derive(Default)]
 struct Plan {
     /// Messages that arrived, batch by batch.
     taken: Vec<Vec<String>>,
     /// Batches that were tried.
     tried: usize,
-    answer: Option<fn(&[String]) -> Result<(), Failure>>,
+    answer: Option<Answer>,
 }
 
 impl Fake {
-    fn answer(&self, answer: fn(&[String]) -> Result<(), Failure>) {
+    fn answer(&self, answer: Answer) {
         self.0.lock().unwrap().answer = Some(answer);
     }
 

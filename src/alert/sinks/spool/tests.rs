@@ -64,7 +64,7 @@ fn what_was_not_acknowledged_comes_again_in_order_also_after_a_restart() {
     assert_eq!((spool.bytes(), bench.bytes.get()), (0, 0));
     assert!(bench.open(1 << 20).read(100).is_empty());
     spool.tidy();
-    assert_eq!(bench.segments(), [PathBuf::new(); 0]);
+    assert!(bench.segments().is_empty());
     fill(&spool, 12..14);
     assert_eq!(texts(&spool.read(100)), numbers(12..14));
     assert_eq!(texts(&bench.open(1 << 20).read(100)), numbers(12..14));

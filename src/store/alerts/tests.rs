@@ -72,7 +72,7 @@ impl Bench {
 
 /// Number `n`: its port says which it is, and everything about it follows.
 fn alert(n: u64) -> Alert {
-    let component = if n % 3 == 0 { Component::L7 } else { Component::Firewall };
+    let component = if n.is_multiple_of(3) { Component::L7 } else { Component::Firewall };
     let severity = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical][(n % 4) as usize];
     let mut alert =
         Alert::new(component, severity, format!("rule-{}", n % 5), "deny", now_ns(), format!("Number <{n}>"));
