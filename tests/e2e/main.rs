@@ -20,6 +20,7 @@ mod reload;
 mod routes;
 mod sandbox;
 mod steer;
+mod streams;
 mod support;
 mod swap;
 mod syn_cookies;
