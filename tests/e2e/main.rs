@@ -22,6 +22,7 @@ mod sandbox;
 mod sinks;
 mod steer;
 mod stores;
+mod streams;
 mod support;
 mod swap;
 mod syn_cookies;
