@@ -128,6 +128,7 @@ fn is_part_of(technique: &str, wanted: &str) -> bool {
 pub struct Route {
     name: Arc<str>,
     filter: Filter,
+    is_own: bool,
     /// Taken by the router's thread only, so it never waits.
     sink: Arc<Mutex<Box<dyn Sink>>>,
 }
@@ -141,7 +142,17 @@ impl Route {
 
     /// What the filter wants, to this sink.
     pub fn new(name: &str, filter: Filter, sink: Box<dyn Sink>) -> Route {
-        Route { name: name.into(), filter, sink: Arc::new(Mutex::new(sink)) }
+        Route { name: name.into(), filter, is_own: false, sink: Arc::new(Mutex::new(sink)) }
+    }
+
+    /// The same as a route of the agent itself, such as that of the store: it hears, and nobody is told by it.
+    pub fn as_own(self) -> Route {
+        Route { is_own: true, ..self }
+    }
+
+    /// Whether it is one of the agent itself.
+    pub fn is_own(&self) -> bool {
+        self.is_own
     }
 
     /// Its name, unique among those of a router.

@@ -330,7 +330,7 @@ impl Router {
     fn tell(&self, alert: &Arc<Alert>, events: u64) {
         let mut wanted = false;
         for served in self.routes.iter().filter(|served| served.route.wants(alert)) {
-            wanted = true;
+            wanted |= !served.route.is_own();
             match served.route.tell(alert) {
                 Ok(()) => {
                     served.told.inc();
