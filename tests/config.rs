@@ -857,3 +857,21 @@ fn mutated(mut text: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
     }
     text
 }
+
+#[test]
+fn the_places_that_a_config_speaks_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let text = "[agent]\ninterfaces = ['eth0']\nstate_dir = '/srv/state'\nsocket = '/srv/run/agent.sock'\n\
+        [audit]\nstorage_path = '/srv/trail/audit.redb'\n\
+        [[firewall.rules]]\nid = 'a'\npriority = 1\naction = 'log'\ndescription = '/not/a/path'\n\
+        [[l7.rules]]\nid = 'b'\npriority = 1\naction = 'log'\nprotocol = 'http'\npath = '/admin'\n\
+        [[alerting.routes]]\nname = 'eve'\ndestination = 'eve'\npath = '/srv/eve/eve.json'\n";
+    std::fs::write(&file, text).unwrap();
+    let paths = config::load(&file, [], &[]).unwrap().paths;
+    let write: Vec<&str> = paths.write.iter().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(write, ["/srv/state", "/srv/run", "/srv/trail", "/srv/eve"]);
+    assert!([folder.path(), &file].iter().all(|path| paths.read.iter().any(|read| read == path)), "{:?}", paths.read);
+    let canonical = folder.path().canonicalize().unwrap();
+    assert!(paths.read.iter().all(|path| path.starts_with(folder.path()) || path.starts_with(&canonical)), "{paths:?}");
+}

@@ -22,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability};
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
-    Scope,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -84,7 +84,7 @@ pub struct SandboxStatus {
     pub no_new_privs: bool,
     /// The filter for system calls: `enforced`, `off`, or `failed`.
     pub seccomp: String,
-    /// The limits on files: `enforced`, `partial` (an older kernel), `unavailable` (the kernel has none), `off`, or
+    /// The limits on files: `enforced`, `partial` (an older kernel), `unavailable` (the kernel has none, or the first version), `off`, or
     /// `failed`.
     pub landlock: String,
     /// What could not be done, a sentence each.
@@ -288,6 +288,11 @@ pub fn keep_only(wanted: &[Capability]) -> Result<()> {
 
 /// Puts the calling thread, and those that it starts from now on, under Landlock.
 fn restrict_files(read: &[PathBuf], write: &[PathBuf], abstract_sockets: bool) -> Result<Wall> {
+    // The first version lets no file be moved to another directory, and that is how sockets are put in place.
+    let moves = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
+    if moves.is_err() {
+        return Ok(Wall::Unavailable);
+    }
     let mut scopes = BitFlags::from(Scope::Signal);
     if !abstract_sockets {
         scopes |= Scope::AbstractUnixSocket;
