@@ -1,7 +1,7 @@
 //! Start, wire, reload, stop: the only file that knows all parts.
 //!
-//! Order of start: configuration, programs loaded and their maps filled, attached, then the control port. Order of stop is
-//! the reverse; what the kernel goes on doing is `agent.on_exit`.
+//! Order of start: configuration, programs loaded and their maps filled, attached, then the control port. Order of stop
+//! is the reverse; what the kernel goes on doing is `agent.on_exit`.
 
 use std::fs::File;
 use std::net::SocketAddr;

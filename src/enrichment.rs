@@ -1,7 +1,8 @@
 //! Facts about a connection that its packets do not tell: which process has the socket.
 //!
-//! The kernel is asked by addresses and ports (sock_diag), never by the task that happened to run when a packet was seen:
-//! that is often another one. It is asked only when an alert is made, and not too often; who was not found is left out.
+//! The kernel is asked by addresses and ports (sock_diag), never by the task that happened to run when a packet was
+//! seen: that is often another one. It is asked only when an alert is made, and not too often; who was not found is
+//! left out.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,14 +21,14 @@ use crate::supervise::Supervisor;
 
 /// Processes are looked for so often in a second: each time all open files of the host are gone through.
 const SCANS_PER_SECOND: u32 = 5;
-/// A search begins if those before took at most this part of the time, and this much more: where there are many files one
-/// takes long, and who asks has other things to do.
+/// A search begins if those before took at most this part of the time, and this much more: where there are many files
+/// one takes long, and who asks has other things to do.
 const SCANS_PART: u32 = 10;
 const SCANS_TIME: Duration = Duration::from_millis(100);
 /// Files that one search looks at.
 const FILES_MAX: usize = 200_000;
-/// Searches that wait for the one under way, and how long one waits for its answer: going through the open files of a busy
-/// host takes a tenth of a second.
+/// Searches that wait for the one under way, and how long one waits for its answer: going through the open files of a
+/// busy host takes a tenth of a second.
 const SEARCHES_MAX: usize = 64;
 const SEARCH_FOR: Duration = Duration::from_secs(1);
 /// Sockets whose process is remembered, and for how long: a socket may be handed on.

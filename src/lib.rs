@@ -20,7 +20,9 @@
 //! ring buffers -> `poller` thread (bytes to [`event::Event`], [`event::OverLimit`]) -> `firewall` and `ratelimit` threads
 //! ([`engines`]: event to [`alert::Alert`]) -> `alert-router` thread (folds, throttles, routes) -> sinks ([`alert::sinks`]:
 //! a queue and a thread `sink-0`, ... for each, and `spool-0`, ... where alerts are kept on the disk until they are sent),
-//! of which one is `alert-store` ([`store`]: kept, found again by the API).
+//! of which one is `alert-store` ([`store`]: kept, found again by the API). Who listens takes from a ring ([`alert::hub`]):
+//! a thread `http-stream` for each client of [`control::stream`], and `grpc`, with a runtime of its own, for all of
+//! [`control::grpc`].
 //!
 //! What flows say has a ring buffer of its own -> `poller-ids` thread (batches, by the hash of the two addresses that each
 //! record carries) -> `inspect-0`, ... ([`inspection::Worker`]: [`packet::frame`] reads the headers, [`flow`] puts streams

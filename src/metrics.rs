@@ -507,7 +507,8 @@ impl Metrics {
         text + "# EOF\n"
     }
 
-    /// The same as Prometheus's own text format, version 0.0.4, in which the family of a counter has the name of its samples.
+    /// The same as Prometheus's own text format, version 0.0.4, in which the family of a counter has the name of its
+    /// samples.
     pub fn render_text(&self) -> String {
         let text = self.render();
         let mut out = String::with_capacity(text.len());

@@ -88,7 +88,9 @@ impl Trail {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.control.take().map(Control::stop);
+        if let Some(control) = self.control.take() {
+            control.stop();
+        }
     }
 }
 

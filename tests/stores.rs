@@ -210,7 +210,7 @@ fn on_a_full_disk_it_waits_counts_and_goes_on_by_itself() {
     let sent = 20_000;
     for number in 501..501 + sent {
         refused += u64::from(stores.sink.write(&alert(number)).is_err());
-        if number % 500 == 0 {
+        if number.is_multiple_of(500) {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -208,6 +208,49 @@ fn openssl_sees_what_was_agreed_on() {
 }
 
 #[test]
+fn keys_as_openssl_writes_them() {
+    let pki = Pki::new();
+    let (cert, key) = (pki.arg("server.pem"), pki.arg("server.key"));
+    let names = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).output().expect("openssl is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let serves = |what: &str| {
+        let begin = ["req", "-x509", "-days", "2", "-subj", "/CN=localhost", "-key", &key, "-out", &cert];
+        openssl(&[&begin[..], &names].concat());
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+        let port = start(&pki.config("server", ""), |_| {});
+        assert_eq!(port.curl(&["--cacert", &cert, "URL/ping"]), (0, "\"pong\"\n\n200 0".to_owned()), "{what}");
+        assert_eq!(port.tls.state().warnings(), [""; 0], "{what}");
+    };
+    openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &key]);
+    serves("RSA, PKCS#8");
+    openssl(&["genrsa", "-traditional", "-out", &key, "2048"]);
+    serves("RSA, PKCS#1");
+    openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-out", &key]);
+    serves("EC, SEC1 behind its parameters");
+    openssl(&["ecparam", "-name", "secp384r1", "-genkey", "-noout", "-out", &key]);
+    serves("EC, P-384");
+    openssl(&["genpkey", "-algorithm", "ED25519", "-out", &key]);
+    serves("Ed25519");
+    openssl(&[
+        "genpkey",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-aes256",
+        "-pass",
+        "pass:x",
+        "-out",
+        &key,
+    ]);
+    let error = format!("{:#}", TlsState::load(&pki.config("server", "")).err().unwrap());
+    assert!(error.contains("server.key (tls.key_path) holds a private key under a passphrase"), "{error}");
+}
+
+#[test]
 fn plain_http_on_a_tls_port_is_told_so() {
     let pki = Pki::new();
     let ca = pki.authority("ca");

@@ -20,7 +20,8 @@ pub struct Mapped<T> {
 unsafe impl<T: Send> Send for Mapped<T> {}
 
 impl<T: Plain> Mapped<T> {
-    /// Maps `len` values of a map made with `BPF_F_MMAPABLE`. Fails when the map is smaller or its values are of another size.
+    /// Maps `len` values of a map made with `BPF_F_MMAPABLE`. Fails when the map is smaller or its values are of
+    /// another size.
     pub fn new(map: &MapHandle, len: usize) -> Result<Mapped<T>> {
         let value = map.value_size() as usize;
         if value != size_of::<T>() || (map.max_entries() as usize) < len || !size_of::<T>().is_multiple_of(8) {
@@ -45,7 +46,8 @@ impl<T: Plain> Mapped<T> {
     }
 
     fn map(map: BorrowedFd<'_>, bytes: usize, len: usize) -> Result<Mapped<T>> {
-        // SAFETY: a fresh shared mapping of a map that the kernel keeps alive as long as the mapping; no address is asked for.
+        // SAFETY: a fresh shared mapping of a map that the kernel keeps alive as long as the mapping; no address is
+        // asked for.
         let memory = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -65,7 +67,8 @@ impl<T: Plain> Mapped<T> {
 
     /// The values. The kernel may write to them at any time where its programs do.
     pub fn values(&mut self) -> &mut [T] {
-        // SAFETY: the mapping has room for len values of T, any bytes are a valid T, and &mut self makes it the only view.
+        // SAFETY: the mapping has room for len values of T, any bytes are a valid T, and &mut self makes it the only
+        // view.
         unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
     }
 
@@ -90,8 +93,8 @@ impl<T> Drop for Mapped<T> {
     }
 }
 
-/// A handle of its own on a map, that lives as long as it likes. Made from the descriptor: to open a map by its id takes
-/// CAP_SYS_ADMIN.
+/// A handle of its own on a map, that lives as long as it likes. Made from the descriptor: to open a map by its id
+/// takes CAP_SYS_ADMIN.
 pub fn handle<'m, M>(map: &'m M) -> Result<MapHandle>
 where
     M: MapCore,

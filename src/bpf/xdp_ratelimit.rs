@@ -217,20 +217,30 @@ impl XdpRatelimit {
             ring_full: 0,
         };
         for cpu in 0..self.counts.len() {
+            // A piece at a time: the whole is larger than a thread's stack has room for.
+            let all = self.counts.at(cpu);
             // SAFETY: within the mapping, to which only the kernel writes, whole words; see Mapped::at().
-            let one = unsafe { self.counts.at(cpu).read_volatile() };
-            for (sum, one) in sum.rules.iter_mut().zip(one.rule) {
+            let word = |field: *const u64| unsafe { field.read_volatile() };
+            for (slot, sum) in sum.rules.iter_mut().enumerate() {
+                // SAFETY: as above; there are as many rules as slots.
+                let one = unsafe { (&raw const (*all).rule[slot]).read_volatile() };
                 sum.passed += one.passed;
                 sum.passed_bytes += one.passed_bytes;
                 sum.dropped += one.dropped;
                 sum.dropped_bytes += one.dropped_bytes;
             }
-            sum.made += one.made;
-            sum.replaced += one.replaced;
-            sum.crowded += one.crowded;
-            sum.contended += one.contended;
-            sum.events += one.events;
-            sum.ring_full += one.ring_full;
+            // SAFETY: within the mapping.
+            sum.made += word(unsafe { &raw const (*all).made });
+            // SAFETY: within the mapping.
+            sum.replaced += word(unsafe { &raw const (*all).replaced });
+            // SAFETY: within the mapping.
+            sum.crowded += word(unsafe { &raw const (*all).crowded });
+            // SAFETY: within the mapping.
+            sum.contended += word(unsafe { &raw const (*all).contended });
+            // SAFETY: within the mapping.
+            sum.events += word(unsafe { &raw const (*all).events });
+            // SAFETY: within the mapping.
+            sum.ring_full += word(unsafe { &raw const (*all).ring_full });
         }
         sum
     }

@@ -64,19 +64,20 @@ pub fn document(specs: &[&Spec]) -> Value {
                 "bearer": {"type": "http", "scheme": "bearer",
                     "description": "A JWT of the issuer that `[auth.jwt]` or `[auth.oidc]` names, or a key of \
                         `[[auth.api_keys]]`."},
-                "certificate": {"type": "mutualTLS", "description": "A client's certificate that `[tls]` maps to a role."},
+                "certificate": {"type": "mutualTLS",
+                    "description": "A client's certificate that `[tls]` maps to a role."},
             },
         },
     })
 }
 
 const DESCRIPTION: &str = "The control port of eBPFsentinel, a network security agent.\n\n\
-    Each operation names the least role that may call it: viewer reads, operator changes rules (those of its namespaces), \
-    admin changes the agent. Without `auth.enabled`, whoever reaches the port may do all of it; a caller by the Unix socket \
-    is known by its user.\n\n\
-    Every failure has the same body, `{\"error\": {\"code\", \"message\"}}`: the code is for programs, the message for \
-    people. Unknown keys of a body and unknown query parameters are errors. Lists are paged by `limit` and `offset`. Times are \
-    RFC 3339, addresses are strings.";
+    Each operation names the least role that may call it: viewer reads, operator changes rules (those of its \
+    namespaces), admin changes the agent. Without `auth.enabled`, whoever reaches the port may do all of it; a caller \
+    by the Unix socket is known by its user.\n\n\
+    Every failure has the same body, `{\"error\": {\"code\", \"message\"}}`: the code is for programs, the \
+    message for people. Unknown keys of a body and unknown query parameters are errors. Lists are paged by `limit` and \
+    `offset`. Times are RFC 3339, addresses are strings.";
 
 /// A failure, as the document tells it.
 struct Failure {

@@ -1,7 +1,7 @@
 //! Swagger UI: the API's documentation as a page that can call it, from files in the binary; `agent.swagger_ui`.
 //!
-//! The page and its few lines of script are ours; the library and its style come with the crate. Nothing is fetched from
-//! elsewhere, no script stands in the page, and [`CONTENT_POLICY`] has the browser hold to that.
+//! The page and its few lines of script are ours; the library and its style come with the crate. Nothing is fetched
+//! from elsewhere, no script stands in the page, and [`CONTENT_POLICY`] has the browser hold to that.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use flate2::read::GzDecoder;
 
 use crate::api::{self, Method, Operation, Reply, Role, Spec};
 
-/// `Content-Security-Policy` of every answer: what it shows comes from here, and no other page frames it. Styles may stand in
-/// elements, as the library writes them.
+/// `Content-Security-Policy` of every answer: what it shows comes from here, and no other page frames it. Styles may
+/// stand in elements, as the library writes them.
 pub const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
     img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -343,11 +343,8 @@ struct Watched<W> {
 }
 
 impl<W: Write> Write for Watched<W> {
+    /// Before the bytes go anywhere: what is buffered gets out, whatever a flush says.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
         let now = Instant::now();
         if now >= self.next {
             self.next = now + self.interval;
@@ -359,6 +356,10 @@ impl<W: Write> Write for Watched<W> {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal.error.message));
             }
         }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }

@@ -23,17 +23,21 @@ impl SocketFile {
     /// Listens at `path`. The socket is made in `private`, where nobody else comes, and appears with its owner and mode
     /// in one step, in place of one that nobody listens on any more. Anything else that is there stays: an error.
     pub fn bind(path: &Path, private: &Path) -> Result<(SocketFile, UnixListener)> {
+        SocketFile::bind_for(path, private, GROUP)
+    }
+
+    fn bind_for(path: &Path, private: &Path, group_name: &str) -> Result<(SocketFile, UnixListener)> {
         let name = || format!("listening on {} (agent.socket)", path.display());
         give_way(path).with_context(name)?;
         let own = private.join("control.sock");
         let listener = UnixListener::bind(&own).with_context(|| format!("binding {}", own.display()))?;
         fs::set_permissions(&own, fs::Permissions::from_mode(0o660)).with_context(name)?;
-        let group = Group::from_name(GROUP).with_context(|| format!("looking for the group {GROUP}"))?;
+        let group = Group::from_name(group_name).with_context(|| format!("looking for the group {group_name}"))?;
         let mut group = group.map(|group| group.gid);
         if let Some(gid) = group
             && let Err(e) = std::os::unix::fs::chown(&own, None, Some(gid.as_raw()))
         {
-            log::warn!("control: giving {} to the group {GROUP}: {e}; only root can use it", path.display());
+            log::warn!("control: giving {} to the group {group_name}: {e}; only root can use it", path.display());
             group = None;
         }
         let made = fs::symlink_metadata(&own).with_context(name)?;
@@ -100,6 +104,13 @@ mod tests {
         assert!(path.exists(), "the first one removed the second one's");
         drop(second);
         assert!(!path.exists());
+
+        let grouped = |name: &str| SocketFile::bind_for(&path, &private, name).unwrap().0;
+        let daemon = Group::from_name("daemon").unwrap().expect("every Linux has it").gid;
+        let file = grouped("daemon");
+        assert_eq!((file.group(), fs::metadata(&path).unwrap().gid()), (Some(daemon), daemon.as_raw()));
+        drop(file);
+        assert_eq!(grouped("no-such-group").group(), None);
 
         fs::write(&path, "mine").unwrap();
         assert!(bind().err().unwrap().ends_with("there is something else than a socket"));

@@ -54,8 +54,15 @@ impl TlsState {
         let (not_after, warnings) = look_at(&chain[0], &name)?;
         let key_bytes = read_file(key_path, "tls.key_path", 0o007)?;
         let key_name = || format!("{} (tls.key_path)", key_path.display());
-        let key = PrivateKeyDer::from_pem_slice(&key_bytes)
-            .map_err(|_| anyhow!("{} holds no private key in PEM", key_name()))?;
+        let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|_| {
+            let locked = key_bytes.windows(9).any(|nine| nine == b"ENCRYPTED");
+            let what = if locked {
+                "a private key under a passphrase, which nobody is there to give"
+            } else {
+                "no private key in PEM"
+            };
+            anyhow!("{} holds {what}", key_name())
+        })?;
 
         let provider = Arc::new(aws_lc_rs::default_provider());
         let versions: &[&rustls::SupportedProtocolVersion] = match config.allow_tls12 {

@@ -31,11 +31,6 @@ fn start(lab: &Lab) -> Agent {
     lab.start(&file(&(key("root", ADMIN, "role = \"admin\"") + &operator())))
 }
 
-/// The words that add a rule of this name.
-fn adding<'w>(words: &[&'w str], id: &'w str, more: &[&'w str]) -> Vec<&'w str> {
-    [words, &["--id", id], more].concat()
-}
-
 #[test]
 fn operators_of_a_namespace_in_the_engines_of_the_kernel() {
     let lab = Lab::new();

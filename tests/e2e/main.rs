@@ -21,6 +21,8 @@ mod routes;
 mod sandbox;
 mod sinks;
 mod steer;
+mod stores;
+mod streams;
 mod support;
 mod swap;
 mod syn_cookies;

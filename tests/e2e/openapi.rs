@@ -1,5 +1,5 @@
-//! The OpenAPI document, tried on the agent that serves it: by schemathesis, which asks what the document allows and much that
-//! it does not, and by a browser, in which Swagger UI is opened and used.
+//! The OpenAPI document, tried on the agent that serves it: by schemathesis, which asks what the document allows and
+//! much that it does not, and by a browser, in which Swagger UI is opened and used.
 
 use std::process::Command;
 

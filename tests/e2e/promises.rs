@@ -1,5 +1,5 @@
-//! What was promised by name: routes, commands and metrics. Each is here and answers, moves, or comes with the issue that its
-//! row names; a row that is behind the times fails.
+//! What was promised by name: routes, commands and metrics. Each is here and answers, moves, or comes with the issue
+//! that its row names; a row that is behind the times fails.
 
 use std::process::{Command, Stdio};
 

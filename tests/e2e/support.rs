@@ -32,11 +32,11 @@ pub const HOST: &str = "192.0.2.10";
 pub const HOST_V6: &str = "2001:db8:1::10";
 
 /// The end of all patience: far above what anything here takes.
-const WITHIN: Duration = Duration::from_secs(30);
+pub const WITHIN: Duration = Duration::from_secs(30);
 /// A frame that overtook its marker arrives within this.
 const REORDERED: Duration = Duration::from_millis(60);
 
-const BINARY: &str = env!("CARGO_BIN_EXE_ebpfsentinel-agent");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_ebpfsentinel-agent");
 
 /// Namespaces, a folder with configuration and state, and a BPF file system that outlives each agent.
 pub struct Lab {

@@ -1,6 +1,7 @@
 //! Streams of alerts from outside: curl, a gRPC client that learns the service by reflection, and clients that are slow,
 //! too many, or gone.
 
+mod auth;
 mod grpc;
 mod sse;
 mod watch;

@@ -132,10 +132,16 @@ struct Members {
 }
 
 impl Members {
-    fn look_up() -> Members {
-        let group = Group::from_name(GROUP);
-        let group = group.inspect_err(|error| log::warn!("looking up the group {GROUP}: {error}; it lets nobody in"));
-        Members { user: geteuid().as_raw(), group: group.ok().flatten().map(|group| group.gid.as_raw()) }
+    /// The group as it is now; as it was `before` where that cannot be told.
+    fn look_up(before: Option<Members>) -> Members {
+        let group = match Group::from_name(GROUP) {
+            Ok(group) => group.map(|group| group.gid.as_raw()),
+            Err(error) => {
+                log::warn!("looking up the group {GROUP}: {error}");
+                before.and_then(|before| before.group)
+            }
+        };
+        Members { user: geteuid().as_raw(), group }
     }
 
     fn have(self, user: u32, group: u32) -> bool {
@@ -392,7 +398,7 @@ impl State {
             keys: config.api_keys.clone(),
             tokens,
             certificates: certificates.to_vec(),
-            members: Members::look_up(),
+            members: Members::look_up(before.map(|before| before.members)),
         })
     }
 

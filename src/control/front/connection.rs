@@ -203,6 +203,7 @@ impl Connection {
         let body = json!({"error": {"code": refusal.code, "message": refusal.message}}).to_string();
         let mut text = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ncache-control: no-store\r\n\
+             x-content-type-options: nosniff\r\n\
              connection: close\r\n",
             refusal.status,
             reason_phrase(refusal.status),

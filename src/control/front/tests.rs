@@ -269,3 +269,33 @@ fn the_backend_is_told_who_asks() {
     let want = format!("x-agent-listener: unix\r\nx-agent-uid: {uid}\r\nx-agent-gid: {gid}\r\n");
     assert!(head.contains(&want) && !head.contains("x-agent-peer") && !head.contains("x-agent-cert"), "{head}");
 }
+
+/// Each event is there before the next one is sent, TLS or not, and the source learns of curl's end.
+#[test]
+fn a_stream_by_tls_comes_at_once() {
+    let pki = Pki::new();
+    pki.certificate(&pki.authority("ca"), "server");
+    let stage = start_with(|_| {}, Some(TlsStore::load(&pki.config("server", "")).unwrap()));
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["-sSN", "--max-time", "20", "--cacert", &pki.arg("ca.pem")]);
+    curl.arg(format!("https://127.0.0.1:{}/stream", stage.address.port()));
+    let mut curl = curl.stdout(std::process::Stdio::piped()).spawn().expect("curl is installed");
+    let (_, mut upstream) = stage.requests.recv_timeout(PATIENCE).unwrap();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\nX-Agent-Stream: 1\r\n\r\n").unwrap();
+    let mut out = curl.stdout.take().unwrap();
+    // The last one is longer than what a TLS session and a socket take at once.
+    for length in [1, 100, 20_000, 3_000_000] {
+        let event = vec![b'x'; length];
+        let writer = std::thread::spawn({
+            let (mut upstream, event) = (upstream.try_clone().unwrap(), event.clone());
+            move || upstream.write_all(&event)
+        });
+        let mut got = vec![0; length];
+        out.read_exact(&mut got).unwrap();
+        assert!(got == event, "{length}");
+        writer.join().unwrap().unwrap();
+    }
+    curl.kill().unwrap();
+    curl.wait().unwrap();
+    assert_eq!(upstream.read(&mut [0]).unwrap(), 0);
+}

@@ -1,7 +1,7 @@
 //! What the document shows of operations: a request and an answer as they are, and a word for each group of them.
 //!
-//! The test below holds that every operation of the agent has what it needs here, and tests/openapi.rs that a running agent
-//! takes the requests and answers in the shapes that are shown.
+//! The test below holds that every operation of the agent has what it needs here, and tests/openapi.rs that a running
+//! agent takes the requests and answers in the shapes that are shown.
 
 use serde_json::Value;
 
@@ -80,7 +80,8 @@ const FIREWALL_TEXT: &str = r#"{
 }"#;
 const FIREWALL_VIEW: &str = r#"{
   "id": "web", "priority": 100, "action": "allow", "protocol": "tcp", "dst_port": "443", "src_ip": "192.0.2.0/24",
-  "enabled": true, "log": false, "source": "api", "packets": 1234, "bytes": 98765, "last_hit": "2026-11-30T22:14:05.123Z"
+  "enabled": true, "log": false, "source": "api", "packets": 1234, "bytes": 98765,
+  "last_hit": "2026-11-30T22:14:05.123Z"
 }"#;
 const LIMIT_RULE: &str = r#"{
   "id": "web", "priority": 100, "protocol": "tcp", "dst_port": 443, "rate": 1000, "burst": 2000, "action": "drop"

@@ -1,9 +1,10 @@
 //! The system calls of a running agent.
 //!
-//! What glibc, the allocator, the threads, tokio, rustls with aws-lc, redb, libbpf and our own code may call once the start
-//! is over, with some room for other versions of them. What is not here starts programs, looks into other processes,
-//! changes namespaces, mounts, modules, clocks, keys, users or capabilities: it fails with EPERM. `clone3` fails with ENOSYS,
-//! since its flags cannot be seen by a filter; glibc then uses `clone`, which may make threads and no namespaces.
+//! What glibc, the allocator, the threads, tokio, rustls with aws-lc, redb, libbpf and our own code may call once the
+//! start is over, with some room for other versions of them. What is not here starts programs, looks into other
+//! processes, changes namespaces, mounts, modules, clocks, keys, users or capabilities: it fails with EPERM. `clone3`
+//! fails with ENOSYS, since its flags cannot be seen by a filter; glibc then uses `clone`, which may make threads and
+//! no namespaces.
 
 use std::collections::BTreeMap;
 

@@ -1,17 +1,17 @@
 //! What the running agent may still do: the sandbox that it shuts itself into, `agent.sandbox`.
 //!
 //! Three walls, each of which stands without the others:
-//! - Capabilities: of root's powers those of [`KEPT`] are kept. The user stays root, since pins in the BPF file system, the
-//!   switches of `firewall.rp_filter` and keys belong to root; without `CAP_DAC_OVERRIDE` it is root over root's own files only.
-//!   `no_new_privs` and the bounding set see to it that nothing comes back.
+//! - Capabilities: of root's powers those of [`KEPT`] are kept. The user stays root, since pins in the BPF file system,
+//!   the switches of `firewall.rp_filter` and keys belong to root; without `CAP_DAC_OVERRIDE` it is root over root's
+//!   own files only. `no_new_privs` and the bounding set see to it that nothing comes back.
 //! - Landlock: files may be read where configuration, certificates and system libraries are and written where state is.
 //!   Nothing may be executed.
 //! - seccomp: a list of system calls ([`calls`]); any other fails with EPERM and is told to the kernel's audit log.
 //!
-//! Landlock and capabilities belong to a thread and are inherited, so [`Sandbox::enter`] comes before all threads but one:
-//! that which looks up processes ([`keep_only`], `enrichment::Scanner`), as Landlock lets no thread look into processes
-//! that are not as restricted as itself. It holds no capability but those for this look. The filter for system calls is put
-//! on all threads at once, when the start is over ([`Sandbox::close`]).
+//! Landlock and capabilities belong to a thread and are inherited, so [`Sandbox::enter`] comes before all threads but
+//! one: that which looks up processes ([`keep_only`], `enrichment::Scanner`), as Landlock lets no thread look into
+//! processes that are not as restricted as itself. It holds no capability but those for this look. The filter for
+//! system calls is put on all threads at once, when the start is over ([`Sandbox::close`]).
 
 mod calls;
 
@@ -84,7 +84,8 @@ pub struct SandboxStatus {
     pub no_new_privs: bool,
     /// The filter for system calls: `enforced`, `off`, or `failed`.
     pub seccomp: String,
-    /// The limits on files: `enforced`, `partial` (an older kernel), `unavailable` (the kernel has none), `off`, or `failed`.
+    /// The limits on files: `enforced`, `partial` (an older kernel), `unavailable` (the kernel has none), `off`, or
+    /// `failed`.
     pub landlock: String,
     /// What could not be done, a sentence each.
     pub failures: Vec<String>,
@@ -203,8 +204,8 @@ impl Sandbox {
         lock(&self.failures).clone()
     }
 
-    /// Why a configuration with these needs cannot be put in force without a restart, if it cannot: the walls stand where
-    /// the start has put them.
+    /// Why a configuration with these needs cannot be put in force without a restart, if it cannot: the walls stand
+    /// where the start has put them.
     pub fn refuses(&self, plan: &Plan) -> Option<String> {
         if !matches!(self.landlock, Wall::Enforced | Wall::Partial) {
             return None;
@@ -244,8 +245,8 @@ fn real(path: &Path) -> PathBuf {
 /// The group whose members may use the control socket.
 const GROUP: &str = "ebpfsentinel";
 
-/// Joins the group, if there is one: who is in a group may give it a file of his own without a capability. It is no failure
-/// where this is not allowed; a service manager then says which groups there are.
+/// Joins the group, if there is one: who is in a group may give it a file of his own without a capability. It is no
+/// failure where this is not allowed; a service manager then says which groups there are.
 fn join_group() {
     let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) else { return };
     let mut groups = nix::unistd::getgroups().unwrap_or_default();
@@ -257,8 +258,8 @@ fn join_group() {
     }
 }
 
-/// Leaves to the calling thread, and those that it starts from now on, these capabilities as far as it has them, and no way
-/// to others.
+/// Leaves to the calling thread, and those that it starts from now on, these capabilities as far as it has them, and no
+/// way to others.
 ///
 /// # Errors
 /// The kernel refuses.

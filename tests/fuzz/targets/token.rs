@@ -26,6 +26,6 @@ pub fn run(bytes: &[u8]) {
         assert!(verify(&token, signed.algorithm, &key, &rules).is_err());
     }
     if let Ok(keys) = KeySet::read(bytes, &ALL) {
-        assert_eq!(keys.is_empty(), keys.len() == 0);
+        assert!(keys.len() <= 64, "{} keys", keys.len());
     }
 }
