@@ -96,5 +96,5 @@ impl Alerting {
 fn routes_of(own: &[Route], config: &AlertingConfig, sinks: Vec<Box<dyn Sink>>) -> Vec<Route> {
     let configured = config.routes_in_force().iter().zip(sinks);
     let configured = configured.map(|(route, sink)| Route::new(&route.name, route.filter.clone(), sink));
-    own.iter().cloned().map(Route::as_own).chain(configured).collect()
+    own.iter().cloned().chain(configured).collect()
 }

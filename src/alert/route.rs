@@ -128,29 +128,25 @@ fn is_part_of(technique: &str, wanted: &str) -> bool {
 pub struct Route {
     name: Arc<str>,
     filter: Filter,
+    /// Whether it is one of the agent itself.
     is_own: bool,
     /// Taken by the router's thread only, so it never waits.
     sink: Arc<Mutex<Box<dyn Sink>>>,
 }
 
 impl Route {
-    /// Everything to this sink, which gives the route its name.
+    /// Everything to this sink of the agent itself, which gives the route its name.
     pub fn all(sink: impl Sink + 'static) -> Route {
         let name = sink.name().to_owned();
-        Route::new(&name, Filter::default(), Box::new(sink))
+        Route { is_own: true, ..Route::new(&name, Filter::default(), Box::new(sink)) }
     }
 
-    /// What the filter wants, to this sink.
+    /// A route of the configuration: what the filter wants, to this sink.
     pub fn new(name: &str, filter: Filter, sink: Box<dyn Sink>) -> Route {
         Route { name: name.into(), filter, is_own: false, sink: Arc::new(Mutex::new(sink)) }
     }
 
-    /// The same as a route of the agent itself, such as that of the store: it hears, and nobody is told by it.
-    pub fn as_own(self) -> Route {
-        Route { is_own: true, ..self }
-    }
-
-    /// Whether it is one of the agent itself.
+    /// Whether it is one of the agent itself, such as that of the store, which hears everything.
     pub fn is_own(&self) -> bool {
         self.is_own
     }

@@ -299,7 +299,9 @@ impl Router {
         }
         self.last_id = Some(alert.id);
         let alert = Arc::new(alert);
-        self.tell(&alert, alert.count);
+        if !self.tell(&alert) {
+            self.dropped.no_route.inc_by(alert.count);
+        }
         alert
     }
 
@@ -322,12 +324,12 @@ impl Router {
     fn tell_update(&mut self, update: Option<(Arc<Alert>, u64)>) {
         if let Some((alert, repeats)) = update {
             self.dropped.dedup.inc_by(repeats);
-            self.tell(&alert, repeats);
+            self.tell(&alert);
         }
     }
 
-    /// Every route that wants it. So many of its events are new.
-    fn tell(&self, alert: &Arc<Alert>, events: u64) {
+    /// Every route that wants it; whether one of the configuration does.
+    fn tell(&self, alert: &Arc<Alert>) -> bool {
         let mut wanted = false;
         for served in self.routes.iter().filter(|served| served.route.wants(alert)) {
             wanted |= !served.route.is_own();
@@ -340,9 +342,7 @@ impl Router {
                 }
             }
         }
-        if !wanted {
-            self.dropped.no_route.inc_by(events);
-        }
+        wanted
     }
 
     /// Ends the windows that are over by `now`, with `None` all of them, and tells what they have to say.
@@ -743,9 +743,11 @@ mod tests {
         let told = |route: &str| metrics.alerts_told(route).get();
         assert_eq!((told("broken"), told("loud"), told("none")), (0, 1, 0));
         assert_eq!(metrics.alerts_dropped("no_route").get(), 0);
-        drop(router.reconfigure(Limits::default(), vec![]));
+        // The agent's own hears it, but nobody whom the configuration names.
+        let own = Heard::default();
+        drop(router.reconfigure(Limits::default(), vec![Route::all(own.clone())]));
         router.event(Alert { count: 3, ..alert(SOURCE, 3) }, now);
-        assert_eq!(metrics.alerts_dropped("no_route").get(), 3);
+        assert_eq!((metrics.alerts_dropped("no_route").get(), own.take().len()), (3, 1));
     }
 
     #[test]

@@ -146,7 +146,6 @@ impl Sandbox {
         let mut failures = Vec::new();
         let mut note = |what: &str, error: &dyn std::fmt::Display| failures.push(format!("sandbox: {what}: {error}"));
         let mut wanted: Vec<Capability> = KEPT.to_vec();
-        join_group();
         wanted.extend(plan.low_port.then_some(Capability::CAP_NET_BIND_SERVICE));
         if let Err(error) = keep_only(&wanted) {
             note("dropping capabilities", &format!("{error:#}"));
@@ -239,22 +238,6 @@ fn real(path: &Path) -> PathBuf {
         let (Some(parent), Some(last)) = (at.parent(), at.components().next_back()) else { return path.to_owned() };
         rest.push(last);
         at = parent;
-    }
-}
-
-/// The group whose members may use the control socket.
-const GROUP: &str = "ebpfsentinel";
-
-/// Joins the group, if there is one: who is in a group may give it a file of his own without a capability. It is no
-/// failure where this is not allowed; a service manager then says which groups there are.
-fn join_group() {
-    let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) else { return };
-    let mut groups = nix::unistd::getgroups().unwrap_or_default();
-    if !groups.contains(&group.gid) {
-        groups.push(group.gid);
-        if let Err(error) = nix::unistd::setgroups(&groups) {
-            log::debug!("joining the group {GROUP}: {error}");
-        }
     }
 }
 
