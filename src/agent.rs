@@ -848,7 +848,6 @@ impl Front {
         let mut reasons = self.engines.degraded();
         reasons.extend(self.auth.degraded());
         reasons.extend(self.stores.degraded());
-        reasons.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
         reasons.extend(self.sandbox.degraded());
         reasons
     }
@@ -875,6 +874,8 @@ impl AgentControl for Front {
 
     fn status(&self) -> AgentStatus {
         let mut degraded = self.degraded();
+        // The certificate of before is in use, so nothing is refused for it.
+        degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);

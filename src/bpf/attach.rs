@@ -96,7 +96,8 @@ fn other_xdp_program(ifindex: u32) -> Option<String> {
     let name = libbpf_rs::ProgramHandle::from_prog_id(id).map(|program| program.name().to_string_lossy().into_owned());
     Some(match name {
         Ok(name) => format!("id {id} ({name})"),
-        Err(_) => format!("id {id}"),
+        // It takes CAP_SYS_ADMIN, which the sandbox gives up.
+        Err(_) => format!("id {id} (`bpftool prog show id {id}` tells whose it is)"),
     })
 }
 
@@ -370,6 +371,11 @@ pub fn prepare_pins(dir: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("guarding {}", dir.display()))
+}
+
+/// Whether anything is pinned in `dir`.
+pub fn has_pins(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Removes all pins in `dir` but the `wanted` ones, and the directory when none is left.

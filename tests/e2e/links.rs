@@ -116,7 +116,10 @@ fn another_xdp_program_is_named_and_left_alone() {
         let (status, said) = lab.refusal(&other, &lab.state_dir().join("other"));
         assert_eq!(status.code(), Some(1), "{said}");
         assert_eq!(said.matches("Error").count(), 1, "{said}");
-        assert!(said.contains("another XDP program is on eth0") && said.contains("(xdp_firewall)"), "{said}");
+        assert!(
+            said.contains("another XDP program is on eth0: id ") && said.contains("bpftool prog show id "),
+            "{said}"
+        );
         assert_eq!(lab.pinned(), Vec::<PathBuf>::new());
     }
     enforces(&lab);

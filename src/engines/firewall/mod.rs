@@ -220,7 +220,7 @@ impl Firewall {
     /// when they appear.
     pub fn start(start: Start<'_>) -> Result<Firewall> {
         let pins = start.pins.clone();
-        let nothing_kept = !pins.exists();
+        let nothing_kept = !attach::has_pins(&pins);
         let started = Firewall::start_on_pins(start, nothing_kept);
         if started.is_err() && nothing_kept {
             // The error that is told is the one that came first.
