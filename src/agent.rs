@@ -158,7 +158,7 @@ pub fn run(options: Options) -> Result<()> {
         log::warn!("{warning}");
     }
 
-    let tls = load_tls(&config)?;
+    let tls = load_tls(config)?;
     let notifier = Notifier::from_env().context("reading NOTIFY_SOCKET")?;
     let _lock = lock_state(&config.agent.state_dir)?;
     let metrics = Metrics::new();
