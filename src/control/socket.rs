@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::unistd::{Gid, Group};
 
 /// Who is in it may use the socket.
@@ -32,8 +33,7 @@ impl SocketFile {
         let own = private.join("control.sock");
         let listener = UnixListener::bind(&own).with_context(|| format!("binding {}", own.display()))?;
         fs::set_permissions(&own, fs::Permissions::from_mode(0o660)).with_context(name)?;
-        let group = Group::from_name(group_name).with_context(|| format!("looking for the group {group_name}"))?;
-        let mut group = group.map(|group| group.gid);
+        let mut group = find_group(group_name).with_context(|| format!("looking for the group {group_name}"))?;
         if let Some(gid) = group
             && let Err(e) = std::os::unix::fs::chown(&own, None, Some(gid.as_raw()))
         {
@@ -64,6 +64,14 @@ impl Drop for SocketFile {
         {
             log::warn!("control: removing {}: {e}", self.path.display());
         }
+    }
+}
+
+/// The group of this name, if there is one. A host without a file of groups has none (getgrnam_r(3): these errors say so).
+pub fn find_group(name: &str) -> nix::Result<Option<Gid>> {
+    match Group::from_name(name) {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        found => Ok(found?.map(|group| group.gid)),
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use jsonwebtoken::DecodingKey;
-use nix::unistd::{Group, geteuid};
+use nix::unistd::{Gid, geteuid};
 use subtle::ConditionallySelectable;
 
 use self::flood::{Flood, Limits};
@@ -33,11 +33,9 @@ pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
 use crate::config::tls::{CertName, TlsClient};
+use crate::control::socket::{GROUP, find_group};
 use crate::metrics::Metrics;
 use crate::supervise::Supervisor;
-
-/// Whose members are admins through the Unix socket.
-pub const GROUP: &str = "ebpfsentinel";
 /// The operation that `auth.metrics_auth_required` is about.
 const METRICS: &str = "/metrics";
 /// What a client is told who may come again soon.
@@ -134,8 +132,8 @@ struct Members {
 impl Members {
     /// The group as it is now; as it was `before` where that cannot be told.
     fn look_up(before: Option<Members>) -> Members {
-        let group = match Group::from_name(GROUP) {
-            Ok(group) => group.map(|group| group.gid.as_raw()),
+        let group = match find_group(GROUP) {
+            Ok(group) => group.map(Gid::as_raw),
             Err(error) => {
                 log::warn!("looking up the group {GROUP}: {error}");
                 before.and_then(|before| before.group)
