@@ -630,17 +630,22 @@ impl Agent {
                         Instant::now() + Duration::from_secs(secs.into()),
                         || Ok(()),
                         move || {
-                            asking.replace(asked);
-                            undo.restore_sections(others)?;
-                            undo.firewall.call(move |firewall| firewall.restore(before))??;
+                            // The firewall first: it is what locks people out. A part that fails keeps no other back.
+                            let firewall = undo.firewall.call(move |firewall| firewall.restore(before));
+                            let firewall = firewall.map_err(anyhow::Error::from).flatten();
+                            let others = undo.restore_sections(others);
                             undo.spare(spared_before.0, &spared_before.1);
+                            asking.replace(asked);
                             if let Some((store, state)) = tls_before {
                                 store.replace(state);
                             }
                             stores.reconfigure(&old);
                             let told = alerting.replace(&old.alerting);
+                            if let Err(error) = crate::logging::reconfigure(old.agent.log_level, old.agent.log_format) {
+                                log::warn!("{error}");
+                            }
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            told
+                            firewall.and(others.map_err(Into::into)).and(told)
                         },
                     );
                 }

@@ -617,7 +617,7 @@ impl Owned for Writer {
         if entry.action() == Action::PolicyViolation && !self.refusals.admit(&entry, now) {
             return;
         }
-        if self.pending.len() >= self.limits.buffer {
+        if self.pending.len() >= self.limits.buffer.max(COMMIT_MAX) {
             self.lost_now += 1;
             self.lost.inc();
             return;
@@ -814,6 +814,7 @@ impl Writer {
         });
         match removed {
             Ok((link, count)) => {
+                self.db.note_removed();
                 self.committed(link, 0);
                 count == REMOVE_MAX
             }

@@ -240,8 +240,8 @@ pub fn looks_like_token(credential: &str) -> bool {
 }
 
 impl AuthConfig {
-    /// Reads the section.
-    pub fn read(mut r: Reader<'_>) -> AuthConfig {
+    /// Reads the section. `names_clients`: there are `[[tls.clients]]`, whose certificates are credentials, too.
+    pub fn read(mut r: Reader<'_>, names_clients: bool) -> AuthConfig {
         let enabled_field = r.key("enabled");
         let enabled = enabled_field.boolean();
         let metrics_auth_required = r.key("metrics_auth_required").boolean().unwrap_or(false);
@@ -255,9 +255,13 @@ impl AuthConfig {
         if jwt_field.is_present() && oidc_field.is_present() {
             oidc_field.error("jwt and oidc exclude each other: a token would have two issuers; remove one");
         }
-        let methods = !api_keys.is_empty() || jwt_field.is_present() || oidc_field.is_present();
+        let methods = names_clients || !api_keys.is_empty() || jwt_field.is_present() || oidc_field.is_present();
         // Whoever writes keys wants them asked for.
         let enabled = enabled.unwrap_or(methods);
+        if !enabled && names_clients {
+            enabled_field
+                .error("with false nobody is asked, and whoever is in [[tls.clients]] or not would be an admin");
+        }
         if enabled && !methods {
             enabled_field
                 .warn("there is no api_keys, jwt or oidc: only the Unix socket and client certificates let anybody in");

@@ -61,10 +61,11 @@ impl Config {
         let audit_field = r.key("audit");
         let alerting_field = r.key("alerting");
         r.finish();
-        let auth = auth_field.table().map(AuthConfig::read);
+        let tls = tls_field.table().map(TlsConfig::read);
+        let names_clients = tls.as_ref().is_some_and(|tls| tls.enabled && !tls.clients.is_empty());
+        let auth = auth_field.table().map(|r| AuthConfig::read(r, names_clients));
         let asks = auth.as_ref().is_none_or(|auth| auth.enabled);
         let agent = agent_field.table().and_then(|r| AgentConfig::read(r, asks));
-        let tls = tls_field.table().map(TlsConfig::read);
         let interfaces = agent.as_ref().map(|agent| agent.interfaces.as_slice());
         let firewall = firewall_field.table().map(|r| FirewallConfig::read(r, interfaces));
         let ratelimit = ratelimit_field.table().map(|r| RatelimitConfig::read(r, interfaces));

@@ -174,7 +174,7 @@ const FAILURES: &[Failure] = &[
         status: 429,
         name: "TooManyRequests",
         about: "This client asks too often, or too often with credentials that are wrong",
-        code: "TOO_MANY_REQUESTS",
+        code: "RATE_LIMITED",
         message: "too many requests; try again in 3 seconds",
     },
     Failure {

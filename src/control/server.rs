@@ -349,9 +349,9 @@ impl<W: Write> Write for Watched<W> {
         if now >= self.next {
             self.next = now + self.interval;
             let asked = self.auth.require(self.role, &self.shown.credentials(), self.shown.peer);
-            // That it cannot be told at present ends nothing.
+            // That it cannot be told at present ends nothing. 429: a good key is never too many.
             if let Err(refusal) = asked
-                && matches!(refusal.error.status, 401 | 403)
+                && matches!(refusal.error.status, 401 | 403 | 429)
             {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal.error.message));
             }

@@ -671,6 +671,7 @@ impl Writer {
             Ok(removed) => {
                 self.count = Some(count.saturating_sub(removed));
                 if removed > 0 {
+                    self.db.note_removed();
                     log::debug!("store of alerts: {removed} alerts were removed by age or number");
                 }
                 removed >= REMOVE_MAX

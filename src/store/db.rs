@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{Mutex, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use redb::backends::FileBackend;
@@ -29,6 +29,10 @@ const READER_PATIENCE: Duration = Duration::from_secs(2);
 /// Most bytes that compacting moves about: it takes some seconds then, in which readers wait and nothing is written. What
 /// is free in a larger file is used again, so it grows no further than it once had to.
 const COMPACT_MAX: u64 = 512 << 20;
+/// Smaller files are left as they are.
+const COMPACT_MIN: u64 = 8 << 20;
+/// From look to look for room to give back.
+const COMPACT_EVERY: Duration = Duration::from_secs(3600);
 
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -91,6 +95,10 @@ pub struct Db {
     database: RwLock<Option<Database>>,
     /// A reader met what cannot be.
     suspect: AtomicBool,
+    /// Something was removed since the last look for room to give back.
+    removed: AtomicBool,
+    /// When that look was.
+    looked: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Db {
@@ -103,7 +111,20 @@ impl Db {
     /// The file at `path`, not opened yet: [`Db::mend`] does. `kind` and `schema` stand in it; a file of another kind, or of a
     /// schema that this program does not know, counts as damaged.
     pub fn new(path: PathBuf, kind: &'static str, schema: u32) -> Db {
-        Db { path, kind, schema, database: RwLock::new(None), suspect: AtomicBool::new(false) }
+        Db {
+            path,
+            kind,
+            schema,
+            database: RwLock::new(None),
+            suspect: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            looked: Mutex::new(None),
+        }
+    }
+
+    /// Notes that retention has removed something: there may be room to give back.
+    pub fn note_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
     }
 
     /// Where it is.
@@ -299,9 +320,20 @@ impl Db {
 
     /// Gives the file's free pages back to the disk, if they are more than half of it and the others can be moved about in
     /// reasonable time. Readers wait meanwhile. True if it did.
+    ///
+    /// Telling what is free takes a look at every page, so it comes after something was removed, and once an hour.
     pub fn compact(&self) -> Result<bool, DbError> {
+        if fs::metadata(&self.path)?.len() < COMPACT_MIN || !self.removed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut looked = self.looked.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if looked.is_some_and(|looked| looked.elapsed() < COMPACT_EVERY) {
+            return Ok(false);
+        }
+        *looked = Some(Instant::now());
+        self.removed.store(false, Ordering::Relaxed);
         let (size, used) = self.sizes()?;
-        if used > COMPACT_MAX || size < 8 << 20 || used > size / 2 {
+        if used > COMPACT_MAX || used > size / 2 {
             return Ok(false);
         }
         self.has_room()?;

@@ -241,11 +241,11 @@ impl Courier {
             self.tell(&circuit, &hand);
             let size = hand.notices.len().min(most);
             let result = self.deliver.deliver(&hand.notices.make_contiguous()[..size]);
-            let now = Instant::now();
-            last = Some(now);
             let before = hand.notices.len();
             match result {
                 Ok(()) => {
+                    // A failure is tried again when the circuit says so, not when the next digest is due.
+                    last = Some(Instant::now());
                     self.metrics.delivered.inc_by(size as u64);
                     self.done(&mut hand, size);
                     self.recovered(&mut circuit);

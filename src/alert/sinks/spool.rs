@@ -302,6 +302,11 @@ impl Spool {
                     inner.read.offset = end;
                     return Some(Lent { json, accepted_ms, token: Token::Disk { segment: number, end } });
                 }
+                // Not what stands there, but that it cannot be read now: it is tried again.
+                Err(error) if error.kind() != io::ErrorKind::InvalidData => {
+                    log::warn!("{}: {}", path_of(&self.folder, number).display(), plain(&error));
+                    return None;
+                }
                 Err(error) => {
                     self.torn.inc();
                     let path = path_of(&self.folder, number);

@@ -33,9 +33,11 @@ pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};
 use crate::config::tls::{CertName, TlsClient};
-use crate::control::socket::{GROUP, find_group};
+pub use crate::control::socket::GROUP;
+use crate::control::socket::find_group;
 use crate::metrics::Metrics;
 use crate::supervise::Supervisor;
+
 /// The operation that `auth.metrics_auth_required` is about.
 const METRICS: &str = "/metrics";
 /// What a client is told who may come again soon.

@@ -163,9 +163,14 @@ impl Connection {
         })
     }
 
+    /// Since when it is in its stage.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Between two requests.
     fn is_idle(&self) -> bool {
-        self.stage == Stage::Head && self.answered > 0 && self.input.is_empty()
+        self.stage == Stage::Head && self.answered > 0 && self.input.is_empty() && self.request.is_none()
     }
 
     /// The deadline has passed.

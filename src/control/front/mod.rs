@@ -377,13 +377,13 @@ impl Front {
         }
     }
 
-    /// Gives complete requests to tiny_http, the oldest first, as many as may be there at a time.
+    /// Gives complete requests to tiny_http, the one that waits longest first, as many as may be there at a time.
     fn hand_on(&mut self) {
         while self.in_flight() < self.limits.in_flight {
             let queued = (0..self.connections.len())
                 .filter_map(|slot| Some((self.connections[slot].as_ref()?, slot)))
                 .filter(|(connection, _)| connection.stage == Stage::Queued);
-            let Some(slot) = queued.min_by_key(|(connection, _)| connection.order).map(|(_, slot)| slot) else {
+            let Some(slot) = queued.min_by_key(|(connection, _)| connection.since()).map(|(_, slot)| slot) else {
                 return;
             };
             self.reserve.release(DESCRIPTORS_PER_REQUEST);

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +17,11 @@ use tonic::server::NamedService;
 
 use super::door::{Busy, Seat};
 use crate::metrics::Metrics;
+
+/// Calls of one connection that may be under way: nobody takes all places.
+const CALLS_OF_ONE: usize = 12;
+/// An answer begins within this time.
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many calls may be under way.
 #[derive(Clone)]
@@ -67,10 +73,20 @@ where
             let status = Status::resource_exhausted(format!("{} calls are under way, the limit", self.calls.max));
             return Box::pin(std::future::ready(Ok(status.into_http())));
         };
-        let busy = request.extensions().get::<Seat>().map(Seat::busy);
+        let seat = request.extensions().get::<Seat>();
+        if seat.is_some_and(|seat| seat.calls() >= CALLS_OF_ONE) {
+            self.calls.metrics.grpc_refused("calls_of_one");
+            let status = Status::resource_exhausted(format!("{CALLS_OF_ONE} calls of this connection are under way"));
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        let busy = seat.map(Seat::busy);
         let answer = self.service.call(request);
         Box::pin(async move {
-            let answer = answer.await?;
+            // It begins when the client has said what it wants, which it may never do.
+            let Ok(answer) = tokio::time::timeout(BEGIN_WITHIN, answer).await else {
+                return Ok(Status::deadline_exceeded("the request did not come in time").into_http());
+            };
+            let answer = answer?;
             Ok(answer.map(|body| Body::new(Answer { body, _place: place, _busy: busy })))
         })
     }

@@ -181,6 +181,11 @@ impl Seat {
         self.certificate.clone()
     }
 
+    /// Calls that are under way.
+    pub fn calls(&self) -> usize {
+        self.quiet().calls
+    }
+
     /// A call is under way until this is dropped.
     pub fn busy(&self) -> Busy {
         self.quiet().calls += 1;

@@ -472,7 +472,13 @@ impl Pump {
     /// A key that was taken away and a token that has expired end the stream; that they cannot be looked at does not.
     async fn check_credentials(&self) -> Result<(), Over> {
         match ask(self.gate.as_ref(), &self.credentials).await {
-            Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+            // The last: a bad credential too many.
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted
+                ) =>
+            {
                 self.end(status).await
             }
             _ => Ok(()),
