@@ -368,6 +368,10 @@ fn the_example_of_tls_is_good() {
     assert_eq!(role("00", Some("prometheus")), Some(Role::Viewer));
     assert_eq!((role("00", Some("nobody")), role("00", None)), (None, None));
     assert_eq!(tls.client("00", Some("deploy")).unwrap().namespaces, ["web"]);
+    // Who says what a client may do wants everybody asked.
+    assert!(config.auth.enabled && !config.agent.allow_unauthenticated_api);
+    let off = text_of("conf/examples/tls.toml") + "\n[auth]\nenabled = false\n";
+    assert!(parse(&off).unwrap_err().contains("auth.enabled: with false nobody is asked"));
 }
 
 #[test]

@@ -516,6 +516,17 @@ fn who_asks_too_often_is_told_when_to_come_back() {
     assert!(statuses[..10].iter().all(|status| *status == 200), "{statuses:?}");
     assert!(good < 30 && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
     assert_eq!(port.refusals("rate"), 30 - good as u64);
+    // Also on a connection that had answers before. Without bodies, so that an answer is one piece.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut session = port.session(&pki, "ca.pem");
+    let mut answered = Vec::new();
+    while answered.last() != Some(&429) && answered.len() < 30 {
+        session.write_all(b"HEAD /ping HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n").unwrap();
+        let mut answer = [0; 4096];
+        let length = session.read(&mut answer).unwrap();
+        answered.push(status(&String::from_utf8_lossy(&answer[..length])));
+    }
+    assert!(answered.len() > 1 && answered.last() == Some(&429), "{answered:?}");
     let mut refused = String::new();
     let begin = Instant::now();
     while status_or(&refused, 200) == 200 {

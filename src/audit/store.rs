@@ -783,13 +783,14 @@ impl Writer {
         let db = self.db.clone();
         // A look that writes nothing first.
         let due = db.read(|read| {
-            let Some(table) = existing(read.open_table(ENTRIES))? else { return Ok(false) };
-            let Some((_, first)) = table.first()? else { return Ok(false) };
-            Ok(table.len()? > count_max || decoded(first.value())?.timestamp_ns < cutoff)
+            let Some(table) = existing(read.open_table(ENTRIES))? else { return Ok((false, 0)) };
+            let Some((_, first)) = table.first()? else { return Ok((false, 0)) };
+            let entries = table.len()?;
+            Ok((entries > count_max || decoded(first.value())?.timestamp_ns < cutoff, entries))
         });
-        match due {
-            Ok(true) => {}
-            Ok(false) => {
+        let entries = match due {
+            Ok((true, entries)) => entries,
+            Ok((false, _)) => {
                 // What retention took away is given back to the disk when nothing else is to be done.
                 if self.pending.is_empty() && self.queue.is_empty() {
                     match self.db.compact() {
@@ -804,7 +805,7 @@ impl Writer {
                 log::warn!("{:?}: looking for old entries: {error}", self.db);
                 return false;
             }
-        }
+        };
         let removed = self.db.write(|write| {
             let (removed, count) = remove(write, cutoff, count_max)?;
             let Some(removed) = removed else { return Ok((link, 0)) };
@@ -814,7 +815,7 @@ impl Writer {
         });
         match removed {
             Ok((link, count)) => {
-                self.db.note_removed();
+                self.db.note_removed(count as u64, entries.saturating_sub(count as u64));
                 self.committed(link, 0);
                 count == REMOVE_MAX
             }

@@ -671,7 +671,7 @@ impl Writer {
             Ok(removed) => {
                 self.count = Some(count.saturating_sub(removed));
                 if removed > 0 {
-                    self.db.note_removed();
+                    self.db.note_removed(removed, count.saturating_sub(removed));
                     log::debug!("store of alerts: {removed} alerts were removed by age or number");
                 }
                 removed >= REMOVE_MAX

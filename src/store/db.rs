@@ -11,8 +11,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use redb::backends::FileBackend;
@@ -31,8 +31,6 @@ const READER_PATIENCE: Duration = Duration::from_secs(2);
 const COMPACT_MAX: u64 = 512 << 20;
 /// Smaller files are left as they are.
 const COMPACT_MIN: u64 = 8 << 20;
-/// From look to look for room to give back.
-const COMPACT_EVERY: Duration = Duration::from_secs(3600);
 
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 
@@ -95,10 +93,10 @@ pub struct Db {
     database: RwLock<Option<Database>>,
     /// A reader met what cannot be.
     suspect: AtomicBool,
-    /// Something was removed since the last look for room to give back.
-    removed: AtomicBool,
-    /// When that look was.
-    looked: Mutex<Option<Instant>>,
+    /// Records that were removed since the last look for room to give back.
+    removed: AtomicU64,
+    /// So many that it is worth a look.
+    may_shrink: AtomicBool,
 }
 
 impl std::fmt::Debug for Db {
@@ -117,14 +115,18 @@ impl Db {
             schema,
             database: RwLock::new(None),
             suspect: AtomicBool::new(false),
-            removed: AtomicBool::new(false),
-            looked: Mutex::new(None),
+            removed: AtomicU64::new(0),
+            may_shrink: AtomicBool::new(false),
         }
     }
 
-    /// Notes that retention has removed something: there may be room to give back.
-    pub fn note_removed(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+    /// Notes that retention has removed so many records of those of which so many are left. By and by there may be room to
+    /// give back.
+    pub fn note_removed(&self, records: u64, left: u64) {
+        let removed = self.removed.fetch_add(records, Ordering::Relaxed) + records;
+        if removed >= left / 2 {
+            self.may_shrink.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Where it is.
@@ -321,17 +323,13 @@ impl Db {
     /// Gives the file's free pages back to the disk, if they are more than half of it and the others can be moved about in
     /// reasonable time. Readers wait meanwhile. True if it did.
     ///
-    /// Telling what is free takes a look at every page, so it comes after something was removed, and once an hour.
+    /// Telling what is free takes a look at every page, so it comes after much was removed: see [`Db::note_removed`].
     pub fn compact(&self) -> Result<bool, DbError> {
-        if fs::metadata(&self.path)?.len() < COMPACT_MIN || !self.removed.load(Ordering::Relaxed) {
+        if !self.may_shrink.load(Ordering::Relaxed) || fs::metadata(&self.path)?.len() < COMPACT_MIN {
             return Ok(false);
         }
-        let mut looked = self.looked.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if looked.is_some_and(|looked| looked.elapsed() < COMPACT_EVERY) {
-            return Ok(false);
-        }
-        *looked = Some(Instant::now());
-        self.removed.store(false, Ordering::Relaxed);
+        self.may_shrink.store(false, Ordering::Relaxed);
+        self.removed.store(0, Ordering::Relaxed);
         let (size, used) = self.sizes()?;
         if used > COMPACT_MAX || used > size / 2 {
             return Ok(false);
@@ -342,7 +340,10 @@ impl Db {
         guarded(|| match database.compact() {
             Ok(done) => Ok(done),
             // A reader is under way; another time.
-            Err(redb::CompactionError::TransactionInProgress) => Ok(false),
+            Err(redb::CompactionError::TransactionInProgress) => {
+                self.may_shrink.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         })
     }

@@ -18,8 +18,8 @@ use tonic::server::NamedService;
 use super::door::{Busy, Seat};
 use crate::metrics::Metrics;
 
-/// Calls of one connection that may be under way: nobody takes all places.
-const CALLS_OF_ONE: usize = 12;
+/// Calls of one connection that may be under way, as many as there are streams and some more: no connection takes all places.
+const CALLS_OF_ONE: usize = 80;
 /// An answer begins within this time.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
