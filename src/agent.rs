@@ -645,7 +645,7 @@ impl Agent {
                                 log::warn!("{error}");
                             }
                             *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            firewall.and(others.map_err(Into::into)).and(told)
+                            firewall.and(others).and(told)
                         },
                     );
                 }
