@@ -356,7 +356,7 @@ impl Connection {
         self.request = Some((head, body));
         self.enter(Stage::Body, context.now);
         if wants_continue {
-            // 25 bytes into an empty socket buffer: they fit, or the client is gone.
+            // 25 bytes behind answers that were taken: they fit, or the client sees a broken answer and closes.
             let _ = self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         self.take_body(rest, context);
