@@ -4,7 +4,8 @@
 //! a directory of ours, and gets complete, rewritten requests from here: accept, read the head and the body within limits
 //! of size and time, refuse what is malformed or foreign, hand on, relay the answer. One request at a time, and one
 //! for a connection unless the client asks to keep it; what comes behind a request in one piece with it ends the
-//! connection after its answer. An answer with [`STREAM_HEADER`] may go on for hours; such have a cap of their own, and take no place of a request.
+//! connection after its answer. An answer with [`STREAM_HEADER`] may go on for hours; such have a cap of their own, and
+//! take no place of a request.
 //!
 //! What is bounded, and by what, stands in [`Limits`]. Too many connections: a new one takes the place of the oldest that
 //! has not said what it wants; a complete request is never thrown out. So 500 half-open clients cost a good one nothing.
