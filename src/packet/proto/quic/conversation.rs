@@ -99,12 +99,16 @@ impl Conversation {
         self.connection = Connection { version: known.version, known: Some(known), ..Connection::default() };
     }
 
-    fn take_frames(&mut self, side: Side, frames: &[u8], out: &mut Out) {
+    fn take_frames(&mut self, side: Side, family: Family, frames: &[u8], out: &mut Out) {
+        let is_google = matches!(family, Family::T050 | Family::T051);
+        let next = if is_google { packet::next_google_frame } else { packet::next_frame };
         let mut rest = frames;
         let mut is_closed = false;
         while !rest.is_empty() {
-            let Some((frame, behind)) = packet::next_frame(rest) else {
-                out.odd(side, "quic.bad_frame");
+            let Some((frame, behind)) = next(rest) else {
+                if !is_google {
+                    out.odd(side, "quic.bad_frame");
+                }
                 break;
             };
             rest = behind;
@@ -261,7 +265,7 @@ impl Parser for Conversation {
             match packet {
                 Packet::Initial { family, .. } => match self.open(side, &packet, out) {
                     Some(frames) if family == Family::Q050 => self.take_google_frames(side, &frames, out),
-                    Some(frames) => self.take_frames(side, &frames, out),
+                    Some(frames) => self.take_frames(side, family, &frames, out),
                     None => {}
                 },
                 // The server's later packets come behind its hello, or its hello is lost.

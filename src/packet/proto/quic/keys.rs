@@ -20,6 +20,14 @@ const SALT_Q050: [u8; 20] = [
     0x50, 0x45, 0x74, 0xef, 0xd0, 0x66, 0xfe, 0x2f, 0x9d, 0x94, 0x5c, 0xfc, 0xdb, 0xd3, 0xa7, 0xf0, 0xd3, 0xb5, 0x6b,
     0x45,
 ];
+const SALT_T050: [u8; 20] = [
+    0x7f, 0xf5, 0x79, 0xe5, 0xac, 0xd0, 0x72, 0x91, 0x55, 0x80, 0x30, 0x4c, 0x43, 0xa2, 0x36, 0x7c, 0x60, 0x48, 0x83,
+    0x10,
+];
+const SALT_T051: [u8; 20] = [
+    0x7a, 0x4e, 0xde, 0xf4, 0xe7, 0xcc, 0xee, 0x5f, 0xa4, 0x50, 0x6c, 0x19, 0x12, 0x4f, 0xc8, 0xcc, 0xda, 0x6e, 0x03,
+    0x3d,
+];
 const SALT_DRAFT_22: [u8; 20] = [
     0x7f, 0xbc, 0xdb, 0x0e, 0x7c, 0x66, 0xbb, 0xe9, 0x19, 0x3a, 0x96, 0xcd, 0x21, 0x51, 0x9e, 0xbd, 0x7a, 0x02, 0x64,
     0x4a,
@@ -46,6 +54,10 @@ const SALT_V2: [u8; 20] = [
 pub(super) enum Family {
     /// Google's Q050: sealed as the drafts are, with Google's own hello inside.
     Q050,
+    /// Google's T050: TLS inside, in Google's frames.
+    T050,
+    /// Google's T051: the same.
+    T051,
     /// Drafts 21 and 22, and Facebook's mvfst of that time.
     Draft22,
     /// Drafts 23 to 28, and mvfst since.
@@ -64,6 +76,8 @@ impl Family {
         match version {
             1 | 0xff00_0021 | 0xff00_0022 => Some(Family::V1),
             0x5130_3530 => Some(Family::Q050),
+            0x5430_3530 => Some(Family::T050),
+            0x5430_3531 => Some(Family::T051),
             0xff00_0015 | 0xff00_0016 | 0xface_b001 => Some(Family::Draft22),
             0xff00_0017..=0xff00_001c | 0xface_b002 | 0xface_b00e => Some(Family::Draft23),
             0xff00_001d..=0xff00_0020 => Some(Family::Draft29),
@@ -75,6 +89,8 @@ impl Family {
     fn salt(self) -> &'static [u8] {
         match self {
             Family::Q050 => &SALT_Q050,
+            Family::T050 => &SALT_T050,
+            Family::T051 => &SALT_T051,
             Family::Draft22 => &SALT_DRAFT_22,
             Family::Draft23 => &SALT_DRAFT_23,
             Family::Draft29 => &SALT_DRAFT_29,

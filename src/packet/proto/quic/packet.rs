@@ -12,6 +12,9 @@ const ACK: u64 = 0x02;
 const ACK_ECN: u64 = 0x03;
 const CRYPTO: u64 = 0x06;
 const CONNECTION_CLOSE: u64 = 0x1c;
+/// Google's own frames, whose types are bytes: the handshake's, and padding as above.
+const GOOGLE_PADDING: u8 = 0x00;
+const GOOGLE_CRYPTO: u8 = 0x08;
 
 /// A number of one, two, four or eight bytes (RFC 9000, 16).
 fn number(reader: &mut Reader) -> Option<u64> {
@@ -112,8 +115,7 @@ pub(super) fn next_frame(frames: &[u8]) -> Option<(Frame<'_>, &[u8])> {
         PADDING => {
             // It comes by the hundreds.
             let rest = reader.rest();
-            let count = rest.iter().take_while(|byte| **byte == 0).count();
-            return Some((Frame::Other, &rest[count..]));
+            return Some((Frame::Other, behind_padding(rest)));
         }
         PING => {}
         kind @ (ACK | ACK_ECN) => {
@@ -132,12 +134,7 @@ pub(super) fn next_frame(frames: &[u8]) -> Option<(Frame<'_>, &[u8])> {
                 }
             }
         }
-        CRYPTO => {
-            let offset = number(&mut reader)?;
-            let length = length(&mut reader)?;
-            let data = reader.take(length)?;
-            return Some((Frame::Crypto { offset, data }, reader.rest()));
-        }
+        CRYPTO => return crypto(reader),
         CONNECTION_CLOSE => {
             number(&mut reader)?;
             number(&mut reader)?;
@@ -148,4 +145,28 @@ pub(super) fn next_frame(frames: &[u8]) -> Option<(Frame<'_>, &[u8])> {
         _ => return None,
     }
     Some((Frame::Other, reader.rest()))
+}
+
+/// The same of Google's T050 and T051, whose frames but the handshake's have Google's form. `None` also at those: a
+/// client's hello stands before them, and how long they are is not known here.
+pub(super) fn next_google_frame(frames: &[u8]) -> Option<(Frame<'_>, &[u8])> {
+    let mut reader = Reader::new(frames);
+    match reader.u8()? {
+        GOOGLE_PADDING => Some((Frame::Other, behind_padding(reader.rest()))),
+        GOOGLE_CRYPTO => crypto(reader),
+        _ => None,
+    }
+}
+
+fn behind_padding(rest: &[u8]) -> &[u8] {
+    let count = rest.iter().take_while(|byte| **byte == 0).count();
+    &rest[count..]
+}
+
+/// A frame of the handshake's bytes from behind its type on (RFC 9000, 19.6).
+fn crypto(mut reader: Reader<'_>) -> Option<(Frame<'_>, &[u8])> {
+    let offset = number(&mut reader)?;
+    let length = length(&mut reader)?;
+    let data = reader.take(length)?;
+    Some((Frame::Crypto { offset, data }, reader.rest()))
 }

@@ -143,6 +143,25 @@ fn a_draft_is_opened() {
 }
 
 #[test]
+fn googles_versions_with_tls_are_opened() {
+    for version in [0x5430_3530, 0x5430_3531] {
+        let initial = |number| Initial { version, number, ..Initial::default() };
+        let mut frame = crypto(0, &hello("a.example"));
+        // Their frame of the handshake is another.
+        frame[0] = 8;
+        // What acknowledges stands in Google's form, and behind the hello.
+        let acknowledgement = [0x40, 1, 0, 0, 1, 0];
+        let pieces = [
+            (Side::Client, initial(0).seal(Side::Client, &[&frame[..], &acknowledgement].concat())),
+            (Side::Server, initial(0).seal(Side::Server, &acknowledgement)),
+        ];
+        let out = read(&pieces);
+        assert_eq!(told(&out), [(0, Stage::Asked, "a.example".to_string(), None)]);
+        assert!(odd(&out).is_empty());
+    }
+}
+
+#[test]
 fn the_servers_answer_ends_it() {
     let client = Initial { number: 2, ..Initial::default() }.seal(Side::Client, &bytes(CLIENT_FRAME));
     let pieces = [(Side::Client, client.clone()), (Side::Server, bytes(SERVER_PACKET)), (Side::Client, client)];
