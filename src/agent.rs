@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use crate::abi::xdp_chain;
 use crate::alert::hub::{self, Hub};
-use crate::alert::{self, Alerting, Route, Suppressions};
+use crate::alert::{self, Alerting, Route, Router, Suppressions};
 use crate::api::{ApiError, Note};
 use crate::audit::store::AuditStore;
 use crate::audit::{self, Actor, Auditor, Entry, NoAuditor};
@@ -30,12 +31,12 @@ use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
 use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
-use crate::confirm::{Confirmations, Expired};
+use crate::confirm::{Confirmations, Expired, Reserved, Trial};
 use crate::control::agent::{
     self as shown, AgentControl, AgentStatus, Confirmed, EbpfStatus, FirewallRuleCounts, InterfaceStatus,
     PendingConfirm, Readiness, Reloaded,
 };
-use crate::control::auth::Auth;
+use crate::control::auth::{self, Auth};
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
 use crate::control::{Control, ControlConfig, UnixSocket, stream};
@@ -140,10 +141,38 @@ struct Stores {
     alerts: Option<AlertStore>,
 }
 
-/// The threads of the stores.
-struct StoreThreads {
-    audit: Option<Thread<audit::store::Writer>>,
-    alerts: Option<Thread<store::alerts::Writer>>,
+/// An engine and its thread.
+type Part<O> = (Handle<O>, Thread<O>);
+
+/// What has been started, to be stopped in order: when a run ends, and by a start that fails on its way.
+#[derive(Default)]
+struct Parts {
+    /// Where an agent with `on_exit = "keep"` pins, if nothing was pinned there before.
+    pins: Option<PathBuf>,
+    audit: Option<(AuditStore, Thread<audit::store::Writer>)>,
+    alerts: Option<(AlertStore, Thread<store::alerts::Writer>)>,
+    alerting: Option<(Arc<Alerting>, Thread<Router>)>,
+    /// Held: the kernel empties it when nobody does.
+    chain: Option<Chain>,
+    ratelimit: Option<Part<Ratelimit>>,
+    firewall: Option<Part<Firewall>>,
+    l7: Option<Part<L7>>,
+    inspection: Option<inspection::Threads>,
+    poller: Option<(Arc<AtomicBool>, Thread<()>)>,
+    hub: Option<Hub>,
+    grpc: Option<Grpc>,
+    control: Option<Control>,
+}
+
+/// What an agent starts from.
+struct Basis {
+    options: Options,
+    loaded: config::Loaded,
+    tls: Option<Arc<TlsStore>>,
+    metrics: Arc<Metrics>,
+    supervisor: Supervisor,
+    devices: Vec<Device>,
+    agent: Handle<Agent>,
 }
 
 /// Runs until a signal or a failure ends it. An error is a start that failed, or a thread that did.
@@ -167,9 +196,36 @@ pub fn run(options: Options) -> Result<()> {
     let devices = main_loop.watch_links().context("listening to changes of network links")?.devices();
     main_loop.watch_config(&loaded.path).with_context(|| format!("watching {}", loaded.path.display()))?;
     main_loop.watch_files(&config.tls.files()).context("watching the files of [tls]")?;
-    let (agent_handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
+    let (handle, mailbox) = Mailbox::<Agent>::new("main").context("setting up the main thread's mailbox")?;
     main_loop.hear_calls(&mailbox.bell()).context("listening to calls")?;
 
+    let basis = Basis { options, loaded, tls, metrics, supervisor: supervisor.clone(), devices, agent: handle };
+    let mut parts = Parts::default();
+    let mut agent = match start(basis, &mut parts) {
+        Ok(agent) => agent,
+        Err(error) => {
+            parts.abandon();
+            return Err(error);
+        }
+    };
+    notifier.ready("protecting");
+    let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
+    notifier.stopping();
+    // From here on a second signal ends the process at once.
+    let _ = main_loop.signals().release();
+    // Nobody is left to confirm anything when the ports are closed.
+    parts.close_ports();
+    if let Some(expired) = agent.confirmations.close(STOP) {
+        agent.taken_back(expired, "not confirmed before the agent stopped");
+    }
+    parts.stop();
+    log::info!("agent stopped");
+    ended
+}
+
+/// Starts everything in its order. What was started before an error is in `parts`.
+fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
+    let Basis { options, loaded, tls, metrics, supervisor, devices, agent: handle } = basis;
     let config = &loaded.config;
     let enclosed = config.agent.sandbox;
     // Before the walls: it looks into processes, which no thread behind them may.
@@ -179,9 +235,11 @@ pub fn run(options: Options) -> Result<()> {
         }
     };
     let scanner = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
+    let pins = pin_dir(&config.agent.state_dir);
     if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
+        parts.pins = (!attach::has_pins(&pins)).then(|| pins.clone());
         // Mounting is the first that ends.
-        attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
+        attach::prepare_pins(&pins)?;
     }
     let socket = bind_socket(&config.agent)?;
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
@@ -190,10 +248,11 @@ pub fn run(options: Options) -> Result<()> {
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
+    parts.hub = Some(hub.clone());
     let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
     let suppressions = Arc::new(Suppressions::default());
-    let (stores, store_threads) = Stores::start(&config, &suppressions, &metrics, &supervisor)?;
+    let stores = start_stores(&config, &suppressions, &metrics, &supervisor, parts)?;
     if let Some(alerts) = &stores.alerts {
         hub.set_history(Arc::new(alerts.clone()));
     }
@@ -210,6 +269,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let (alerting, router_thread) = Alerting::start(start, &supervisor).context("starting [alerting]")?;
     let alerting = Arc::new(alerting);
+    parts.alerting = Some((alerting.clone(), router_thread));
 
     let guard = guard_of(&config.agent);
     let xdp_mode = match config.agent.xdp_mode {
@@ -244,7 +304,7 @@ pub fn run(options: Options) -> Result<()> {
         xdp_mode,
         multi_buffer,
         guard: guard.clone(),
-        pins: pin_dir(&config.agent.state_dir),
+        pins,
         keep: config.agent.on_exit == OnExit::Keep,
         chain: &chain,
         behind: [limiter.as_ref().map(behind).transpose()?, steer.as_ref().map(steering).transpose()?]
@@ -262,27 +322,27 @@ pub fn run(options: Options) -> Result<()> {
     let (events, event_queue) = crossbeam_channel::bounded(EVENTS_MAX);
     let (limit_events, limit_queue) = crossbeam_channel::bounded(EVENTS_MAX);
     let rings = Rings { firewall: engine.events()?, ratelimit: limiter.as_ref().map(Ratelimit::events).transpose()? };
-    let (firewall, firewall_thread) = supervisor.spawn_owner("firewall", engine, event_queue)?;
+    let (firewall, thread) = supervisor.spawn_owner("firewall", engine, event_queue)?;
+    parts.firewall = Some((firewall.clone(), thread));
     let limiter = limiter.map(|limiter| supervisor.spawn_owner("ratelimit", limiter, limit_queue)).transpose()?;
-    let (ratelimit, ratelimit_thread) = limiter.unzip();
-    let l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
-    let (l7, l7_thread) = l7.unzip();
-    let threads = match &blocks {
-        Some(blocks) => {
-            let told = (alerts, &metrics);
-            Some(start_inspection(&config, blocks, &guard, l7.as_ref(), scanner, told, &supervisor)?)
-        }
-        None => None,
-    };
+    let ratelimit = limiter.as_ref().map(|(handle, _)| handle.clone());
+    parts.ratelimit = limiter;
+    parts.l7 = config.l7.enabled.then(|| start_l7(&config, &supervisor, &metrics)).transpose()?;
+    let l7 = parts.l7.as_ref().map(|(handle, _)| handle.clone());
+    if let Some(blocks) = &blocks {
+        let told = (alerts, &metrics);
+        parts.inspection = Some(start_inspection(&config, blocks, &guard, l7.as_ref(), scanner, told, &supervisor)?);
+    }
     let engines = Engines {
         firewall,
         ratelimit,
         l7,
-        inspection: threads.as_ref().map(inspection::Threads::inspection),
-        workers: threads.as_ref().map(inspection::Threads::workers).unwrap_or_default(),
+        inspection: parts.inspection.as_ref().map(inspection::Threads::inspection),
+        workers: parts.inspection.as_ref().map(inspection::Threads::workers).unwrap_or_default(),
     };
-    let stop_poller = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let poller_thread = spawn_poller(&supervisor, rings, (events, limit_events), &metrics, stop_poller.clone())?;
+    let stop_poller = Arc::new(AtomicBool::new(false));
+    let thread = spawn_poller(&supervisor, rings, (events, limit_events), &metrics, stop_poller.clone())?;
+    parts.poller = Some((stop_poller, thread));
     metrics.set_kernel_source(Box::new({
         let engines = engines.clone();
         move || engines.counters()
@@ -295,122 +355,117 @@ pub fn run(options: Options) -> Result<()> {
     }
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
+    let gate = grpc::gate_of(auth.clone(), stores.auditor());
+    let grpc = start_grpc(&config.agent, &hub, gate, tls.as_ref(), &supervisor, &metrics)?;
+    let grpc_address = grpc.as_ref().map(Grpc::address);
+    parts.grpc = grpc;
     let front = Front {
-        agent: agent_handle,
+        agent: handle,
         engines: engines.clone(),
         auth: auth.clone(),
         confirmations: confirmations.clone(),
         shared: shared.clone(),
         stores: stores.clone(),
         sandbox: sandbox.clone(),
-        grpc: None,
+        grpc: grpc_address,
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let started = start_grpc(
-        &config.agent,
-        &hub,
-        grpc::gate_of(auth.clone(), stores.auditor()),
-        tls.as_ref(),
-        &supervisor,
-        &metrics,
-    )
-    .and_then(|grpc| {
-        let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
-        start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
-            .map(|control| (grpc, control))
-    });
-    let (grpc, control) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            match engines.firewall.call(Firewall::abandon) {
-                Ok(Ok(())) => {}
-                Ok(Err(also)) => log::error!("giving the kernel back: {also:#}"),
-                Err(gone) => log::error!("giving the kernel back: {gone}"),
-            }
-            return Err(error);
-        }
-    };
-    let rest = control.addresses().rest;
-    let also = grpc.as_ref().map_or_else(String::new, |grpc| format!(", gRPC on {}", grpc.address()));
+    let control = start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)?;
+    let (rest, socket) = (control.addresses().rest, control.socket().map(Path::to_owned));
+    parts.chain = Some(chain);
+    parts.control = Some(control);
+    // From here on what the kernel does without the agent is as `on_exit` says.
+    engines.firewall.call(Firewall::establish).context("ending the start of the firewall")?;
+    let also = grpc_address.map_or_else(String::new, |address| format!(", gRPC on {address}"));
     log::info!(
         version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str();
         "agent started; REST on {rest}{}{}{also}", if tls.is_some() { " by TLS" } else { "" },
-        control.socket().map(|path| format!(" and {}", path.display())).unwrap_or_default()
+        socket.map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
-    notifier.ready("protecting");
+    Ok(Agent { options, config, engines, auth, alerting, metrics, confirmations, shared, stores, tls, sandbox })
+}
 
-    let mut agent = Agent {
-        options,
-        config,
-        engines: engines.clone(),
-        auth,
-        alerting: alerting.clone(),
-        metrics,
-        confirmations,
-        shared,
-        stores: stores.clone(),
-        tls,
-        sandbox,
-    };
-    let ended = agent.serve(&mut main_loop, &mailbox, &notifier, &supervisor);
-    notifier.stopping();
-    // From here on a second signal ends the process at once.
-    let _ = main_loop.signals().release();
-    // Streams end with it, and then the ports that they are on.
-    hub.close();
-    if let Some(Err(gone)) = grpc.map(Grpc::stop) {
-        log::warn!("{gone}");
-    }
-    control.stop();
-    stop_poller.store(true, std::sync::atomic::Ordering::Release);
-    let _ = poller_thread.join(STOP);
-    for gone in threads.map(|threads| threads.stop(STOP)).unwrap_or_default() {
-        log::warn!("{gone}");
-    }
-    // The engines tell what they still know before the router does.
-    let limiter = engines.ratelimit.as_ref().zip(ratelimit_thread);
-    let l7 = engines.l7.as_ref().zip(l7_thread);
-    for gone in [
-        l7.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        engines.firewall.stop().and_then(|()| firewall_thread.join(STOP).map(drop)),
-        limiter.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop))),
-        alerting.stop(router_thread, STOP),
-    ] {
-        if let Err(gone) = gone {
+impl Parts {
+    /// Nobody is let in any more: streams end with the hub, and then the ports that they are on.
+    fn close_ports(&mut self) {
+        if let Some(hub) = self.hub.take() {
+            hub.close();
+        }
+        if let Some(Err(gone)) = self.grpc.take().map(Grpc::stop) {
             log::warn!("{gone}");
         }
+        if let Some(control) = self.control.take() {
+            control.stop();
+        }
     }
-    // The last of all: what the others did while they stopped is kept, too.
-    for gone in stores.stop(store_threads) {
-        log::warn!("{gone}");
+
+    /// Ends every thread in the order of a packet's way.
+    fn stop(&mut self) {
+        self.close_ports();
+        if let Some((stop, thread)) = self.poller.take() {
+            stop.store(true, Ordering::Release);
+            let _ = thread.join(STOP);
+        }
+        for gone in self.inspection.take().map(|threads| threads.stop(STOP)).unwrap_or_default() {
+            log::warn!("{gone}");
+        }
+        // The engines tell what they still know before the router does.
+        for gone in [
+            end(self.l7.take()),
+            end(self.firewall.take()),
+            end(self.ratelimit.take()),
+            self.alerting.take().map_or(Ok(()), |(alerting, thread)| alerting.stop(thread, STOP)),
+            // The last of all: what the others did while they stopped is kept, too.
+            end(self.alerts.take().map(|(store, thread)| (store.handle().clone(), thread))),
+            end(self.audit.take().map(|(store, thread)| (store.handle().clone(), thread))),
+        ] {
+            if let Err(gone) = gone {
+                log::warn!("{gone}");
+            }
+        }
     }
-    log::info!("agent stopped");
-    ended
+
+    /// The start failed: the same, and what it made for a time without the agent goes, too. The firewall gives back what
+    /// is its own.
+    fn abandon(&mut self) {
+        self.stop();
+        if let Some(Err(error)) = self.pins.take().map(|pins| attach::release_pins(&pins, &[])) {
+            log::error!("giving the kernel back: {error:#}");
+        }
+    }
+}
+
+/// Ends an owner's thread, and what it owns with it.
+fn end<O: 'static>(part: Option<Part<O>>) -> Result<(), Gone> {
+    part.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop)))
+}
+
+/// Starts the stores that are wanted. A file that cannot be opened is no error: it is told by readiness.
+fn start_stores(
+    config: &Config,
+    suppressions: &Arc<Suppressions>,
+    metrics: &Arc<Metrics>,
+    supervisor: &Supervisor,
+    parts: &mut Parts,
+) -> Result<Stores> {
+    if config.audit.enabled {
+        let path = config.audit.trail_file(&config.agent.state_dir);
+        let started = AuditStore::start(path, config.audit.limits(), metrics, supervisor);
+        parts.audit = Some(started.context("starting the audit trail")?);
+    }
+    if config.audit.alerts.enabled {
+        let path = config.audit.alerts_file(&config.agent.state_dir);
+        let started = AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor);
+        parts.alerts = Some(started.context("starting the store of alerts")?);
+    }
+    Ok(Stores {
+        audit: parts.audit.as_ref().map(|(store, _)| store.clone()),
+        alerts: parts.alerts.as_ref().map(|(store, _)| store.clone()),
+    })
 }
 
 impl Stores {
-    /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
-    fn start(
-        config: &Config,
-        suppressions: &Arc<Suppressions>,
-        metrics: &Arc<Metrics>,
-        supervisor: &Supervisor,
-    ) -> Result<(Stores, StoreThreads)> {
-        let audit = config.audit.enabled.then(|| {
-            let path = config.audit.trail_file(&config.agent.state_dir);
-            AuditStore::start(path, config.audit.limits(), metrics, supervisor).context("starting the audit trail")
-        });
-        let (audit, audit_thread) = audit.transpose()?.unzip();
-        let alerts = config.audit.alerts.enabled.then(|| {
-            let path = config.audit.alerts_file(&config.agent.state_dir);
-            AlertStore::start(path, config.audit.alerts.limits(), suppressions, metrics, supervisor)
-                .context("starting the store of alerts")
-        });
-        let (alerts, alerts_thread) = alerts.transpose()?.unzip();
-        Ok((Stores { audit, alerts }, StoreThreads { audit: audit_thread, alerts: alerts_thread }))
-    }
-
     /// Whom operations are told to.
     fn auditor(&self) -> Arc<dyn Auditor> {
         match &self.audit {
@@ -438,14 +493,6 @@ impl Stores {
     fn degraded(&self) -> Vec<String> {
         let audit = self.audit.iter().flat_map(AuditStore::health);
         audit.chain(self.alerts.iter().flat_map(AlertStore::health)).collect()
-    }
-
-    fn stop(&self, threads: StoreThreads) -> Vec<Gone> {
-        let audit = self.audit.as_ref().zip(threads.audit);
-        let audit = audit.map(|(audit, thread)| audit.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
-        let alerts = self.alerts.as_ref().zip(threads.alerts);
-        let alerts = alerts.map(|(alerts, thread)| alerts.handle().stop().and_then(|()| thread.join(STOP).map(drop)));
-        [alerts, audit].into_iter().flatten().filter_map(Result::err).collect()
     }
 }
 
@@ -482,15 +529,8 @@ impl Agent {
                     }
                 }
                 MainEvent::Timer(Timer::Second) => {
-                    if let Some(Expired { what, undone, notes }) = self.confirmations.expire(Instant::now()) {
-                        let outcome = if undone.is_ok() { 200 } else { 500 };
-                        self.audit("config confirm", outcome, &format!("{what}: not confirmed in time"), notes);
-                        match undone {
-                            Ok(()) => log::warn!("{what}: not confirmed in time, taken back"),
-                            Err(error) => log::error!("{what}: not confirmed in time, and not taken back: {error:#}"),
-                        }
-                        let in_force = self.lock().clone();
-                        self.config = in_force;
+                    if let Some(expired) = self.confirmations.expire(Instant::now()) {
+                        self.taken_back(expired, "not confirmed in time");
                     }
                     if let Some(Err(gone)) =
                         self.engines.ratelimit.as_ref().map(|limiter| limiter.call(Ratelimit::look_at_host))
@@ -569,6 +609,22 @@ impl Agent {
         notifier.ready("protecting");
     }
 
+    /// Tells of a change that nobody confirmed, `why` it was taken back now, or that it could not be.
+    fn taken_back(&mut self, expired: Expired, why: &str) {
+        let Expired { what, undone, notes, attempt } = expired;
+        // It is tried again and again; once in the audit log is enough.
+        if undone.is_ok() || attempt == 1 {
+            let outcome = if undone.is_ok() { 200 } else { 500 };
+            self.audit("config confirm", outcome, &format!("{what}: {why}"), notes);
+        }
+        match undone {
+            Ok(()) => log::warn!("{what}: {why}, taken back"),
+            Err(error) => log::error!("{what}: {why}, and not taken back: {error:#}"),
+        }
+        let in_force = self.lock().clone();
+        self.config = in_force;
+    }
+
     /// Tells the audit log of what the agent did by itself.
     fn audit(&self, operation: &str, outcome: u16, detail: &str, notes: Vec<Note>) {
         let auditor = self.stores.auditor();
@@ -587,7 +643,7 @@ impl Agent {
     }
 
     fn try_reload(&mut self, confirm_secs: Option<u32>) -> Result<(String, Vec<Note>), ApiError> {
-        self.confirmations.refuse_while_pending()?;
+        let alone = self.confirmations.reserve("config reload")?;
         let loaded = self.options.load().map_err(|errors| ApiError::validation(errors.to_string()))?;
         let fixed = loaded.config.restart_needed(&self.config);
         if !fixed.is_empty() {
@@ -605,81 +661,85 @@ impl Agent {
         let tls = self.prepare_tls(&loaded.config)?;
         let tls_before = self.tls.as_ref().map(|store| (store.clone(), store.state()));
         let guard = guard_of(&loaded.config.agent);
-        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients);
-        let auth = auth.map_err(|error| ApiError::conflict(format!("{error:#}")))?;
-        let before = self.engines.replace_sections(&loaded.config, &guard)?;
-        let section = loaded.config.firewall.clone();
-        let (confirmations, old) = (self.confirmations.clone(), self.config.clone());
-        let (undo, shared, stores) = (self.engines.clone(), self.shared.clone(), self.stores.clone());
-        let alerting = self.alerting.clone();
-        let others = before.clone();
-        let (asking, asked) = (self.auth.clone(), self.auth.current());
-        let (spared, spared_before) = (guard.clone(), (old.firewall.dhcp, guard_of(&old.agent)));
-        // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
-        let replaced = self
-            .engines
-            .firewall
-            .call(move |firewall| {
-                confirmations.refuse_while_pending()?;
-                let before = firewall.snapshot();
-                firewall.replace(section, guard).map_err(|error| ApiError::conflict(format!("{error:#}")))?;
-                if let Some(secs) = confirm_secs {
-                    confirmations.begin(
-                        "config reload",
-                        "an admin",
-                        Instant::now() + Duration::from_secs(secs.into()),
-                        || Ok(()),
-                        move || {
-                            // The firewall first: it is what locks people out. A part that fails keeps no other back.
-                            let firewall = undo.firewall.call(move |firewall| firewall.restore(before));
-                            let firewall = firewall.map_err(anyhow::Error::from).flatten();
-                            let others = undo.restore_sections(others);
-                            undo.spare(spared_before.0, &spared_before.1);
-                            asking.replace(asked);
-                            if let Some((store, state)) = tls_before {
-                                store.replace(state);
-                            }
-                            stores.reconfigure(&old);
-                            let told = alerting.replace(&old.alerting);
-                            if let Err(error) = crate::logging::reconfigure(old.agent.log_level, old.agent.log_format) {
-                                log::warn!("{error}");
-                            }
-                            *shared.lock().unwrap_or_else(PoisonError::into_inner) = old;
-                            firewall.and(others).and(told)
-                        },
-                    );
-                }
-                Ok::<(), ApiError>(())
-            })
-            .map_err(|gone| ApiError::unavailable(gone.to_string()))
-            .flatten();
-        if let Err(error) = replaced {
-            if let Err(also) = self.engines.restore_sections(before) {
-                log::error!("taking the rules of the other engines back: {also:#}");
-            }
-            return Err(error);
-        }
+        let auth = self.auth.prepare(&loaded.config.auth, &loaded.config.tls.clients).map_err(refused)?;
+        let auth_before = self.auth.current();
+        let before = self.engines.replace_sections(&loaded.config, &guard, &alone)?;
+
+        // Nothing is refused from here on.
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
-        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        // If the router's thread has ended, so does the agent.
         if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
             log::error!("putting [alerting] in force: {gone}");
         }
-        self.engines.spare(loaded.config.firewall.dhcp, &spared);
+        self.engines.spare(loaded.config.firewall.dhcp, &guard);
         if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
         }
         self.auth.replace(auth);
         self.stores.reconfigure(&loaded.config);
         let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
-        if confirm_secs.is_some() {
-            self.confirmations.remember(notes.clone());
-        }
-        self.config = loaded.config.clone();
+        let old = std::mem::replace(&mut self.config, loaded.config.clone());
         *self.lock() = loaded.config;
+        if let Some(secs) = confirm_secs {
+            let way_back = WayBack {
+                config: old,
+                sections: before,
+                auth: (self.auth.clone(), auth_before),
+                tls: tls_before,
+                alerting: self.alerting.clone(),
+                engines: self.engines.clone(),
+                stores: self.stores.clone(),
+                shared: self.shared.clone(),
+            };
+            alone.wait(Trial {
+                by: "an admin".to_owned(),
+                deadline: Instant::now() + Duration::from_secs(secs.into()),
+                notes: notes.clone(),
+                keep: Box::new(|| Ok(())),
+                undo: Box::new(move |_| way_back.go()),
+            });
+        }
         let rules = self.config.firewall.rules.len() + self.config.ratelimit.rules.len() + self.config.l7.rules.len();
         Ok((format!("configuration reloaded, {rules} rules in the file"), notes))
+    }
+}
+
+/// From a reload that nobody confirmed to what was before.
+struct WayBack {
+    config: Config,
+    sections: Before,
+    auth: (Arc<Auth>, Arc<auth::State>),
+    tls: Option<(Arc<TlsStore>, Arc<TlsState>)>,
+    alerting: Arc<Alerting>,
+    engines: Engines,
+    stores: Stores,
+    shared: Arc<Mutex<Config>>,
+}
+
+impl WayBack {
+    /// Puts everything back; after a failure again. A part that fails keeps no other back.
+    fn go(&self) -> Result<()> {
+        let sections = self.engines.restore_sections(self.sections.clone());
+        self.engines.spare(self.config.firewall.dhcp, &guard_of(&self.config.agent));
+        self.auth.0.replace(self.auth.1.clone());
+        if let Some((store, state)) = &self.tls {
+            store.replace(state.clone());
+            // A certificate that was exchanged meanwhile is not to be another one again.
+            if let Err(error) = store.reload() {
+                log::error!("tls: the certificate of before the reload is in use as it was read then: {error:#}");
+            }
+        }
+        self.stores.reconfigure(&self.config);
+        let alerting = self.alerting.replace(&self.config.alerting);
+        let agent = &self.config.agent;
+        if let Err(error) = crate::logging::reconfigure(agent.log_level, agent.log_format) {
+            log::warn!("{error}");
+        }
+        sections.and(alerting)?;
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = self.config.clone();
+        Ok(())
     }
 }
 
@@ -741,59 +801,37 @@ impl Engines {
         .collect()
     }
 
-    /// Puts the sections of all engines but the firewall in force, or changes nothing; the answer is what was before.
-    fn replace_sections(&self, config: &Config, guard: &Guard) -> Result<Before, ApiError> {
-        let limits = self.replace_limits(config, guard)?;
-        match self.replace_l7(config) {
-            Ok(l7) => Ok(Before { limits, l7 }),
-            Err(error) => {
-                if let Err(also) = self.restore_limits(limits) {
-                    log::error!("taking the rate limits back: {also:#}");
-                }
-                Err(error)
+    /// Puts the sections of all engines in force, or changes nothing; the answer is what was before.
+    fn replace_sections(&self, config: &Config, guard: &Guard, alone: &Reserved) -> Result<Before, ApiError> {
+        let mut before = Before::default();
+        let replaced = (|| {
+            if let Some(limiter) = &self.ratelimit {
+                let (section, guard) = (config.ratelimit.clone(), guard.clone());
+                before.limits = Some(replace_in_time(limiter, alone, move |one| one.replace(section, guard))?);
             }
+            if let Some(l7) = &self.l7 {
+                let section = config.l7.clone();
+                before.l7 = Some(replace_in_time(l7, alone, move |one| one.replace(section))?);
+            }
+            let (section, guard) = (config.firewall.clone(), guard.clone());
+            before.firewall = Some(replace_in_time(&self.firewall, alone, move |one| one.replace(section, guard))?);
+            Ok(())
+        })();
+        if let Err(error) = replaced {
+            if let Err(also) = self.restore_sections(before) {
+                log::error!("taking the rules of the other engines back: {also:#}");
+            }
+            return Err(error);
         }
+        Ok(before)
     }
 
-    /// Goes back to it; each engine, whatever becomes of the other.
+    /// Goes back to it; each engine, whatever becomes of the others. The firewall first: it is what locks people out.
     fn restore_sections(&self, before: Before) -> Result<()> {
-        let limits = self.restore_limits(before.limits);
-        let l7 = match (&self.l7, before.l7) {
-            (Some(l7), Some(before)) => l7.call(move |l7| l7.restore(before)).map_err(Into::into).flatten(),
-            _ => Ok(()),
-        };
-        limits.and(l7)
-    }
-
-    /// Puts the L7 firewall's section in force, or changes nothing; the answer is what was before.
-    fn replace_l7(&self, config: &Config) -> Result<Option<l7::Snapshot>, ApiError> {
-        let Some(l7) = &self.l7 else { return Ok(None) };
-        let section = config.l7.clone();
-        let replaced = l7.call(move |l7| {
-            let before = l7.snapshot();
-            l7.replace(section).map(|()| before)
-        });
-        let before = replaced.map_err(|gone| ApiError::unavailable(gone.to_string()))?;
-        before.map(Some).map_err(|error| ApiError::conflict(format!("{error:#}")))
-    }
-
-    /// Puts the limiter's section in force, or changes nothing; the answer is what was before.
-    fn replace_limits(&self, config: &Config, guard: &Guard) -> Result<Option<ratelimit::Snapshot>, ApiError> {
-        let Some(limiter) = &self.ratelimit else { return Ok(None) };
-        let (section, guard) = (config.ratelimit.clone(), guard.clone());
-        let replaced = limiter.call(move |limiter| {
-            let before = limiter.snapshot();
-            limiter.replace(section, guard).map(|()| before)
-        });
-        let before = replaced.map_err(|gone| ApiError::unavailable(gone.to_string()))?;
-        before.map(Some).map_err(|error| ApiError::conflict(format!("{error:#}")))
-    }
-
-    fn restore_limits(&self, before: Option<ratelimit::Snapshot>) -> Result<()> {
-        match (&self.ratelimit, before) {
-            (Some(limiter), Some(before)) => limiter.call(move |limiter| limiter.restore(before))?,
-            _ => Ok(()),
-        }
+        let firewall = restore(Some(&self.firewall), before.firewall);
+        let limits = restore(self.ratelimit.as_ref(), before.limits);
+        let l7 = restore(self.l7.as_ref(), before.l7);
+        firewall.and(limits).and(l7)
     }
 
     /// Who is never blocked, from now on.
@@ -841,11 +879,52 @@ impl Engines {
     }
 }
 
-/// What was in force of the sections but the firewall's.
-#[derive(Clone)]
+/// What was in force in the engines that a reload has changed.
+#[derive(Clone, Default)]
 struct Before {
+    firewall: Option<firewall::Snapshot>,
     limits: Option<ratelimit::Snapshot>,
     l7: Option<l7::Snapshot>,
+}
+
+/// Changes an engine, or nothing; the answer is what was before. An engine that is late changes itself back, so that its
+/// part is not in force beside others that were taken back; `alone` lasts until then.
+fn replace_in_time<O: RuleOwner>(
+    owner: &Handle<O>,
+    alone: &Reserved,
+    replace: impl FnOnce(&mut O) -> Result<()> + Send + 'static,
+) -> Result<O::Snapshot, ApiError> {
+    let unavailable = |gone: Gone| ApiError::unavailable(gone.to_string());
+    let before = owner.call(|owner| owner.snapshot()).map_err(unavailable)?;
+    // Set by the engine when it is done, and by this thread when it has waited in vain: who comes second knows it.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let replaced = owner.call({
+        let (before, alone, is_over) = (before.clone(), alone.clone(), is_over.clone());
+        move |owner| {
+            replace(owner)?;
+            if is_over.swap(true, Ordering::AcqRel) {
+                log::warn!("a reload came too late in the engine, and is taken back there");
+                owner.restore(before)?;
+            }
+            drop(alone);
+            Ok(())
+        }
+    });
+    match replaced {
+        Ok(replaced) => {
+            replaced.map(|()| before).map_err(|error: anyhow::Error| ApiError::conflict(format!("{error:#}")))
+        }
+        Err(Gone::Unanswered(_)) if is_over.swap(true, Ordering::AcqRel) => Ok(before),
+        Err(gone) => Err(unavailable(gone)),
+    }
+}
+
+/// Puts an engine back, if it was changed.
+fn restore<O: RuleOwner>(owner: Option<&Handle<O>>, before: Option<O::Snapshot>) -> Result<()> {
+    match (owner, before) {
+        (Some(owner), Some(before)) => owner.call(move |owner| owner.restore(before))?,
+        _ => Ok(()),
+    }
 }
 
 impl Front {
@@ -935,7 +1014,7 @@ impl AgentControl for Front {
         let Some((what, kept)) = self.confirmations.confirm(by)? else {
             return Err(ApiError::conflict("nothing waits for a confirmation"));
         };
-        kept.map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        kept.map_err(|error| ApiError::internal(format!("{what}: still waits for its confirmation: {error:#}")))?;
         log::info!("{what}: confirmed");
         Ok(Confirmed { status: "confirmed".to_owned(), message: what })
     }
@@ -1041,11 +1120,7 @@ fn start_inspection(
 }
 
 /// Starts the thread that owns the rules of the L7 firewall.
-fn start_l7(
-    config: &Config,
-    supervisor: &Supervisor,
-    metrics: &Arc<Metrics>,
-) -> Result<(Handle<L7>, crate::supervise::Thread<L7>)> {
+fn start_l7(config: &Config, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> Result<Part<L7>> {
     let start =
         l7::Start { config: config.l7.clone(), store: Store::new(&config.agent.state_dir), metrics: metrics.clone() };
     let engine = L7::start(start).context("starting the L7 firewall")?;
@@ -1091,8 +1166,8 @@ fn spawn_poller(
     rings: Rings,
     (events, limit_events): (Sender<Event>, Sender<OverLimit>),
     metrics: &Arc<Metrics>,
-    stop: Arc<std::sync::atomic::AtomicBool>,
-) -> std::io::Result<crate::supervise::Thread<()>> {
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<Thread<()>> {
     let metrics = metrics.clone();
     supervisor.spawn("poller", move |pulse| {
         let mut all = vec![Ring { map: &rings.firewall, each: hand_over(&metrics, "poller", Event::decode, events) }];
@@ -1274,4 +1349,49 @@ fn lock_state(state_dir: &Path) -> Result<nix::fcntl::Flock<File>> {
     let file = file.with_context(|| format!("opening {}", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|_| anyhow::anyhow!("another agent is running with the state directory {}", state_dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A section of the L7 firewall with these rules.
+    fn section(rules: &str) -> l7::config::L7Config {
+        let text = format!("[agent]\ninterfaces = ['lo']\n[l7]\nenabled = true\n{rules}");
+        config::parse("test", text.as_bytes(), [], &[]).unwrap().0.l7
+    }
+
+    #[test]
+    fn an_engine_that_is_late_changes_itself_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let start = l7::Start { config: section(""), store: Store::new(folder.path()), metrics: Metrics::new() };
+        let engine = L7::start(start).unwrap();
+        let (engine, _thread) = supervisor.spawn_owner("l7", engine, crossbeam_channel::never()).unwrap();
+        let wider = section("[[l7.rules]]\nid = 'a'\npriority = 1\naction = 'deny'\nprotocol = 'http'\n");
+        let rules = || engine.call(|l7| l7.rule_count()).unwrap();
+        let all = Arc::new(Confirmations::default());
+
+        let alone = all.reserve("reload").unwrap();
+        let (hold, held) = crossbeam_channel::bounded::<()>(0);
+        let impatient = engine.with_timeout(Duration::from_millis(200));
+        let late = replace_in_time(&impatient, &alone, {
+            let wider = wider.clone();
+            move |l7| {
+                // Until nobody holds it any more.
+                let _ = held.recv();
+                l7.replace(wider)
+            }
+        });
+        assert_eq!(late.err().map(|error| error.status), Some(503));
+        drop(alone);
+        drop(hold);
+        assert_eq!(rules(), 0, "what was refused is not in force");
+
+        let alone = all.reserve("reload").unwrap();
+        let before = replace_in_time(&engine, &alone, |l7| l7.replace(wider)).unwrap();
+        assert_eq!(rules(), 1);
+        restore(Some(&engine), Some(before)).unwrap();
+        assert_eq!(rules(), 0);
+    }
 }

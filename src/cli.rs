@@ -11,10 +11,11 @@ mod columns;
 mod firewall;
 mod l7;
 mod ratelimit;
+mod rules;
 mod watch;
 
 use std::fmt;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use argh::FromArgs;
@@ -22,7 +23,8 @@ use comfy_table::{ContentArrangement, Table};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use self::columns::{FLOW_COLUMNS, LIMIT_COLUMNS, RULE_COLUMNS, TOP_COLUMNS};
+use self::columns::{FLOW_COLUMNS, TOP_COLUMNS};
+use self::rules::Rules;
 use crate::api::Method;
 use crate::client::{Answer, Client, ClientError, Endpoint, Trust, Way, refused};
 
@@ -38,13 +40,6 @@ pub const UNREACHABLE: i32 = 3;
 const PROGRAM: &str = "ebpfsentinel-agent";
 /// Where an agent has its Unix socket: under systemd, and without.
 const SOCKETS: [&str; 2] = ["/run/ebpfsentinel/control.sock", "/var/lib/ebpfsentinel/run/control.sock"];
-/// Rules fetched by one request; the API gives no more at once.
-const PAGE: usize = 5000;
-/// Pages fetched at most: more rules than an agent can hold.
-const PAGES_MAX: usize = 16;
-/// The longest body read from a file or stdin; the agent takes no longer one.
-const BODY_MAX: u64 = 4 << 20;
-
 /// What the user asked for.
 #[derive(Debug)]
 pub struct Invocation {
@@ -137,12 +132,8 @@ pub enum Remote {
     Health,
     /// The metrics, as Prometheus reads them.
     Metrics,
-    /// The firewall's rules.
-    FirewallList,
-    /// The rate limits.
-    RatelimitList,
-    /// The rules of the L7 firewall.
-    L7List,
+    /// The rules of an engine.
+    Rules(&'static Rules),
     /// So many of those who are over a rate limit.
     RatelimitTop(u32),
     /// The target, with its query.
@@ -367,33 +358,6 @@ struct CheckArgs {
     path: Option<PathBuf>,
 }
 
-/// List the rules with their counters.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "list", help_triggers("-h", "--help", "help"))]
-struct ListArgs {}
-
-/// Show one rule.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "show", help_triggers("-h", "--help"))]
-struct ShowArgs {
-    /// the rule's id
-    #[argh(positional)]
-    id: String,
-}
-
-/// Delete a rule that was made through the API.
-#[derive(FromArgs)]
-#[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
-struct DeleteArgs {
-    /// the rule's id
-    #[argh(positional)]
-    id: String,
-
-    /// take it back after so many seconds unless `config confirm` comes first
-    #[argh(option, arg_name = "seconds")]
-    confirm: Option<u32>,
-}
-
 /// List the live flows, the heaviest first.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "flows", help_triggers("-h", "--help", "help"))]
@@ -532,15 +496,6 @@ const GLOBALS: &[(&str, Option<&str>)] = &[
 const GLOBAL_SWITCHES: &[&str] = &["--version", "--tls", "--insecure"];
 /// Other options without a value; every other one has one.
 const SWITCHES: &[&str] = &["--help", "-h", "--log", "--disabled", "--events", "--no-kernel", "--generate"];
-
-/// A number is a number in JSON; a range, a name or a number with a suffix is text.
-fn number_or_text(text: String) -> Value {
-    text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number))
-}
-
-fn list(text: String) -> Value {
-    json!(text.split(',').map(str::trim).collect::<Vec<_>>())
-}
 
 fn output(text: &str) -> Result<Output, String> {
     match text {
@@ -721,7 +676,7 @@ fn command(sub: Sub) -> Result<Command, Exit> {
         Sub::Ebpf(EbpfArgs { command: EbpfSub::Status(_) }) => get("/api/v1/ebpf/status"),
         Sub::Config(args) => match args.command {
             ConfigSub::Show(_) => get("/api/v1/config"),
-            ConfigSub::Reload(args) => post(confirmed("/api/v1/config/reload", args.confirm), None),
+            ConfigSub::Reload(args) => post(rules::confirmed("/api/v1/config/reload", args.confirm), None),
             ConfigSub::Confirm(_) => post("/api/v1/config/confirm".to_owned(), None),
         },
         Sub::Firewall(args) => firewall::command(args)?,
@@ -763,21 +718,6 @@ fn flows_target(args: &FlowsArgs) -> String {
     target
 }
 
-fn delete(rules: &str, args: &DeleteArgs) -> Remote {
-    let target = confirmed(&rule_path(rules, &args.id), args.confirm);
-    Remote::Call(Call { method: Method::Delete, target, body: None })
-}
-
-fn update(command: &str, rules: &str, body: Value, confirm: Option<u32>) -> Result<Remote, Exit> {
-    let id = body["id"].as_str().ok_or_else(|| usage(format!("{command}: one rule with its id")))?;
-    let target = confirmed(&rule_path(rules, id), confirm);
-    Ok(Remote::Call(Call { method: Method::Put, target, body: Some(body) }))
-}
-
-fn rule_path(rules: &str, id: &str) -> String {
-    format!("{rules}/{}", encoded(id))
-}
-
 /// A text as a segment of a path.
 fn encoded(text: &str) -> String {
     let mut path = String::new();
@@ -788,54 +728,6 @@ fn encoded(text: &str) -> String {
         }
     }
     path
-}
-
-fn confirmed(path: &str, seconds: Option<u32>) -> String {
-    seconds.map_or_else(|| path.to_owned(), |seconds| format!("{path}?confirm_secs={seconds}"))
-}
-
-/// The JSON of a rule, whole or from its fields. The agent checks the values; here only what cannot be sent is refused.
-fn body_of(
-    command: &str,
-    json: Option<String>,
-    fields: Vec<(&str, Option<Value>)>,
-    required: &[&str],
-) -> Result<Value, String> {
-    let given = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    let body: Map<String, Value> = given.collect();
-    let Some(text) = json else {
-        for name in required {
-            if !body.contains_key(*name) {
-                return Err(format!("{command}: --{name} is missing (or give the whole rule by --json)"));
-            }
-        }
-        return Ok(Value::Object(body));
-    };
-    if let Some(name) = body.keys().next() {
-        return Err(format!("{command}: --json holds the whole rule, so {name} cannot be an option beside it"));
-    }
-    let (from, text) = match text.strip_prefix('@') {
-        _ if text == "-" => ("stdin".to_owned(), read(command, std::io::stdin().lock(), "stdin")?),
-        Some(path) => {
-            let file = std::fs::File::open(path).map_err(|error| format!("{command}: opening {path}: {error}"))?;
-            (path.to_owned(), read(command, file, path)?)
-        }
-        None => ("--json".to_owned(), text),
-    };
-    let body: Value = serde_json::from_str(&text).map_err(|error| format!("{command}: {from} is not JSON: {error}"))?;
-    match body {
-        Value::Object(_) | Value::Array(_) => Ok(body),
-        _ => Err(format!("{command}: {from} is neither a rule nor an array of rules")),
-    }
-}
-
-fn read(command: &str, from: impl Read, name: &str) -> Result<String, String> {
-    let mut text = String::new();
-    from.take(BODY_MAX + 1).read_to_string(&mut text).map_err(|error| format!("{command}: reading {name}: {error}"))?;
-    if text.len() as u64 > BODY_MAX {
-        return Err(format!("{command}: {name} is longer than {} MiB", BODY_MAX >> 20));
-    }
-    Ok(text)
 }
 
 fn packet_body(args: ExplainArgs) -> Value {
@@ -955,9 +847,7 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
             let code = if answer.status == 200 { OK } else { REFUSED };
             (show(&json!({"healthz": "ok", "readyz": ready})), code)
         }
-        Remote::FirewallList => (listed(output, all_rules(client, firewall::RULES)?, RULE_COLUMNS, "no rules"), OK),
-        Remote::RatelimitList => (listed(output, all_rules(client, ratelimit::LIMITS)?, LIMIT_COLUMNS, "no rules"), OK),
-        Remote::L7List => (listed(output, all_rules(client, l7::RULES)?, l7::COLUMNS, "no rules"), OK),
+        Remote::Rules(rules) => (listed(output, rules.fetch(client)?, rules.columns, "no rules"), OK),
         Remote::RatelimitTop(limit) => {
             let target = format!("/api/v1/ratelimit/top?limit={limit}");
             (listed(output, list_of(client, &target)?, TOP_COLUMNS, "nobody is over a limit"), OK)
@@ -995,19 +885,6 @@ fn list_of(client: &Client, target: &str) -> Result<Vec<Value>, ClientError> {
             Err(ClientError::Strange { endpoint, reason })
         }
     }
-}
-
-fn all_rules(client: &Client, path: &str) -> Result<Vec<Value>, ClientError> {
-    let mut all = Vec::new();
-    for page in 0..PAGES_MAX {
-        let rules = list_of(client, &format!("{path}?limit={PAGE}&offset={}", page * PAGE))?;
-        let last = rules.len() < PAGE;
-        all.extend(rules);
-        if last {
-            break;
-        }
-    }
-    Ok(all)
 }
 
 fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) -> String {
@@ -1367,10 +1244,10 @@ mod tests {
                         {"id":"b\u001b[31m","priority":2,"action":"allow","protocol":"any","state":["new"]}]"#;
         let (endpoint, server) = serve(vec![http(200, rules), http(200, rules)]);
         let client = Client::new(endpoint, None);
-        let (text, code) = ask(&client, &Remote::FirewallList, Output::Table).unwrap();
+        let (text, code) = ask(&client, &firewall::RULES.list(), Output::Table).unwrap();
         assert_eq!(code, OK);
         insta::assert_snapshot!("rules", text);
-        let (text, _) = ask(&client, &Remote::FirewallList, Output::Json).unwrap();
+        let (text, _) = ask(&client, &firewall::RULES.list(), Output::Json).unwrap();
         assert!(!text.contains('\x1b'));
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), serde_json::from_str::<Value>(rules).unwrap());
         assert!(server.join().unwrap()[0].starts_with("GET /api/v1/firewall/rules?limit=5000&offset=0 "));
@@ -1386,7 +1263,7 @@ mod tests {
         let (endpoint, server) = serve(vec![http(200, limits), http(200, top), http(200, "[]")]);
         let client = Client::new(endpoint, None);
         let shown = |remote| ask(&client, &remote, Output::Table).unwrap().0;
-        insta::assert_snapshot!("limits", shown(Remote::RatelimitList));
+        insta::assert_snapshot!("limits", shown(ratelimit::RULES.list()));
         insta::assert_snapshot!("limits_top", shown(Remote::RatelimitTop(20)));
         assert_eq!(shown(Remote::RatelimitTop(20)), "nobody is over a limit");
         let asked = server.join().unwrap();

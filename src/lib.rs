@@ -49,8 +49,8 @@
 //! - What crosses the kernel line stands in `include/abi.h` and nowhere else; [`abi`] is generated from it.
 //! - A reload validates and builds everything, then commits; an error changes nothing.
 //! - Imports go down only: main, cli, client, agent, lab > control > config, audit, system > engines > ruled > alert, bpf,
-//!   classify, confirm, matching, store > flow, eve, event, outbound, secret, written, api > abi, component, packet,
-//!   metrics, logging, supervise. Engines never import each other; what several of them need to tell packets apart is
+//!   classify, confirm, matching, store > flow, eve, event, outbound, guarded, secret, written, api > abi, component,
+//!   packet, metrics, logging, supervise. Engines never import each other; what several of them need to tell packets apart is
 //!   [`classify`], to match bytes [`matching`], to own rules [`ruled`]. `tests/tidy.rs` checks it.
 
 pub mod abi;
@@ -72,6 +72,7 @@ pub mod eve;
 pub mod event;
 pub mod explain;
 pub mod flow;
+pub mod guarded;
 pub mod inspection;
 pub mod lab;
 pub mod logging;

@@ -6,21 +6,21 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
+use crate::guarded::{self, Holds};
 use crate::written::{Field, Reader};
 
 /// Longest secret, in bytes.
 pub const SECRET_MAX: usize = 64 << 10;
+/// The line end at the end of a file, in bytes.
+const LINE_END_MAX: usize = 2;
 
 /// What stands where a secret is not shown.
 pub const MASK: &str = "***";
@@ -124,27 +124,7 @@ fn credential_path(name: &str, directory: Option<PathBuf>) -> Result<PathBuf, St
 
 /// Reads a secret from a file that not everybody on this host may read.
 pub fn read_file(path: &Path) -> Result<Secret, String> {
-    let why = |e: std::io::Error| {
-        let text = e.to_string();
-        format!("cannot be read: {}", text.split(" (os error").next().unwrap_or_default())
-    };
-    // Without O_NONBLOCK the open of a FIFO would wait for a writer.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(why)?;
-    let metadata = file.metadata().map_err(why)?;
-    if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    let mode = metadata.permissions().mode();
-    if mode & 0o007 != 0 {
-        return Err(format!(
-            "everybody on this host may use it (mode {:04o}), and it holds a secret; run chmod o= {}",
-            mode & 0o7777,
-            path.display()
-        ));
-    }
-    // Room for all of it at once: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_MAX + 2));
-    file.take(SECRET_MAX as u64 + 2).read_to_end(&mut bytes).map_err(why)?;
+    let bytes = guarded::read(path, Holds::Secret, SECRET_MAX + LINE_END_MAX)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| "not valid UTF-8".to_owned())?;
     let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
     check(text)?;
@@ -200,6 +180,7 @@ impl JsonSchema for Secret {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::written::Document;

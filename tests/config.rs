@@ -14,11 +14,14 @@ use ebpfsentinel::component::Component;
 use ebpfsentinel::config::agent::{CpuSteering, GuardFrom, OnExit, XdpMode};
 use ebpfsentinel::config::tls::ClientAuth;
 use ebpfsentinel::config::{self, Config, Flag, variable_of};
+use ebpfsentinel::control::auth::{Auth, Credentials};
 use ebpfsentinel::engines::firewall::config::Policy;
 use ebpfsentinel::engines::l7;
 use ebpfsentinel::engines::ratelimit::rule::{Action, Algorithm, Scope};
+use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::AnyRule;
 use ebpfsentinel::ruled::body::read_rule_json;
+use ebpfsentinel::supervise::Supervisor;
 use ebpfsentinel::written::{Kind, WrittenError};
 use proptest::prelude::*;
 
@@ -362,12 +365,19 @@ fn the_example_of_tls_is_good() {
     assert_eq!(warnings, []);
     let tls = &config.tls;
     assert!(tls.enabled && tls.client_auth == ClientAuth::Required && tls.files().len() == 3);
-    let role = |fingerprint: &str, subject| tls.client(fingerprint, subject).map(|client| client.role);
+    let (supervisor, _failures) = Supervisor::new().unwrap();
+    let auth = Auth::new(&config.auth, &tls.clients, &Metrics::new(), &supervisor).unwrap();
+    let caller = |fingerprint: &str, subject: &str| {
+        let credentials = Credentials { certificate: Some((fingerprint, subject)), ..Credentials::default() };
+        auth.identify(&credentials, None).ok()
+    };
+    let role = |fingerprint, subject| caller(fingerprint, subject).map(|caller| caller.role);
     let admin = "3f5b8e9a1027c4556e0d71b293acf84419d62b708ce1a53d974f06bb52c8ee61";
-    assert_eq!(role(admin, Some("prometheus")), Some(Role::Admin), "the fingerprint stands in front");
-    assert_eq!(role("00", Some("prometheus")), Some(Role::Viewer));
-    assert_eq!((role("00", Some("nobody")), role("00", None)), (None, None));
-    assert_eq!(tls.client("00", Some("deploy")).unwrap().namespaces, ["web"]);
+    assert_eq!(role(admin, "prometheus"), Some(Role::Admin), "the fingerprint stands in front");
+    assert_eq!(role("00", "prometheus"), Some(Role::Viewer));
+    assert_eq!((role("00", "nobody"), role("00", "")), (None, None));
+    let namespaces = caller("00", "deploy").unwrap().namespaces;
+    assert!(namespaces.check(Some("web")).is_ok() && namespaces.check(Some("db")).is_err(), "{namespaces:?}");
     // Who says what a client may do wants everybody asked.
     assert!(config.auth.enabled && !config.agent.allow_unauthenticated_api);
     let off = text_of("conf/examples/tls.toml") + "\n[auth]\nenabled = false\n";

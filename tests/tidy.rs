@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["engines"],
     &["ruled"],
     &["alert", "bpf", "classify", "confirm", "matching", "store"],
-    &["flow", "feeds", "eve", "event", "enrichment", "outbound", "secret", "written", "api"],
+    &["flow", "feeds", "eve", "event", "enrichment", "outbound", "guarded", "secret", "written", "api"],
     &["abi", "component", "packet", "metrics", "logging", "supervise"],
 ];
 

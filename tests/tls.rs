@@ -356,7 +356,7 @@ fn a_renewed_certificate_serves_new_connections_and_spares_old_ones() {
     check(&good, "no key", 0o600, "holds no private key");
     check("", &good_key, 0o600, "holds no certificate");
     check(&good[..200], &good_key, 0o600, "server.pem");
-    check(&"x".repeat(2 << 20), &good_key, 0o600, "is longer than");
+    check(&"x".repeat(2 << 20), &good_key, 0o600, "are more than the 1 MiB");
     fs::remove_file(pki.path("server.pem")).unwrap();
     assert!(format!("{:#}", port.tls.reload().unwrap_err()).contains("No such file"));
     pki.write_pair("server", &good, &good_key);

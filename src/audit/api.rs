@@ -6,20 +6,12 @@ use super::Action;
 use super::store::{AuditStore, Filter, History, LogPage, Verification};
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Request, Role, Spec};
 use crate::component::Component;
-use crate::store::{Moment, refused as unreadable};
+use crate::store::{self, LIMIT, component_of, period_of, refused as unreadable};
 
 /// Versions of a history when the client names no `limit`.
 const VERSIONS_DEFAULT: usize = 50;
 /// Most versions of a history.
 const VERSIONS_MAX: u64 = 500;
-/// Most entries of a page.
-const ENTRIES_MAX: u64 = 1000;
-
-const LIMIT: Param = Param::optional(
-    "limit",
-    "Most items in the answer; 100 when absent",
-    ParamKind::Integer { min: 1, max: ENTRIES_MAX },
-);
 
 static LOGS: Spec = Spec {
     command: "audit logs",
@@ -83,35 +75,17 @@ pub static SPECS: &[&Spec] = &[&LOGS, &HISTORY, &VERIFY];
 
 /// The operations; without a trail each says so.
 pub fn operations(store: Option<&AuditStore>) -> Vec<Operation> {
-    let Some(store) = store else {
-        let refuse = |_: &Request| {
-            Err(ApiError::unavailable("there is no audit trail; set audit.enabled = true and restart the agent"))
-        };
-        return SPECS.iter().map(|spec| Operation::new(spec, refuse)).collect();
-    };
-    let bind = |spec, run: fn(&AuditStore, &Request) -> Result<Reply, ApiError>| {
-        let store = store.clone();
-        Operation::new(spec, move |request| run(&store, request))
-    };
-    vec![bind(&LOGS, logs), bind(&HISTORY, history), bind(&VERIFY, verify)]
-}
-
-/// A misspelt name must not quietly find nothing.
-fn component(request: &Request) -> Result<Option<&str>, ApiError> {
-    let Some(name) = request.query("component") else { return Ok(None) };
-    if Component::ALL.iter().any(|component| component.name() == name) {
-        return Ok(Some(name));
-    }
-    let names: Vec<_> = Component::ALL.iter().map(|component| component.name()).collect();
-    Err(ApiError::validation(format!("query parameter \"component\" must be one of {}", names.join(", "))))
+    let missing = "there is no audit trail; set audit.enabled = true and restart the agent";
+    store::operations(store, missing, &[(&LOGS, logs), (&HISTORY, history), (&VERIFY, verify)])
 }
 
 fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let text = |name| request.query(name).map(str::to_owned);
+    let [from_ns, to_ns] = period_of(request)?;
     let filter = Filter {
-        from_ns: request.query_as::<Moment>("from")?.map(|moment| moment.0),
-        to_ns: request.query_as::<Moment>("to")?.map(|moment| moment.0),
-        component: component(request)?.map(str::to_owned),
+        from_ns,
+        to_ns,
+        component: component_of(request)?.map(|component| component.name().to_owned()),
         action: text("action"),
         rule_id: text("rule_id"),
         actor: text("actor"),
@@ -124,7 +98,9 @@ fn logs(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
 
 fn history(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let limit = request.query_as("limit")?.unwrap_or(VERSIONS_DEFAULT);
-    let found = store.history(request.path("id")?, component(request)?, limit).map_err(|error| unreadable(&error))?;
+    let component = component_of(request)?;
+    let found = store.history(request.path("id")?, component.map(Component::name), limit);
+    let found = found.map_err(|error| unreadable(&error))?;
     if found.total == 0 {
         return Err(ApiError::rule_not_found(request.path("id")?));
     }

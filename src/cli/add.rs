@@ -89,7 +89,7 @@ macro_rules! add_args {
 
         impl $name {
             /// What all rules have, as it stands in JSON; takes it out.
-            fn common_fields(&mut self) -> Vec<(&'static str, Option<Value>)> {
+            fn common_keys(&mut self) -> Vec<Key> {
                 vec![
                     ("id", self.id.take().map(Value::from)),
                     ("namespace", self.namespace.take().map(Value::from)),

@@ -1,16 +1,20 @@
 //! `firewall`: its rules on the command line.
 
-use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
+use argh::FromArgs;
 use serde_json::Value;
 
 use super::add::add_args;
-use super::{
-    DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, list, number_or_text, post,
-    rule_path, update, usage,
-};
+use super::columns::RULE_COLUMNS;
+use super::rules::{self, DeleteArgs, Key, ListArgs, RuleArgs, Rules, ShowArgs, Update, list, number_or_text};
+use super::{Exit, Remote};
 
-/// Where the rules are.
-pub const RULES: &str = "/api/v1/firewall/rules";
+/// Its rules.
+pub static RULES: Rules = Rules {
+    command: "firewall",
+    path: "/api/v1/firewall/rules",
+    required: &["id", "priority", "action"],
+    columns: RULE_COLUMNS,
+};
 
 /// Manage the firewall's rules.
 #[derive(FromArgs)]
@@ -26,7 +30,7 @@ enum FirewallSub {
     List(ListArgs),
     Show(ShowArgs),
     Add(Box<AddArgs>),
-    Update(Box<UpdateArgs>),
+    Update(Box<Update<AddArgs>>),
     Delete(DeleteArgs),
 }
 
@@ -53,47 +57,37 @@ add_args! {
     }
 }
 
-/// Takes what `firewall add` takes.
-struct UpdateArgs(AddArgs);
-
-impl FromArgs for UpdateArgs {
-    fn from_args(command_name: &[&str], args: &[&str]) -> Result<UpdateArgs, EarlyExit> {
-        AddArgs::from_args(command_name, args).map(UpdateArgs)
-    }
-}
-
-impl SubCommand for UpdateArgs {
-    const COMMAND: &'static CommandInfo = &CommandInfo {
-        name: "update",
-        short: &'\0',
-        description: "Replace a rule that was made through the API; its counters go on.",
-    };
-}
-
 /// What the command asks of the agent.
 pub fn command(args: FirewallArgs) -> Result<Remote, Exit> {
     Ok(match args.command {
-        FirewallSub::List(_) => Remote::FirewallList,
-        FirewallSub::Show(args) => get(&rule_path(RULES, &args.id)),
-        FirewallSub::Delete(args) => delete(RULES, &args),
-        FirewallSub::Add(args) => {
-            let target = confirmed(RULES, args.confirm);
-            post(target, Some(body("firewall add", *args).map_err(usage)?))
-        }
-        FirewallSub::Update(args) => {
-            let confirm = args.0.confirm;
-            update("firewall update", RULES, body("firewall update", args.0).map_err(usage)?, confirm)?
-        }
+        FirewallSub::List(_) => RULES.list(),
+        FirewallSub::Show(args) => RULES.show(&args),
+        FirewallSub::Add(args) => rules::add(*args)?,
+        FirewallSub::Update(args) => rules::update(*args)?,
+        FirewallSub::Delete(args) => RULES.delete(&args),
     })
 }
 
-fn body(command: &str, mut args: AddArgs) -> Result<Value, String> {
-    let mut fields = args.common_fields();
-    fields.extend([
-        ("action", args.action.map(Value::from)),
-        ("state", args.state.map(list)),
-        ("mirror_to", args.mirror_to.map(Value::from)),
-        ("log", args.log.then_some(Value::Bool(true))),
-    ]);
-    body_of(command, args.json, fields, &["id", "priority", "action"])
+impl RuleArgs for AddArgs {
+    const RULES: &'static Rules = &RULES;
+    const UPDATE: &'static str = "Replace a rule that was made through the API; its counters go on.";
+
+    fn json(&mut self) -> Option<String> {
+        self.json.take()
+    }
+
+    fn confirm(&self) -> Option<u32> {
+        self.confirm
+    }
+
+    fn keys(mut self) -> Result<Vec<Key>, String> {
+        let mut keys = self.common_keys();
+        keys.extend([
+            ("action", self.action.map(Value::from)),
+            ("state", self.state.map(list)),
+            ("mirror_to", self.mirror_to.map(Value::from)),
+            ("log", self.log.then_some(Value::Bool(true))),
+        ]);
+        Ok(keys)
+    }
 }

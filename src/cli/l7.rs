@@ -1,15 +1,18 @@
 //! `l7`: the rules of the L7 firewall on the command line.
 
-use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
+use argh::FromArgs;
 use serde_json::{Map, Value};
 
-use super::{
-    Column, DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, get, list, number_or_text, post,
-    rule_path, update, usage,
-};
+use super::rules::{self, DeleteArgs, Key, ListArgs, RuleArgs, Rules, ShowArgs, Update, list, number_or_text};
+use super::{Column, Exit, Remote};
 
-/// Where the rules are.
-pub const RULES: &str = "/api/v1/firewall/l7-rules";
+/// Its rules.
+pub static RULES: Rules = Rules {
+    command: "l7",
+    path: "/api/v1/firewall/l7-rules",
+    required: &["id", "priority", "action", "protocol"],
+    columns: COLUMNS,
+};
 
 /// Manage the rules of the L7 firewall.
 #[derive(FromArgs)]
@@ -25,7 +28,7 @@ enum L7Sub {
     List(ListArgs),
     Show(ShowArgs),
     Add(Box<AddArgs>),
-    Update(Box<UpdateArgs>),
+    Update(Box<Update<AddArgs>>),
     Delete(DeleteArgs),
 }
 
@@ -159,91 +162,79 @@ struct AddArgs {
     disabled: bool,
 }
 
-/// Takes what `l7 add` takes.
-struct UpdateArgs(AddArgs);
-
-impl FromArgs for UpdateArgs {
-    fn from_args(command_name: &[&str], args: &[&str]) -> Result<UpdateArgs, EarlyExit> {
-        AddArgs::from_args(command_name, args).map(UpdateArgs)
-    }
-}
-
-impl SubCommand for UpdateArgs {
-    const COMMAND: &'static CommandInfo = &CommandInfo {
-        name: "update",
-        short: &'\0',
-        description: "Replace a rule that was made through the API; its counters go on.",
-    };
-}
-
 /// What the command asks of the agent.
 pub fn command(args: L7Args) -> Result<Remote, Exit> {
     Ok(match args.command {
-        L7Sub::List(_) => Remote::L7List,
-        L7Sub::Show(args) => get(&rule_path(RULES, &args.id)),
-        L7Sub::Delete(args) => delete(RULES, &args),
-        L7Sub::Add(args) => {
-            let target = confirmed(RULES, args.confirm);
-            post(target, Some(body("l7 add", *args).map_err(usage)?))
-        }
-        L7Sub::Update(args) => {
-            let confirm = args.0.confirm;
-            update("l7 update", RULES, body("l7 update", args.0).map_err(usage)?, confirm)?
-        }
+        L7Sub::List(_) => RULES.list(),
+        L7Sub::Show(args) => RULES.show(&args),
+        L7Sub::Add(args) => rules::add(*args)?,
+        L7Sub::Update(args) => rules::update(*args)?,
+        L7Sub::Delete(args) => RULES.delete(&args),
     })
 }
 
-fn body(command: &str, args: AddArgs) -> Result<Value, String> {
-    let text = |text: Option<String>| text.map(Value::from);
-    let fields = vec![
-        ("id", text(args.id)),
-        ("namespace", text(args.namespace)),
-        ("priority", args.priority.map(Value::from)),
-        ("action", text(args.action)),
-        ("protocol", text(args.protocol)),
-        ("src_ip", text(args.src_ip)),
-        ("dst_ip", text(args.dst_ip)),
-        ("src_port", args.src_port.map(number_or_text)),
-        ("dst_port", args.dst_port.map(number_or_text)),
-        ("method", text(args.method)),
-        ("path", text(args.path)),
-        ("host", text(args.http_host)),
-        ("header", headers(command, &args.header)?),
-        ("content_type", text(args.content_type)),
-        ("sni", text(args.sni)),
-        ("alpn", text(args.alpn)),
-        ("ja3", text(args.ja3)),
-        ("ja4", text(args.ja4)),
-        ("service", text(args.service)),
-        ("command", text(args.command)),
-        ("from", text(args.from)),
-        ("to", text(args.to)),
-        ("file", text(args.file)),
-        ("share", text(args.share)),
-        ("dialect", text(args.dialect)),
-        ("severity", text(args.severity)),
-        ("mitre", args.mitre.map(list)),
-        ("description", text(args.description)),
-        ("enabled", args.disabled.then_some(Value::Bool(false))),
-    ];
-    body_of(command, args.json, fields, &["id", "priority", "action", "protocol"])
+impl RuleArgs for AddArgs {
+    const RULES: &'static Rules = &RULES;
+    const UPDATE: &'static str = "Replace a rule that was made through the API; its counters go on.";
+
+    fn json(&mut self) -> Option<String> {
+        self.json.take()
+    }
+
+    fn confirm(&self) -> Option<u32> {
+        self.confirm
+    }
+
+    fn keys(self) -> Result<Vec<Key>, String> {
+        let text = |text: Option<String>| text.map(Value::from);
+        Ok(vec![
+            ("id", text(self.id)),
+            ("namespace", text(self.namespace)),
+            ("priority", self.priority.map(Value::from)),
+            ("action", text(self.action)),
+            ("protocol", text(self.protocol)),
+            ("src_ip", text(self.src_ip)),
+            ("dst_ip", text(self.dst_ip)),
+            ("src_port", self.src_port.map(number_or_text)),
+            ("dst_port", self.dst_port.map(number_or_text)),
+            ("method", text(self.method)),
+            ("path", text(self.path)),
+            ("host", text(self.http_host)),
+            ("header", headers(&self.header)?),
+            ("content_type", text(self.content_type)),
+            ("sni", text(self.sni)),
+            ("alpn", text(self.alpn)),
+            ("ja3", text(self.ja3)),
+            ("ja4", text(self.ja4)),
+            ("service", text(self.service)),
+            ("command", text(self.command)),
+            ("from", text(self.from)),
+            ("to", text(self.to)),
+            ("file", text(self.file)),
+            ("share", text(self.share)),
+            ("dialect", text(self.dialect)),
+            ("severity", text(self.severity)),
+            ("mitre", self.mitre.map(list)),
+            ("description", text(self.description)),
+            ("enabled", self.disabled.then_some(Value::Bool(false))),
+        ])
+    }
 }
 
 /// Fields of a head as an object.
-fn headers(command: &str, written: &[String]) -> Result<Option<Value>, String> {
+fn headers(written: &[String]) -> Result<Option<Value>, String> {
     let mut fields = Map::new();
     for field in written {
-        let (name, text) =
-            field.split_once('=').ok_or_else(|| format!("{command}: --header {field}: write it as NAME=TEXT"))?;
+        let (name, text) = field.split_once('=').ok_or_else(|| format!("--header {field}: write it as NAME=TEXT"))?;
         if fields.insert(name.to_owned(), text.into()).is_some() {
-            return Err(format!("{command}: --header {name} is given twice"));
+            return Err(format!("--header {name} is given twice"));
         }
     }
     Ok((!fields.is_empty()).then_some(Value::Object(fields)))
 }
 
 /// Columns of the list.
-pub const COLUMNS: &[Column] = &[
+const COLUMNS: &[Column] = &[
     ("ID", &["id"]),
     ("NAMESPACE", &["namespace"]),
     ("PRIORITY", &["priority"]),
@@ -339,7 +330,7 @@ mod tests {
     fn the_command_of_the_manual() {
         let text = r#"{"id":"l7-block-admin","priority":10,"action":"deny","protocol":"http","path":"/admin"}"#;
         let call = call(&["l7", "add", "--json", text]);
-        assert_eq!((call.target.as_str(), call.body), (RULES, Some(serde_json::from_str(text).unwrap())));
+        assert_eq!((call.target.as_str(), call.body), (RULES.path, Some(serde_json::from_str(text).unwrap())));
     }
 
     #[test]
@@ -378,8 +369,8 @@ mod tests {
                          "severity":"low","source":"file","hits":0,"enforced":0,"last_hit":null}]"#;
         let (endpoint, server) = serve(vec![http(200, rules), http(200, "[]")]);
         let client = Client::new(endpoint, None);
-        insta::assert_snapshot!("l7_rules", ask(&client, &Remote::L7List, Output::Table).unwrap().0);
-        assert_eq!(ask(&client, &Remote::L7List, Output::Table).unwrap().0, "no rules");
+        insta::assert_snapshot!("l7_rules", ask(&client, &RULES.list(), Output::Table).unwrap().0);
+        assert_eq!(ask(&client, &RULES.list(), Output::Table).unwrap().0, "no rules");
         assert!(server.join().unwrap()[0].starts_with("GET /api/v1/firewall/l7-rules?limit=5000&offset=0 "));
     }
 

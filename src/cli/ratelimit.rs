@@ -1,16 +1,20 @@
 //! `ratelimit`: the limits on the command line.
 
-use argh::{CommandInfo, EarlyExit, FromArgs, SubCommand};
+use argh::FromArgs;
 use serde_json::Value;
 
 use super::add::add_args;
-use super::{
-    DeleteArgs, Exit, ListArgs, Remote, ShowArgs, body_of, confirmed, delete, encoded, get, list, number_or_text, post,
-    rule_path, update, usage,
-};
+use super::columns::LIMIT_COLUMNS;
+use super::rules::{self, DeleteArgs, Key, ListArgs, RuleArgs, Rules, ShowArgs, Update, list, number_or_text};
+use super::{Exit, Remote, encoded, get};
 
-/// Where the limits are.
-pub const LIMITS: &str = "/api/v1/ratelimit/rules";
+/// Its rules.
+pub static RULES: Rules = Rules {
+    command: "ratelimit",
+    path: "/api/v1/ratelimit/rules",
+    required: &["id", "priority"],
+    columns: LIMIT_COLUMNS,
+};
 
 /// Manage the rate limits.
 #[derive(FromArgs)]
@@ -26,7 +30,7 @@ enum RatelimitSub {
     List(ListArgs),
     Show(ShowArgs),
     Add(Box<AddArgs>),
-    Update(Box<UpdateArgs>),
+    Update(Box<Update<AddArgs>>),
     Delete(DeleteArgs),
     Top(TopArgs),
     Buckets(BucketsArgs),
@@ -79,23 +83,6 @@ add_args! {
     {}
 }
 
-/// Takes what `ratelimit add` takes.
-struct UpdateArgs(AddArgs);
-
-impl FromArgs for UpdateArgs {
-    fn from_args(command_name: &[&str], args: &[&str]) -> Result<UpdateArgs, EarlyExit> {
-        AddArgs::from_args(command_name, args).map(UpdateArgs)
-    }
-}
-
-impl SubCommand for UpdateArgs {
-    const COMMAND: &'static CommandInfo = &CommandInfo {
-        name: "update",
-        short: &'\0',
-        description: "Replace a rate limit that was made through the API; its counters go on.",
-    };
-}
-
 /// List who is over a limit, those with the most packets over it first.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "top", help_triggers("-h", "--help", "help"))]
@@ -117,37 +104,44 @@ struct BucketsArgs {
 /// What the command asks of the agent.
 pub fn command(args: RatelimitArgs) -> Result<Remote, Exit> {
     Ok(match args.command {
-        RatelimitSub::List(_) => Remote::RatelimitList,
+        RatelimitSub::List(_) => RULES.list(),
+        RatelimitSub::Show(args) => RULES.show(&args),
+        RatelimitSub::Add(args) => rules::add(*args)?,
+        RatelimitSub::Update(args) => rules::update(*args)?,
+        RatelimitSub::Delete(args) => RULES.delete(&args),
         RatelimitSub::Top(args) => Remote::RatelimitTop(args.limit),
         RatelimitSub::Buckets(args) => {
             get(&format!("/api/v1/ratelimit/buckets/{}", encoded(&args.address.to_string())))
         }
-        RatelimitSub::Show(args) => get(&rule_path(LIMITS, &args.id)),
-        RatelimitSub::Delete(args) => delete(LIMITS, &args),
-        RatelimitSub::Add(args) => {
-            let target = confirmed(LIMITS, args.confirm);
-            post(target, Some(body("ratelimit add", *args).map_err(usage)?))
-        }
-        RatelimitSub::Update(args) => {
-            let confirm = args.0.confirm;
-            update("ratelimit update", LIMITS, body("ratelimit update", args.0).map_err(usage)?, confirm)?
-        }
     })
 }
 
-fn body(command: &str, mut args: AddArgs) -> Result<Value, String> {
-    let mut fields = args.common_fields();
-    fields.extend([
-        ("fragment", args.fragment.map(Value::from)),
-        ("rate", args.rate.map(number_or_text)),
-        ("burst", args.burst.map(number_or_text)),
-        ("unit", args.unit.map(Value::from)),
-        ("algorithm", args.algorithm.map(Value::from)),
-        ("threshold_pps", args.threshold_pps.map(Value::from)),
-        ("scope", args.scope.map(Value::from)),
-        ("ipv6_prefix_len", args.ipv6_prefix_len.map(Value::from)),
-        ("action", args.action.map(Value::from)),
-        ("block_secs", args.block_secs.map(Value::from)),
-    ]);
-    body_of(command, args.json, fields, &["id", "priority"])
+impl RuleArgs for AddArgs {
+    const RULES: &'static Rules = &RULES;
+    const UPDATE: &'static str = "Replace a rate limit that was made through the API; its counters go on.";
+
+    fn json(&mut self) -> Option<String> {
+        self.json.take()
+    }
+
+    fn confirm(&self) -> Option<u32> {
+        self.confirm
+    }
+
+    fn keys(mut self) -> Result<Vec<Key>, String> {
+        let mut keys = self.common_keys();
+        keys.extend([
+            ("fragment", self.fragment.map(Value::from)),
+            ("rate", self.rate.map(number_or_text)),
+            ("burst", self.burst.map(number_or_text)),
+            ("unit", self.unit.map(Value::from)),
+            ("algorithm", self.algorithm.map(Value::from)),
+            ("threshold_pps", self.threshold_pps.map(Value::from)),
+            ("scope", self.scope.map(Value::from)),
+            ("ipv6_prefix_len", self.ipv6_prefix_len.map(Value::from)),
+            ("action", self.action.map(Value::from)),
+            ("block_secs", self.block_secs.map(Value::from)),
+        ]);
+        Ok(keys)
+    }
 }

@@ -17,9 +17,9 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use ureq::http::Uri;
 
-use super::load::read_guarded;
 use crate::api::Role;
 use crate::classify::rules::read_id;
+use crate::guarded::{self, Holds};
 use crate::outbound;
 use crate::outbound::Url;
 use crate::secret::{MASK, Secret};
@@ -400,10 +400,10 @@ fn read_path(field: &Field<'_>) -> Option<PathBuf> {
 }
 
 fn read_public_key(path: &Path, algorithm: TokenAlgorithm) -> Result<String, String> {
-    let bytes = read_guarded(path, PEM_MAX).map_err(|why| format!("{}: {why}", path.display()))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{}: not a PEM file", path.display()))?;
-    verification_key(&text, algorithm)?;
-    Ok(text)
+    let bytes = guarded::read(path, Holds::Orders, PEM_MAX).map_err(|why| format!("{}: {why}", path.display()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: not a PEM file", path.display()))?;
+    verification_key(text, algorithm)?;
+    Ok(text.to_owned())
 }
 
 /// The key of a PEM text, if `algorithm` can verify with it.

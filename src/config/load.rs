@@ -3,12 +3,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Config;
+use crate::guarded::{self, Holds};
 use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 
 /// All variables of ours begin so.
@@ -146,7 +144,8 @@ pub fn load(
     flags: &[Flag<'_>],
 ) -> Result<Loaded, ConfigErrors> {
     let origin = path.display().to_string();
-    let text = read_file(path).map_err(|message| ConfigErrors::one(WrittenError::whole(&origin, message)))?;
+    let text = guarded::read(path, Holds::Orders, TEXT_MAX);
+    let text = text.map_err(|message| ConfigErrors::one(WrittenError::whole(&origin, message)))?;
     let (config, warnings, document) = parse_document(&origin, &text, environment, flags)?;
     let paths = Paths::of(path, &document);
     Ok(Loaded { config, path: path.to_owned(), warnings, paths })
@@ -186,39 +185,6 @@ pub fn known_keys() -> Vec<Key> {
 /// The environment variable that sets a key.
 pub fn variable_of(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "_").to_uppercase())
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    read_guarded(path, TEXT_MAX)
-}
-
-/// Reads a file by which the agent is commanded: at most `max` bytes, and not writable for everybody.
-pub(super) fn read_guarded(path: &Path, max: usize) -> Result<Vec<u8>, String> {
-    let why = |e: std::io::Error| {
-        let text = e.to_string();
-        format!("cannot be read: {}", text.split(" (os error").next().unwrap_or_default())
-    };
-    // Without O_NONBLOCK the open of a FIFO would wait for a writer.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(why)?;
-    let metadata = file.metadata().map_err(why)?;
-    if !metadata.is_file() {
-        return Err("cannot be read: not a regular file".to_owned());
-    }
-    let mode = metadata.permissions().mode();
-    if mode & 0o002 != 0 {
-        return Err(format!(
-            "everybody on this host may write to it (mode {:04o}), and so command the agent; run chmod o-w {}",
-            mode & 0o7777,
-            path.display()
-        ));
-    }
-    if metadata.len() > max as u64 {
-        let most = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
-        return Err(format!("{} bytes are more than the {most} that are read", metadata.len()));
-    }
-    let mut text = Vec::with_capacity(metadata.len() as usize);
-    file.take(max as u64 + 1).read_to_end(&mut text).map_err(why)?;
-    Ok(text)
 }
 
 /// Puts the environment, then the flags, in front of what the file says.

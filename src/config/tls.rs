@@ -7,14 +7,13 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::agent::read_path;
+use super::auth::NAMESPACES_MAX;
 use crate::api::Role;
 use crate::classify::rules::read_id;
 use crate::written::{Field, Reader};
 
 /// Entries of `[[tls.clients]]`.
 pub const CLIENTS_MAX: usize = 256;
-/// Namespaces of one of them.
-pub const NAMESPACES_MAX: usize = 64;
 /// Characters of a certificate's common name.
 pub const SUBJECT_MAX: usize = 256;
 
@@ -113,12 +112,6 @@ impl TlsConfig {
             files.extend((self.client_auth != ClientAuth::None).then(|| self.client_ca_path.clone()));
         }
         files
-    }
-
-    /// What a client with this certificate may do. A fingerprint stands in front of a subject.
-    pub fn client(&self, fingerprint: &str, subject: Option<&str>) -> Option<&TlsClient> {
-        let named = |name: CertName| self.clients.iter().find(|client| client.name == name);
-        named(CertName::Fingerprint(fingerprint.to_owned())).or_else(|| named(CertName::Subject(subject?.to_owned())))
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{self, ApiError, Method, Note, Operation, Param, ParamKind, Reply, Role, Spec};
+use crate::confirm::CONFIRM_SECS;
 use crate::metrics::{self, Metrics};
 use crate::system::harden::SandboxStatus;
 
@@ -315,13 +316,6 @@ const FORMAT: Param = Param::optional(
     "format",
     "openmetrics, as when absent, or text: Prometheus's own format, version 0.0.4, as promtool reads it",
     ParamKind::Word(&["openmetrics", "text"]),
-);
-
-/// `confirm_secs`, of every operation that can lock its caller out.
-pub const CONFIRM_SECS: Param = Param::optional(
-    "confirm_secs",
-    "Take the change back after this many seconds unless it is confirmed",
-    ParamKind::Integer { min: 1, max: 86_400 },
 );
 
 /// The agent's own operations.

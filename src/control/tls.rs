@@ -2,14 +2,11 @@
 //!
 //! TLS 1.3, and 1.2 by option. No session is resumed: a certificate that is no longer trusted ends with its connection.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use arc_swap::ArcSwap;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -21,9 +18,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::config::tls::{ClientAuth, SUBJECT_MAX, TlsConfig};
+use crate::guarded::{self, Holds};
 
 /// Longest file that is read.
-const FILE_MAX: u64 = 1 << 20;
+const FILE_MAX: usize = 1 << 20;
 /// Certificates in a chain.
 const CHAIN_MAX: usize = 16;
 /// Authorities of clients.
@@ -52,7 +50,7 @@ impl TlsState {
         let chain = certificates(cert_path, "tls.cert_path", CHAIN_MAX)?;
         let name = format!("{} (tls.cert_path)", cert_path.display());
         let (not_after, warnings) = look_at(&chain[0], &name)?;
-        let key_bytes = read_file(key_path, "tls.key_path", 0o007)?;
+        let key_bytes = read_file(key_path, "tls.key_path", Holds::Secret)?;
         let key_name = || format!("{} (tls.key_path)", key_path.display());
         let key = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|_| {
             let locked = key_bytes.windows(9).any(|nine| nine == b"ENCRYPTED");
@@ -212,7 +210,7 @@ fn authorities(config: &TlsConfig) -> Result<RootCertStore> {
 
 /// The certificates of a PEM file, at least one.
 fn certificates(path: &Path, key: &str, max: usize) -> Result<Vec<CertificateDer<'static>>> {
-    let bytes = read_file(path, key, 0o002)?;
+    let bytes = read_file(path, key, Holds::Orders)?;
     let name = || format!("{} ({key})", path.display());
     let mut all = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
@@ -223,22 +221,7 @@ fn certificates(path: &Path, key: &str, max: usize) -> Result<Vec<CertificateDer
     Ok(all)
 }
 
-/// Reads a file on which others have none of the rights of `forbidden`.
-fn read_file(path: &Path, key: &str, forbidden: u32) -> Result<Zeroizing<Vec<u8>>> {
-    let name = || format!("{} ({key})", path.display());
-    // Without O_NONBLOCK the open of a FIFO would wait for a writer.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(name)?;
-    let metadata = file.metadata().with_context(name)?;
-    ensure!(metadata.is_file(), "{} is not a regular file", name());
-    let mode = metadata.permissions().mode() & 0o7777;
-    if mode & forbidden != 0 {
-        let word = if forbidden & 0o004 != 0 { "read or change" } else { "change" };
-        let right = if forbidden & 0o004 != 0 { "o-rwx" } else { "o-w" };
-        bail!("everybody on this host may {word} {} (mode {mode:04o}); run chmod {right} {}", name(), path.display());
-    }
-    ensure!(metadata.len() <= FILE_MAX, "{} is longer than {} KiB", name(), FILE_MAX >> 10);
-    // With room for all of it from the start, so that no copy of a key is left behind by growth.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
-    file.take(FILE_MAX).read_to_end(&mut bytes).with_context(name)?;
-    Ok(bytes)
+/// Reads a file of the key `key` of the configuration.
+fn read_file(path: &Path, key: &str, holds: Holds) -> Result<Zeroizing<Vec<u8>>> {
+    guarded::read(path, holds, FILE_MAX).map_err(|why| anyhow!("{} ({key}): {why}", path.display()))
 }

@@ -11,7 +11,7 @@ use super::body::{RuleBody, read_rule_json, read_rules_json};
 use super::{AnyRule, ChangeError, RuleOwner};
 use crate::api::{ApiError, Note, Operation, Param, ParamKind, Reply, Request, Spec};
 use crate::component::Component;
-use crate::confirm::{CONFIRM_SECS_MAX, Confirmations};
+use crate::confirm::{Confirmations, Entered, Reserved, Trial};
 use crate::supervise::{Gone, Handle};
 use crate::written::WrittenError;
 
@@ -25,13 +25,6 @@ pub const RULES_LIMIT: Param = Param::optional(
     ParamKind::Integer { min: 1, max: RULES_SHOWN_MAX },
 );
 
-/// `confirm_secs` of a change of rules.
-pub const CONFIRM: Param = Param::optional(
-    "confirm_secs",
-    "Take the change back after so many seconds unless it is confirmed (POST /api/v1/config/confirm)",
-    ParamKind::Integer { min: 1, max: CONFIRM_SECS_MAX as u64 },
-);
-
 /// How an engine describes the operations on its rules.
 #[derive(Clone, Copy, Debug)]
 pub struct RuleSpecs {
@@ -39,11 +32,11 @@ pub struct RuleSpecs {
     pub list: &'static Spec,
     /// Has `{id}` in its path, replies with a [`RuleOwner::View`].
     pub show: &'static Spec,
-    /// Takes [`CONFIRM`] and a body of one rule or several, replies with the same.
+    /// Takes `confirm_secs` and a body of one rule or several, replies with the same.
     pub add: &'static Spec,
-    /// Has `{id}` in its path, takes [`CONFIRM`] and a body of one rule, replies with the same.
+    /// Has `{id}` in its path, takes `confirm_secs` and a body of one rule, replies with the same.
     pub update: &'static Spec,
-    /// Has `{id}` in its path, takes [`CONFIRM`], replies with nothing.
+    /// Has `{id}` in its path, takes `confirm_secs`, replies with nothing.
     pub delete: &'static Spec,
 }
 
@@ -92,68 +85,87 @@ impl<O: RuleOwner> Context<O> {
     }
 
     /// Makes a change, and lets it wait for its confirmation when the request asks for that. `existing` is the rule that
-    /// will be another one, or none, afterwards: it must be the caller's.
-    fn change<A: Send + 'static>(
+    /// will be another one, or none, afterwards: it must be the caller's. `change` tells what it changed.
+    fn change(
         &self,
         request: &Request,
         what: String,
         existing: Option<String>,
-        change: impl FnOnce(&mut O, bool) -> Result<A, ChangeError> + Send + 'static,
-    ) -> Result<A, ApiError> {
+        change: impl FnOnce(&mut O, bool) -> Result<Vec<Note>, ChangeError> + Send + 'static,
+    ) -> Result<Vec<Note>, ApiError> {
         let confirm_secs: Option<u32> = request.query_as("confirm_secs")?;
-        let confirmations = self.confirmations.clone();
+        // Before the engine's turn: what goes on alone may be waiting for this engine.
+        let admitted = match confirm_secs {
+            None => self.confirmations.enter().map(Admitted::Kept),
+            Some(secs) => self.confirmations.reserve(&what).map(|alone| Admitted::Tried(alone, secs)),
+        };
         let (namespaces, by) = (request.namespaces.clone(), request.caller_id());
-        let (keep, undo, told) = (self.owner.clone(), self.owner.clone(), what.clone());
-        // All in one turn of the engine: no other change comes between the question and the beginning of the wait.
-        let answer = self
+        let (keep, undo) = (self.owner.clone(), self.owner.clone());
+        let notes = self
             .owner
             .call(move |owner| {
                 if let Some(id) = existing {
                     let rule = owner.book().find(&id).ok_or_else(|| ApiError::rule_not_found(&id))?;
                     namespaces.check(rule.namespace())?;
                 }
-                confirmations.refuse_while_pending()?;
+                let admitted = admitted?;
                 let before = owner.snapshot();
-                let answer = change(owner, confirm_secs.is_none()).map_err(refused)?;
-                if let Some(secs) = confirm_secs {
-                    confirmations.begin(
-                        what,
+                let is_kept = matches!(admitted, Admitted::Kept(_));
+                let notes = change(owner, is_kept).map_err(refused)?;
+                // In the engine's turn: a change that is late for its caller waits for its confirmation, too.
+                if let Admitted::Tried(alone, secs) = admitted {
+                    alone.wait(Trial {
                         by,
-                        Instant::now() + Duration::from_secs(secs.into()),
-                        move || keep.call(|owner| owner.save())?,
-                        move || undo.call(move |owner| owner.restore(before))?,
-                    );
+                        deadline: Instant::now() + Duration::from_secs(secs.into()),
+                        notes: notes.clone(),
+                        keep: Box::new(move || keep.call(|owner| owner.save())?),
+                        undo: Box::new(move |keep_failed| {
+                            let before = before.clone();
+                            undo.call(move |owner| {
+                                owner.restore(before)?;
+                                if keep_failed { owner.save() } else { Ok(()) }
+                            })?
+                        }),
+                    });
                 }
-                Ok::<A, ApiError>(answer)
+                Ok::<Vec<Note>, ApiError>(notes)
             })
             .map_err(gone)??;
-        log::info!(actor = request.actor.as_str(); "{told}");
-        Ok(answer)
-    }
-
-    /// After a change: what was noted of it is the other way round when it is taken back.
-    fn remember(&self, request: &Request) {
-        if request.query("confirm_secs").is_some() {
-            self.confirmations.remember(request.notes());
-        }
+        log::info!(actor = request.actor.as_str(); "{what}");
+        Ok(notes)
     }
 }
 
-/// What the audit log is told of a rule.
-fn note<R: AnyRule>(request: &Request, id: &str, before: Option<&R>, after: Option<&R>) {
-    let word = request.spec.command.split(' ').next().unwrap_or_default();
-    let text = |rule: &R| serde_json::to_value(rule.text()).unwrap_or_default();
-    request.note(Note {
-        component: Component::ALL.iter().copied().find(|component| component.name() == word),
-        rule: Some(id.to_owned()),
-        before: before.map(text),
-        after: after.map(text),
-    });
+/// How a change may go on; held until it has ended.
+enum Admitted {
+    /// It is saved at once.
+    Kept(#[expect(dead_code, reason = "held, not read")] Entered),
+    /// It waits for its confirmation, for so many seconds.
+    Tried(Reserved, u32),
+}
+
+/// What is told of the rules of one component.
+struct Noted {
+    component: Option<Component>,
+}
+
+impl Noted {
+    /// Of the component that the command of `request` is about.
+    fn of(request: &Request) -> Noted {
+        let word = request.spec.command.split(' ').next().unwrap_or_default();
+        Noted { component: Component::ALL.iter().copied().find(|component| component.name() == word) }
+    }
+
+    /// What the audit log is told of a rule.
+    fn rule<R: AnyRule>(&self, id: &str, before: Option<&R>, after: Option<&R>) -> Note {
+        let text = |rule: &R| serde_json::to_value(rule.text()).unwrap_or_default();
+        Note { component: self.component, rule: Some(id.to_owned()), before: before.map(text), after: after.map(text) }
+    }
 }
 
 /// The rule of this name that was made through the API.
-fn added<O: RuleOwner>(owner: &O, id: &str) -> Option<O::Rule> {
-    owner.book().added.iter().find(|rule| rule.id() == id).cloned()
+fn added<'o, O: RuleOwner>(owner: &'o O, id: &str) -> Option<&'o O::Rule> {
+    owner.book().added.iter().find(|rule| rule.id() == id)
 }
 
 /// The engine does not answer.
@@ -196,16 +208,17 @@ fn add<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, A
         RuleBody::One(rule) => (vec![rule], true),
         RuleBody::Many(rules) => (rules, false),
     };
+    let noted = Noted::of(request);
+    let notes: Vec<Note> = rules.iter().map(|rule| noted.rule(rule.id(), None, Some(rule))).collect();
     // Noted first: who tried to add them is told of also if they are refused.
-    rules.iter().for_each(|rule| note(request, rule.id(), None, Some(rule)));
+    notes.iter().cloned().for_each(|note| request.note(note));
     rules.iter().try_for_each(|rule| request.namespaces.check(rule.namespace()))?;
     let mut text: Vec<_> = rules.iter().map(AnyRule::text).collect();
     let what = match rules.as_slice() {
         [rule] if is_one => format!("rule {} added", rule.id()),
         rules => format!("{} rules added", rules.len()),
     };
-    context.change(request, what, None, |owner, save| owner.add(rules, save))?;
-    context.remember(request);
+    context.change(request, what, None, |owner, save| owner.add(rules, save).map(|()| notes))?;
     Ok(if is_one { Reply::created(&text.swap_remove(0)) } else { Reply::created(&text) })
 }
 
@@ -218,28 +231,36 @@ fn update<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply
             rule.id()
         )));
     }
-    let (text, new, existing) = (rule.text(), rule.clone(), Some(id.to_owned()));
+    let (text, existing, noted) = (rule.text(), Some(id.to_owned()), Noted::of(request));
+    let tried = noted.rule(id, None, Some(&rule));
     let changed = request.namespaces.check(rule.namespace()).and_then(|()| {
-        context.change(request, format!("rule {id} updated"), existing, |owner, save| {
-            let before = added(owner, rule.id());
-            owner.update(rule, save).map(|()| before)
+        context.change(request, format!("rule {id} updated"), existing, move |owner, save| {
+            let note = noted.rule(rule.id(), added(owner, rule.id()), Some(&rule));
+            owner.update(rule, save).map(|()| vec![note])
         })
     });
-    note(request, id, changed.as_ref().ok().and_then(Option::as_ref), Some(&new));
-    changed?;
-    context.remember(request);
+    told(request, changed, tried)?;
     Ok(Reply::json(&text))
 }
 
 fn delete<O: RuleOwner>(context: &Context<O>, request: &Request) -> Result<Reply, ApiError> {
     let id = request.path("id")?.to_owned();
-    let (gone, existing) = (id.clone(), Some(id.clone()));
+    let (gone, existing, noted) = (id.clone(), Some(id.clone()), Noted::of(request));
+    let tried = noted.rule::<O::Rule>(&id, None, None);
     let changed = context.change(request, format!("rule {id} deleted"), existing, move |owner, save| {
-        let before = added(owner, &gone);
-        owner.delete(&gone, save).map(|()| before)
+        let note = noted.rule(&gone, added(owner, &gone), None);
+        owner.delete(&gone, save).map(|()| vec![note])
     });
-    note::<O::Rule>(request, &id, changed.as_ref().ok().and_then(Option::as_ref), None);
-    changed?;
-    context.remember(request);
+    told(request, changed, tried)?;
     Ok(Reply::NoContent)
+}
+
+/// Notes what was changed, or what was tried in vain.
+fn told(request: &Request, changed: Result<Vec<Note>, ApiError>, tried: Note) -> Result<(), ApiError> {
+    let (notes, result) = match changed {
+        Ok(notes) => (notes, Ok(())),
+        Err(error) => (vec![tried], Err(error)),
+    };
+    notes.into_iter().for_each(|note| request.note(note));
+    result
 }

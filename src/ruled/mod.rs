@@ -83,7 +83,7 @@ pub trait RuleOwner: Owned {
     /// A rule with what it did, as the API shows it.
     type View: Serialize + Send + 'static;
     /// All that a change of rules changes, at one moment, to go back to.
-    type Snapshot: Send + 'static;
+    type Snapshot: Clone + Send + 'static;
 
     /// The rules in force.
     fn book(&self) -> Book<'_, Self::Rule>;

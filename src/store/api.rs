@@ -6,15 +6,13 @@ use serde_json::{Value, json};
 
 use super::alerts::{AlertStore, Mark, MarkError, Question, Suppress, Writer};
 use super::block::Wanted;
-use super::{Moment, now_ns, refused as unreadable};
+use super::{LIMIT, Run, component_of, now_ns, period_of, refused as unreadable};
 use crate::alert::{AlertId, Severity, Suppression};
 use crate::api::{self, ApiError, Method, Namespaces, Note, Operation, Param, ParamKind, Reply, Request, Role, Spec};
 use crate::component::Component;
 use crate::logging::rfc3339;
 use crate::supervise::Gone;
 
-/// Most alerts of a page.
-const PAGE_MAX: u64 = 1000;
 /// Longest comment, in bytes.
 const COMMENT_MAX: usize = 512;
 /// A year.
@@ -158,11 +156,7 @@ static LIST: Spec = Spec {
             "Only alerts older than the one of this id: `next` of the page before",
             ParamKind::Text,
         ),
-        Param::optional(
-            "limit",
-            "Most alerts in the answer; 100 when absent",
-            ParamKind::Integer { min: 1, max: PAGE_MAX },
-        ),
+        LIMIT,
         api::OFFSET,
     ],
     role: Role::Viewer,
@@ -237,24 +231,16 @@ pub static SPECS: &[&Spec] = &[&LIST, &SHOW, &MARK, &UNMARK, &SUPPRESSIONS, &UNS
 
 /// The operations; without a store each says so.
 pub fn operations(store: Option<&AlertStore>) -> Vec<Operation> {
-    let Some(store) = store else {
-        let refuse = |_: &Request| {
-            Err(ApiError::unavailable("alerts are not kept; set audit.alerts.enabled = true and restart the agent"))
-        };
-        return SPECS.iter().map(|spec| Operation::new(spec, refuse)).collect();
-    };
-    let bind = |spec, run: fn(&AlertStore, &Request) -> Result<Reply, ApiError>| {
-        let store = store.clone();
-        Operation::new(spec, move |request| run(&store, request))
-    };
-    vec![
-        bind(&LIST, list),
-        bind(&SHOW, show),
-        bind(&MARK, mark),
-        bind(&UNMARK, unmark),
-        bind(&SUPPRESSIONS, suppressions),
-        bind(&UNSUPPRESS, unsuppress),
-    ]
+    let missing = "alerts are not kept; set audit.alerts.enabled = true and restart the agent";
+    let all: &[(&Spec, Run<AlertStore>)] = &[
+        (&LIST, list),
+        (&SHOW, show),
+        (&MARK, mark),
+        (&UNMARK, unmark),
+        (&SUPPRESSIONS, suppressions),
+        (&UNSUPPRESS, unsuppress),
+    ];
+    super::operations(store, missing, all)
 }
 
 fn not_found(id: AlertId) -> ApiError {
@@ -267,19 +253,13 @@ fn id_of(request: &Request) -> Result<AlertId, ApiError> {
     text.parse().map_err(|error| ApiError::new(404, "ALERT_NOT_FOUND", error))
 }
 
-fn component_of(text: &str) -> Result<Component, ApiError> {
-    Component::ALL.iter().copied().find(|component| component.name() == text).ok_or_else(|| {
-        let names: Vec<_> = Component::ALL.iter().map(|component| component.name()).collect();
-        ApiError::validation(format!("query parameter \"component\" must be one of {}", names.join(", ")))
-    })
-}
-
 fn list(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
     let page = request.page()?;
+    let [from_ns, to_ns] = period_of(request)?;
     let mut wanted = Wanted {
-        from_ns: request.query_as::<Moment>("from")?.map(|moment| moment.0),
-        to_ns: request.query_as::<Moment>("to")?.map(|moment| moment.0),
-        component: request.query("component").map(component_of).transpose()?,
+        from_ns,
+        to_ns,
+        component: component_of(request)?,
         min_severity: request.query_as("min_severity")?,
         marked: request.query_as("false_positive")?,
         before: request.query_as::<AlertId>("before")?.map(|id| id.0.as_u128()),

@@ -16,7 +16,8 @@ pub mod health;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::api::ApiError;
+use crate::api::{ApiError, Operation, Param, ParamKind, Reply, Request, Spec};
+use crate::component::Component;
 
 /// How long a record waits at most until it is committed together with those that came meanwhile.
 pub const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
@@ -56,6 +57,50 @@ pub fn refused(error: &db::DbError) -> ApiError {
     match error {
         db::DbError::Closed => ApiError::unavailable(error.to_string()),
         _ => ApiError::unavailable(format!("the store cannot be read or written now: {error}")),
+    }
+}
+
+/// Most items of a page of what a store holds.
+const PAGE_MAX: u64 = 1000;
+
+/// `limit` of such a page.
+pub const LIMIT: Param =
+    Param::optional("limit", "Most items in the answer; 100 when absent", ParamKind::Integer { min: 1, max: PAGE_MAX });
+
+/// The code of an operation on a store.
+pub type Run<S> = fn(&S, &Request) -> Result<Reply, ApiError>;
+
+/// Operations on a store; without one, each says what is `missing`.
+pub fn operations<S: Clone + Send + Sync + 'static>(
+    store: Option<&S>,
+    missing: &'static str,
+    all: &[(&'static Spec, Run<S>)],
+) -> Vec<Operation> {
+    let bind = |&(spec, run): &(&'static Spec, Run<S>)| {
+        let store = store.cloned();
+        Operation::new(spec, move |request| match &store {
+            Some(store) => run(store, request),
+            None => Err(ApiError::unavailable(missing)),
+        })
+    };
+    all.iter().map(bind).collect()
+}
+
+/// The query parameters `from` and `to`, in nanoseconds since 1970.
+pub fn period_of(request: &Request) -> Result<[Option<u64>; 2], ApiError> {
+    let moment = |name| Ok(request.query_as::<Moment>(name)?.map(|moment| moment.0));
+    Ok([moment("from")?, moment("to")?])
+}
+
+/// The query parameter `component`. A misspelt name must not quietly find nothing.
+pub fn component_of(request: &Request) -> Result<Option<Component>, ApiError> {
+    let Some(name) = request.query("component") else { return Ok(None) };
+    match Component::ALL.iter().find(|component| component.name() == name) {
+        Some(component) => Ok(Some(*component)),
+        None => {
+            let names: Vec<_> = Component::ALL.iter().map(|component| component.name()).collect();
+            Err(ApiError::validation(format!("query parameter \"component\" must be one of {}", names.join(", "))))
+        }
     }
 }
 

@@ -152,6 +152,49 @@ fn a_start_that_cannot_be_says_why_once_and_leaves_nothing() {
     }
 }
 
+/// The last part that can fail, and one before it, when programs are attached and pinned already.
+#[test]
+fn a_start_that_fails_late_leaves_nothing_and_the_next_one_works() {
+    let lab = Lab::new();
+    let parts = "[ratelimit]\nenabled = true\n[l7]\nenabled = true\n";
+    let keep = |port: u16| format!("{}{parts}", text(&format!("on_exit = \"keep\"\ngrpc_port = {port}")));
+    let refused = |text: &str, word: &str| {
+        lab.write_config(text);
+        let (status, said) = lab.refusal(&lab.config_path(), &lab.state_dir());
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains(word), "{word:?} is not in {said:?}");
+        said
+    };
+    let nothing_is_left = |said: &str| {
+        assert_eq!(lab.attached(), "", "{said}");
+        assert_eq!(lab.pinned(), Vec::<PathBuf>::new(), "{said}");
+        assert!(lab.passes(udp(WORLD, 1001)), "{said}");
+    };
+    let rules = lab.state_dir().join("l7-rules.json");
+    std::fs::create_dir_all(lab.state_dir()).unwrap();
+    for agent in ["on_exit = \"keep\"", ""] {
+        std::fs::write(&rules, "no rules").unwrap();
+        nothing_is_left(&refused(&format!("{}{parts}", text(agent)), "l7-rules.json is damaged"));
+        std::fs::remove_file(&rules).unwrap();
+    }
+    let taken = lab.host.run(|| TcpListener::bind(("127.0.0.1", 50051))).unwrap().unwrap();
+    nothing_is_left(&refused(&keep(50051), "50051"));
+    drop(taken);
+    let agent = lab.start(&keep(50051));
+    enforces(&lab);
+    agent.stop();
+
+    // What an earlier agent kept goes on when its successor does not come up.
+    enforces(&lab);
+    std::fs::write(&rules, "no rules").unwrap();
+    refused(&keep(50051), "l7-rules.json is damaged");
+    enforces(&lab);
+    std::fs::remove_file(&rules).unwrap();
+    let agent = lab.start(&keep(50051));
+    enforces(&lab);
+    agent.stop();
+}
+
 #[test]
 fn a_missing_file_and_a_taken_state_directory_are_told() {
     let lab = Lab::new();

@@ -4,6 +4,7 @@ mod alerts;
 mod api;
 mod auth;
 mod clients;
+mod confirm;
 mod demo;
 mod fields;
 mod keep;

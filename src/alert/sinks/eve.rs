@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::notice::text_of;
 use super::{Deliver, Failure, FailureKind, Notice};
-use crate::alert::{Field, Severity};
+use crate::alert::{Field, Severity, protocol_number};
 use crate::eve;
 use crate::eve::json::Json;
 use crate::eve::time::Stamp;
@@ -200,7 +200,7 @@ impl Lines {
             text(json, name, find(ours));
         }
         if let Some(Field::Text(word)) = find("protocol") {
-            eve::protocol(json, protocol_number(word));
+            eve::protocol(json, protocol_number(word).unwrap_or(0));
         }
         text(json, "community_id", find("community_id"));
         text(json, "app_proto", find("app_proto"));
@@ -276,17 +276,6 @@ fn grade(severity: Severity) -> u64 {
 /// Whether what was done kept the packet or the flow from going on: the components' words for that.
 fn is_blocked(action: &str) -> bool {
     matches!(action, "deny" | "drop" | "block" | "blocked" | "reject" | "reset")
-}
-
-/// The number of a protocol by the word of an alert's field.
-fn protocol_number(word: &str) -> u8 {
-    match word {
-        "icmp" => 1,
-        "tcp" => 6,
-        "udp" => 17,
-        "icmpv6" => 58,
-        number => number.parse().unwrap_or(0),
-    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use super::config::RuleText;
 use super::rule::Rule;
 use crate::api::{self, Method, Operation, Role, Spec};
 use crate::bpf::counts::RuleCount;
-use crate::confirm::Confirmations;
+use crate::confirm::{CONFIRM_SECS, Confirmations};
 use crate::logging::rfc3339;
 use crate::ruled::Source;
-use crate::ruled::api::{CONFIRM, Context, RULES_LIMIT, RuleSpecs};
+use crate::ruled::api::{Context, RULES_LIMIT, RuleSpecs};
 use crate::supervise::Handle;
 
 /// A rule with what it did, as the API shows it.
@@ -74,7 +74,7 @@ static ADD: Spec = Spec {
     command: "firewall add",
     method: Method::Post,
     path: "/api/v1/firewall/rules",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Add a rule, or an array of rules in one step: all or none",
     body: Some(api::schema::<RuleText>),
@@ -86,7 +86,7 @@ static UPDATE: Spec = Spec {
     command: "firewall update",
     method: Method::Put,
     path: "/api/v1/firewall/rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Replace a rule that was made through the API; its counters go on",
     body: Some(api::schema::<RuleText>),
@@ -98,7 +98,7 @@ static DELETE: Spec = Spec {
     command: "firewall delete",
     method: Method::Delete,
     path: "/api/v1/firewall/rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Delete a rule that was made through the API",
     body: None,

@@ -197,6 +197,8 @@ pub struct Firewall {
     keep: bool,
     /// Nothing was pinned when this agent started.
     nothing_kept: bool,
+    /// See [`Firewall::establish`].
+    established: bool,
     /// Pins of what runs behind xdp_firewall.
     kept: Vec<PathBuf>,
     /// Names of what runs behind xdp_firewall.
@@ -307,6 +309,7 @@ impl Firewall {
             pins,
             keep,
             nothing_kept,
+            established: false,
             kept: Vec::new(),
             behind: behind.iter().map(|one| one.name).collect(),
             config: config.clone(),
@@ -329,10 +332,10 @@ impl Firewall {
         Ok(firewall)
     }
 
-    /// The agent's start failed after all: leaves the kernel as it was found, enforcing what was kept before, if anything.
-    pub fn abandon(&mut self) -> Result<()> {
-        self.stop();
-        if self.nothing_kept { attach::release_pins(&self.pins, &[]) } else { Ok(()) }
+    /// The agent's start went well: from here on `on_exit` says what stays. A firewall that ends before leaves the kernel as
+    /// it was found, enforcing what was kept before, if anything.
+    pub fn establish(&mut self) {
+        self.established = true;
     }
 
     /// Pins what runs behind xdp_firewall, if the agent is to be outlived by it. The pins of an earlier agent are replaced:
@@ -716,6 +719,16 @@ impl Firewall {
         }
     }
 
+    /// Takes back what a start did that failed.
+    fn abandon(&mut self) -> Result<()> {
+        self.stop();
+        if !self.nothing_kept {
+            return Ok(());
+        }
+        self.forwarding.put_back();
+        attach::release_pins(&self.pins, &[])
+    }
+
     fn alert_of(&self, verdict: &Verdict) -> Alert {
         let named = verdict.slot.and_then(|slot| self.names.get(usize::from(slot))?.as_ref());
         let rule = rule_of(verdict, |_| named.map(|named| named.id.clone()));
@@ -746,6 +759,16 @@ impl Firewall {
         alert.out_interface = verdict.next_hop.and_then(|(_, ifindex)| attach::interface_name(ifindex));
         alert.count = verdict.packets.into();
         alert
+    }
+}
+
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        if !self.established
+            && let Err(error) = self.abandon()
+        {
+            log::error!("giving the kernel back: {error:#}");
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use super::config::RuleText;
 use super::rule::Rule;
 use super::tally::RuleCount;
 use crate::api::{self, ApiError, Method, Operation, Request, Role, Spec};
-use crate::confirm::Confirmations;
+use crate::confirm::{CONFIRM_SECS, Confirmations};
 use crate::logging::rfc3339;
 use crate::ruled::Source;
-use crate::ruled::api::{CONFIRM, Context, RULES_LIMIT, RuleSpecs};
+use crate::ruled::api::{Context, RULES_LIMIT, RuleSpecs};
 use crate::supervise::Handle;
 
 /// A rule with what it did, as the API shows it.
@@ -73,7 +73,7 @@ static ADD: Spec = Spec {
     command: "l7 add",
     method: Method::Post,
     path: "/api/v1/firewall/l7-rules",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Add a rule to the L7 firewall, or an array of rules in one step: all or none",
     body: Some(api::schema::<RuleText>),
@@ -85,7 +85,7 @@ static UPDATE: Spec = Spec {
     command: "l7 update",
     method: Method::Put,
     path: "/api/v1/firewall/l7-rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Replace a rule of the L7 firewall that was made through the API; its counters go on",
     body: Some(api::schema::<RuleText>),
@@ -97,7 +97,7 @@ static DELETE: Spec = Spec {
     command: "l7 delete",
     method: Method::Delete,
     path: "/api/v1/firewall/l7-rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Delete a rule of the L7 firewall that was made through the API",
     body: None,

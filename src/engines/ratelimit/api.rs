@@ -11,9 +11,9 @@ use super::config::RuleText;
 use super::rule::Rule;
 use crate::abi::rl_rule_count;
 use crate::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
-use crate::confirm::Confirmations;
+use crate::confirm::{CONFIRM_SECS, Confirmations};
 use crate::ruled::Source;
-use crate::ruled::api::{CONFIRM, Context, RULES_LIMIT, RuleSpecs};
+use crate::ruled::api::{Context, RULES_LIMIT, RuleSpecs};
 use crate::supervise::Handle;
 
 /// A rate limit with what it did, as the API shows it.
@@ -118,7 +118,7 @@ static ADD: Spec = Spec {
     command: "ratelimit add",
     method: Method::Post,
     path: "/api/v1/ratelimit/rules",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Add a rate limit, or an array of them in one step: all or none",
     body: Some(api::schema::<RuleText>),
@@ -130,7 +130,7 @@ static UPDATE: Spec = Spec {
     command: "ratelimit update",
     method: Method::Put,
     path: "/api/v1/ratelimit/rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Replace a rate limit that was made through the API; its counters go on",
     body: Some(api::schema::<RuleText>),
@@ -142,7 +142,7 @@ static DELETE: Spec = Spec {
     command: "ratelimit delete",
     method: Method::Delete,
     path: "/api/v1/ratelimit/rules/{id}",
-    query: &[CONFIRM],
+    query: &[CONFIRM_SECS],
     role: Role::Operator,
     summary: "Delete a rate limit that was made through the API",
     body: None,

@@ -23,7 +23,7 @@ use super::{Fact, Out, Parser, Side, Stage};
 /// What a client sends first (RFC 9113, 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams that are open at once. Servers allow 100 to 250.
-pub const STREAMS_MAX: usize = 256;
+pub const OPEN_STREAMS_MAX: usize = 256;
 /// Bytes of what all open streams told.
 pub const STREAMS_BYTES_MAX: usize = 512 * 1024;
 /// CONTINUATION frames of one block; a block of 64 KiB needs four.
@@ -499,7 +499,7 @@ impl Http2 {
 
     /// Makes room: the oldest go, as far as they came.
     fn evict(&mut self, newest: u32, side: Side, out: &mut Out) {
-        while self.streams.len() > STREAMS_MAX || self.bytes > STREAMS_BYTES_MAX {
+        while self.streams.len() > OPEN_STREAMS_MAX || self.bytes > STREAMS_BYTES_MAX {
             let Some(&oldest) = self.streams.keys().find(|&&id| id != newest) else { return };
             out.odd(side, "http2.too_many_streams");
             self.close(oldest, out);

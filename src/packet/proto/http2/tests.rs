@@ -269,11 +269,11 @@ fn what_unfolds_is_capped() {
 
 #[test]
 fn streams_that_are_too_many_make_room() {
-    let count = STREAMS_MAX as u32 + 3;
+    let count = OPEN_STREAMS_MAX as u32 + 3;
     let frames: Vec<_> = (0..count).map(|n| headers(2 * n + 1, 0, &get("/a"))).collect();
     let mut parser = Http2::default();
     let out = run(&mut parser, &[opening(&frames)]);
-    assert_eq!((parser.streams.len(), out.oddities.len()), (STREAMS_MAX, 3));
+    assert_eq!((parser.streams.len(), out.oddities.len()), (OPEN_STREAMS_MAX, 3));
     assert!(talk::lines(&out).contains(&"0= #1 GET /a @x.example:81".to_owned()));
     // Bodies count as well.
     let body = [vec![0; 4096].as_slice()].concat();
