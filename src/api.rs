@@ -706,7 +706,7 @@ pub fn percent_decode(text: &str) -> Result<String, ApiError> {
 }
 
 /// Writes `text` so that it is one path segment or query value.
-fn percent_encode(text: &str, out: &mut String) {
+pub fn percent_encode(text: &str, out: &mut String) {
     for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),

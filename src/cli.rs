@@ -13,6 +13,7 @@ mod l7;
 mod ratelimit;
 mod rules;
 mod watch;
+mod way;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -25,8 +26,9 @@ use serde_json::{Map, Value, json};
 
 use self::columns::{FLOW_COLUMNS, TOP_COLUMNS};
 use self::rules::Rules;
+use self::way::client;
 use crate::api::Method;
-use crate::client::{Answer, Client, ClientError, Endpoint, Trust, Way, refused};
+use crate::client::{Answer, Client, ClientError, Trust, refused};
 
 /// Exit code: all went well.
 pub const OK: i32 = 0;
@@ -38,8 +40,6 @@ pub const USAGE: i32 = 2;
 pub const UNREACHABLE: i32 = 3;
 
 const PROGRAM: &str = "ebpfsentinel-agent";
-/// Where an agent has its Unix socket: under systemd, and without.
-const SOCKETS: [&str; 2] = ["/run/ebpfsentinel/control.sock", "/var/lib/ebpfsentinel/run/control.sock"];
 /// What the user asked for.
 #[derive(Debug)]
 pub struct Invocation {
@@ -761,50 +761,6 @@ pub fn version(output: Output) -> String {
     }
 }
 
-/// The client that the options ask for. Without any, the agent of this host: by its Unix socket if it has one.
-pub fn client(global: &Global) -> Result<Client, Exit> {
-    let (way, before) = way(global, &SOCKETS.map(PathBuf::from));
-    if matches!(&way, Way::Tls(_, trust) if trust.insecure) {
-        complain(
-            "warning: --insecure: the agent's certificate is not checked, so somebody else may be there, read the token and \
-             answer in the agent's place",
-        );
-    }
-    let token = global.token.as_ref().map(|token| token.0.clone());
-    let client = Client::over(&way, token).map_err(usage)?;
-    Ok(before.into_iter().fold(client, |client, tried| client.after(&tried)))
-}
-
-/// The way to the agent, and what was tried before it.
-fn way(global: &Global, sockets: &[PathBuf]) -> (Way, Option<String>) {
-    if let Some(path) = &global.socket {
-        return (Way::Unix(path.clone()), None);
-    }
-    let mut before = Vec::new();
-    if global.host.is_none() && global.port.is_none() && global.tls.is_none() {
-        for path in sockets {
-            match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => return (Way::Unix(path.clone()), None),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => before.push(format!("{}: {error}", path.display())),
-            }
-        }
-    }
-    let host = match global.host.as_deref() {
-        None => "127.0.0.1",
-        // What an agent listens on when it listens everywhere; it is asked where it surely is.
-        Some("0.0.0.0") => "127.0.0.1",
-        Some("::") => "::1",
-        Some(host) => host,
-    };
-    let endpoint = Endpoint { host: host.to_owned(), port: global.port.unwrap_or(8080) };
-    let way = match &global.tls {
-        Some(trust) => Way::Tls(endpoint, trust.clone()),
-        None => Way::Tcp(endpoint),
-    };
-    (way, (!before.is_empty()).then(|| format!("and before by {}", before.join(", "))))
-}
-
 /// Asks the agent, prints its answer, and returns the exit code.
 pub fn run_remote(global: &Global, remote: &Remote) -> i32 {
     let client = match client(global) {
@@ -1035,7 +991,7 @@ mod tests {
     use super::*;
     use crate::client::tests::{http, serve};
 
-    fn line(text: &str) -> Result<Invocation, Exit> {
+    pub(super) fn line(text: &str) -> Result<Invocation, Exit> {
         parse_from(&text.split_whitespace().collect::<Vec<_>>(), |_| None)
     }
 
@@ -1291,53 +1247,6 @@ mod tests {
         let mut global = line("status").unwrap().global;
         global.port = Some(1);
         assert_eq!(run_remote(&global, &status), UNREACHABLE);
-    }
-
-    #[test]
-    fn ways_to_the_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let (none, dead, live) = (dir.path().join("none"), dir.path().join("dead"), dir.path().join("live"));
-        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
-        let _listener = std::os::unix::net::UnixListener::bind(&live).unwrap();
-        let check = |text: &str, sockets: &[&PathBuf], want: &str, before: bool| {
-            let sockets: Vec<PathBuf> = sockets.iter().map(|path| (*path).clone()).collect();
-            let (way, tried) = way(&line(text).unwrap().global, &sockets);
-            assert_eq!((way.to_string().as_str(), tried.is_some()), (want, before), "{text} {tried:?}");
-        };
-        let tcp = "http://127.0.0.1:8080";
-        let shown = live.display().to_string();
-        check("status", &[&none, &live], &shown, false);
-        check("status", &[&dead, &live], &shown, false);
-        check("status", &[&none], tcp, false);
-        check("status", &[&dead], tcp, true);
-        check("status --port 8080", &[&live], tcp, false);
-        check("status --host 127.0.0.1", &[&live], tcp, false);
-        check("--tls status", &[&live], "https://127.0.0.1:8080", false);
-        check("status --insecure --host a", &[&live], "https://a:8080", false);
-        check("status --cacert /x", &[&live], "https://127.0.0.1:8080", false);
-        check("status --socket /y/z", &[&live], "/y/z", false);
-
-        let environment = |name: &str| (name == "EBPFSENTINEL_SOCKET").then(|| "/e".to_owned());
-        let socket = |args: &[&str]| parse_from(args, environment).unwrap().global.socket;
-        assert_eq!(socket(&["status"]), Some(PathBuf::from("/e")));
-        assert_eq!(socket(&["status", "--host", "h"]), None, "a flag stands in front of the environment");
-        assert_eq!(socket(&[]), None, "the agent itself");
-        for wrong in [
-            "status --socket /a --host b",
-            "status --socket /a --tls",
-            "status --cert /a",
-            "status --insecure --cacert /a",
-            "--tls",
-            "check --socket /a",
-        ] {
-            assert_eq!(line(wrong).unwrap_err().code, USAGE, "{wrong}");
-        }
-        let mut global = line("status --cacert /nonexistent/ca.pem").unwrap().global;
-        assert!(client(&global).unwrap_err().text.contains("/nonexistent/ca.pem: No such file"));
-        global.tls = None;
-        global.socket = Some(dead);
-        let error = client(&global).unwrap().json(Method::Get, "/", None).unwrap_err().to_string();
-        assert!(error.contains("/dead: connection refused"), "{error}");
     }
 
     #[test]

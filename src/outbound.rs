@@ -15,6 +15,9 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use schemars::JsonSchema;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 use ureq::config::Config;
 use ureq::http::{Method, Request, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
@@ -434,6 +437,31 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
         store.add(certificate.clone()).map_err(|error| format!("{shown}: {error}"))?;
     }
     Ok(found)
+}
+
+/// A file of certificates that was read. Equal to another one only if both said the same, so that a file that was
+/// renewed is a change of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct CaFile {
+    path: PathBuf,
+    #[serde(skip)]
+    #[schemars(skip)]
+    digest: [u8; 32],
+}
+
+impl CaFile {
+    /// Reads the file; the error names it.
+    pub fn load(path: PathBuf) -> Result<CaFile, String> {
+        let found = certificates(&path)?;
+        let digest = found.iter().fold(Sha256::new(), |digest, one| digest.chain_update(one)).finalize();
+        Ok(CaFile { path, digest: digest.into() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// `Retry-After`: seconds, or a date.

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -220,8 +221,21 @@ impl Port {
     }
 }
 
+/// A connection from 127.0.0.`host`, which is a client of its own.
+fn connect_from(host: u8, to: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let descriptor = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(descriptor.as_raw_fd(), &SockaddrIn::new(127, 0, 0, host, 0)).unwrap();
+    let SocketAddr::V4(to) = to else { panic!("{to}") };
+    connect(descriptor.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+    patient(TcpStream::from(descriptor))
+}
+
 fn connect(address: SocketAddr) -> TcpStream {
-    let client = TcpStream::connect(address).unwrap();
+    patient(TcpStream::connect(address).unwrap())
+}
+
+fn patient(client: TcpStream) -> TcpStream {
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.set_write_timeout(Some(PATIENCE)).unwrap();
     client
@@ -426,6 +440,25 @@ fn clients_that_do_not_read_are_cut() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(port.refusals("client_stalled"), 12);
+}
+
+/// Slow readers of one address keep their workers, and nobody else is served the worse for it.
+#[test]
+fn slow_readers_of_one_address_starve_nobody_else() {
+    let port = start(|config| config.limits.stall_timeout = Duration::from_secs(3600));
+    let mut slow: Vec<_> = (0..12).map(|_| connect_from(2, port.rest)).collect();
+    for client in &mut slow {
+        client.write_all(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    }
+    // A byte now and then: none of them stalls.
+    let mut byte = [0];
+    for _ in 0..20 {
+        assert_eq!(status(&port.get("/healthz")), 200);
+        slow.iter_mut().take(2).for_each(|client| client.read_exact(&mut byte).unwrap());
+    }
+    assert_eq!((port.refusals("client_stalled"), port.refusals("client_slow")), (0, 0));
+    drop(slow);
+    assert_eq!(status(&port.get("/healthz")), 200);
 }
 
 #[test]

@@ -10,11 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::api::{self, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::audit::NoAuditor;
 use ebpfsentinel::client::{Client, Endpoint, Trust, Way};
+use ebpfsentinel::config;
 use ebpfsentinel::config::tls::TlsConfig;
+use ebpfsentinel::control::auth::Auth;
+use ebpfsentinel::control::grpc::{Credentials, gate_of};
 use ebpfsentinel::control::tls::{TlsState, TlsStore, client_name};
 use ebpfsentinel::control::{Control, ControlConfig, UnixSocket};
 use ebpfsentinel::metrics::Metrics;
+use ebpfsentinel::supervise::Supervisor;
 use pki::Pki;
 use rcgen::{BasicConstraints, DnType, IsCa};
 use rustls::pki_types::pem::PemObject;
@@ -314,6 +319,40 @@ fn client_certificates() {
     for odd in ["evil\r\nx-agent-uid: 0", "ä", ""] {
         pki.certificate_of(&clients, "odd", |params| params.distinguished_name.push(DnType::CommonName, odd));
         assert_eq!(client_name(&certificate("odd.pem")).len(), 64, "{odd:?}");
+    }
+}
+
+/// A name is the same by REST and by gRPC, and is another one with a blank at an end.
+#[test]
+fn a_subject_is_exact() {
+    let pki = Pki::new();
+    let (ca, clients) = (pki.authority("ca"), pki.authority("clients"));
+    pki.certificate(&ca, "server");
+    let names = [("plain", "deploy"), ("last", "deploy "), ("first", " deploy")];
+    for (file, name) in names {
+        pki.certificate_of(&clients, file, |params| params.distinguished_name.push(DnType::CommonName, name));
+    }
+    let section = "[agent]\ninterfaces = ['eth0']\n[auth]\nenabled = true\n\
+                   [[auth.api_keys]]\nname = 'root'\nkey = 'the-key-of-the-admin'\nrole = 'admin'\n";
+    let parsed = config::parse("c.toml", section.as_bytes(), [], &[]).map_err(|errors| errors.to_string());
+    let section = parsed.unwrap().0.auth;
+    for (_, configured) in names {
+        let known = format!("clients = [{{ subject = '{configured}', role = 'viewer' }}]");
+        let more = format!("client_auth = 'required'\nclient_ca_path = '{}'\n{known}", pki.arg("clients.pem"));
+        let tls = pki.config("server", &more);
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let auth = Auth::new(&section, &tls.clients, &Metrics::new(), &supervisor).unwrap();
+        let port = start(&tls, |config| config.auth = Some(auth.clone()));
+        let gate = gate_of(auth, Arc::new(NoAuditor));
+        for (file, name) in names {
+            let (cert, key) = (pki.arg(&format!("{file}.pem")), pki.arg(&format!("{file}.key")));
+            let (_, text) = port.curl(&["--cacert", &pki.arg("ca.pem"), "--cert", &cert, "--key", &key, "URL/ping"]);
+            let shown = client_name(&CertificateDer::from_pem_file(&cert).unwrap());
+            let peer = "127.0.0.1:1".parse().unwrap();
+            let by_grpc = gate(&Credentials { bearer: None, api_key: None, certificate: Some(shown.into()), peer });
+            let good = name == configured;
+            assert_eq!((text.ends_with("200 0"), by_grpc.is_ok()), (good, good), "{name:?} for {configured:?}: {text}");
+        }
     }
 }
 

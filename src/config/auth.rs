@@ -20,8 +20,7 @@ use ureq::http::Uri;
 use crate::api::Role;
 use crate::classify::rules::read_id;
 use crate::guarded::{self, Holds};
-use crate::outbound;
-use crate::outbound::Url;
+use crate::outbound::{CaFile, Url};
 use crate::secret::{MASK, Secret};
 use crate::written::{Field, Reader};
 
@@ -111,7 +110,7 @@ pub struct OidcConfig {
     /// Seconds by which clocks may differ.
     pub leeway_secs: u32,
     /// Certificates that the issuer's may come from, besides those of the system; PEM.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<CaFile>,
     /// Whether the issuer may have an address that is not public.
     pub allow_private: bool,
 }
@@ -470,10 +469,8 @@ impl OidcConfig {
         }
         let leeway_secs = read_leeway(&r.key("leeway_secs"));
         let ca_field = r.key("ca_file");
-        let ca_file = read_path(&ca_field);
-        if let Some(Err(why)) = ca_file.as_deref().map(outbound::certificates) {
-            ca_field.error(why);
-        }
+        let ca_file =
+            read_path(&ca_field).and_then(|path| CaFile::load(path).inspect_err(|why| ca_field.error(why)).ok());
         r.finish();
         Some(OidcConfig {
             issuer: issuer?,

@@ -11,6 +11,7 @@ mod front;
 pub mod grpc;
 pub mod openapi;
 mod pages;
+mod places;
 mod routes;
 mod server;
 mod socket;

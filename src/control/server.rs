@@ -17,7 +17,7 @@ use super::auth::{self, Auth, Credentials, Refusal};
 use super::front::{self, CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
 use super::routes::{Miss, Routes};
 use super::{pages, panic_message};
-use crate::api::{ApiError, Caller, Method, Note, Reply, Role, Spec, Stream};
+use crate::api::{ApiError, Caller, Method, Note, Reply, Role, Spec, Stream, percent_decode};
 use crate::audit::{Actor, Auditor, Entry};
 use crate::metrics::Metrics;
 
@@ -319,6 +319,7 @@ impl Shown {
                 .map(|name| header_value(request, name));
         let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
         let peer = peer.and_then(|peer| peer.parse::<SocketAddr>().ok()).map(|peer| peer.ip());
+        let certificate = certificate.and_then(|text| percent_decode(&text).ok());
         Shown { authorization, api_key, certificate, unix: number(uid).zip(number(gid)), peer }
     }
 

@@ -6,11 +6,11 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::places::{Full, Places};
 use crate::alert::hub::{self, Event, EventId, Hub, Step};
 use crate::alert::{Filter, Severity};
 use crate::api::{self, ApiError, Method, Operation, Param, ParamKind, Reply, Role, Spec};
@@ -19,6 +19,9 @@ use crate::metrics::{Metrics, StreamMetrics};
 
 /// Streams at a time; each has a thread.
 pub const STREAMS_MAX: usize = 64;
+/// Of these, for one remote address. Who leaves is noticed when something is said, so a place is taken for longer than
+/// the connection lasts, and the front's own limit alone would not keep one address from having all.
+const STREAMS_PER_ADDRESS: usize = 16;
 /// Silence after which a client is told that the stream goes on.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Alerts taken out of the hub at a time.
@@ -58,12 +61,19 @@ fn event_stream() -> serde_json::Value {
 
 /// The stream, out of `hub`, for at most `streams_max` clients at a time.
 pub fn operation(hub: Hub, streams_max: usize, metrics: &Arc<Metrics>) -> Operation {
-    let open = Arc::new(AtomicUsize::new(0));
-    let metrics = metrics.streams("sse");
+    let places = Places::new(streams_max, STREAMS_PER_ADDRESS, streams_max);
+    let (refused, metrics) = (metrics.clone(), metrics.streams("sse"));
     Operation::new(&WATCH, move |request| {
         let filter = filter_of(request)?;
         let after = last_event_id(request)?;
-        let place = Place::take(&open, streams_max)?;
+        let place = places.take(request.peer).map_err(|full| {
+            let (reason, whose, number) = match full {
+                Full::InAll(number) => ("streams", "", number),
+                Full::OfAddress(number) => ("streams_of_address", " to your address", number),
+            };
+            refused.http_refused(reason);
+            ApiError::unavailable(format!("{number} streams{whose} are open, and that is the limit"))
+        })?;
         let (hub, metrics) = (hub.clone(), metrics.clone());
         Ok(Reply::Stream(api::Stream::new("text/event-stream", WATCH.role, move |out| {
             let _in_use = &place;
@@ -83,25 +93,6 @@ fn last_event_id(request: &api::Request) -> Result<Option<EventId>, ApiError> {
     let Some(id) = request.last_event_id.as_deref().or(request.query("last_event_id")) else { return Ok(None) };
     api::check_value("last_event_id", id)?;
     id.parse().map(Some).map_err(|error| ApiError::validation(format!("last event id: {error}")))
-}
-
-/// A place among the streams, until it is dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(open: &Arc<AtomicUsize>, max: usize) -> Result<Place, ApiError> {
-        let place = Place(open.clone());
-        if open.fetch_add(1, Ordering::AcqRel) >= max {
-            return Err(ApiError::unavailable(format!("{max} streams are open, and that is the limit")));
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// Writes events until the client has gone or the hub is closed.
@@ -173,5 +164,30 @@ fn text_of(event: &Event) -> String {
         Event::Gap(gap) => {
             format!("event: gap\ndata: {}\n\n", json!({"missed": gap.missed, "reason": gap.reason.name()}))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_does_not_have_all_streams() {
+        let metrics = Metrics::new();
+        let operation = operation(Hub::new(4), STREAMS_MAX, &metrics);
+        let ask = |client: &str| {
+            let mut request = api::Request::new(&WATCH);
+            request.peer = Some(client.parse().unwrap());
+            (operation.run)(&request).map_err(|error| (error.status, error.message))
+        };
+        let open: Vec<_> = (0..STREAMS_PER_ADDRESS).map(|n| ask(&format!("[2001:db8::{n}]:5")).unwrap()).collect();
+        let refused = ask("[2001:db8::ffff]:5").map(drop).unwrap_err();
+        assert_eq!(refused, (503, "16 streams to your address are open, and that is the limit".to_owned()));
+        let other = ask("192.0.2.1:5").unwrap();
+        drop(open);
+        assert!(ask("[2001:db8::ffff]:5").is_ok());
+        drop(other);
+        let counted = "ebpfsentinel_http_refused_total{reason=\"streams_of_address\"} 1";
+        assert!(metrics.render().lines().any(|line| line == counted));
     }
 }

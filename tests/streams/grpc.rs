@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebpfsentinel::control::grpc::{Credentials, Denied};
@@ -315,6 +316,60 @@ fn strangers_are_closed_and_cost_nobody_a_place() {
     bench.tell(alert("ssh"));
     client.wait_lines(1, |line| line.contains("ssh"));
     assert_eq!(bench.grpc(&["health", ""]).end().1, "SERVING\n");
+}
+
+/// Who connects and says nothing takes places of those who have not begun, and of nobody else, and only until others
+/// come.
+#[test]
+fn who_does_not_begin_gives_way() {
+    let bench = Bench::with(RING, |_, grpc| {
+        grpc.limits.handshake_timeout = PATIENCE * 60;
+        (grpc.limits.handshakes, grpc.limits.handshakes_loopback) = (6, 4);
+        (grpc.limits.connections, grpc.limits.connections_loopback) = (8, 8);
+    });
+    let refused = |reason: &str| bench.metric(&format!("ebpfsentinel_grpc_refused_total{{reason=\"{reason}\"}}"));
+    let counted = |reason: &str, number: u64| wait_until(reason, || refused(reason) == number);
+    let mut silent: Vec<TcpStream> = (0..20).map(|_| say(&bench, b"")).collect();
+    counted("handshakes_of_address", 16);
+    silent.drain(..16).for_each(|stream| drop(rest(stream)));
+    assert_eq!(bench.grpc(&["health", SERVICE]).end().1, "SERVING\n");
+    // Four of other addresses, with three that are left: one is too many in all.
+    let elsewhere: Vec<TcpStream> = (2..6).map(|host| say_from(&bench, host)).collect();
+    counted("handshakes", 1);
+    assert_eq!(bench.grpc(&["health", SERVICE]).end().1, "SERVING\n");
+    assert_eq!(refused("connections"), 0);
+    drop((silent, elsewhere));
+}
+
+/// A connection from 127.0.0.`host`, on which nothing is said.
+fn say_from(bench: &Bench, host: u8) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let descriptor = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(descriptor.as_raw_fd(), &SockaddrIn::new(127, 0, 0, host, 0)).unwrap();
+    let SocketAddr::V4(to) = bench.grpc_address else { panic!("{}", bench.grpc_address) };
+    connect(descriptor.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+    TcpStream::from(descriptor)
+}
+
+#[test]
+fn one_address_has_not_all_calls_and_streams() {
+    let bench = Bench::with(RING, |_, grpc| {
+        (grpc.limits.calls_loopback, grpc.limits.streams_loopback) = (6, 3);
+    });
+    let refused = |reason: &str| bench.metric(&format!("ebpfsentinel_grpc_refused_total{{reason=\"{reason}\"}}"));
+    // Each with a connection of its own.
+    let streams: Vec<Client> = (0..3).map(|_| bench.grpc(&["stream", "{}"])).collect();
+    bench.listeners("grpc", 3);
+    let (_, said) = bench.grpc(&["stream", "{}"]).end();
+    assert_eq!(said, "RESOURCE_EXHAUSTED: 3 streams of your address are open, and that is the limit\n");
+    let watching: Vec<Client> = (0..3).map(|_| bench.grpc(&["watch", SERVICE])).collect();
+    watching.iter().for_each(|client| client.wait_lines(1, any));
+    let (_, said) = bench.grpc(&["health", SERVICE]).end();
+    assert_eq!(said, "RESOURCE_EXHAUSTED: 6 calls of your address are under way\n");
+    assert_eq!((refused("streams_of_address"), refused("calls_of_address")), (1, 1));
+    drop((streams, watching));
+    bench.listeners("grpc", 0);
+    assert_eq!(bench.grpc(&["health", SERVICE]).end().1, "SERVING\n");
 }
 
 #[test]

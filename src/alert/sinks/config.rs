@@ -6,7 +6,6 @@ use std::time::Duration;
 use lettre::message::Mailbox;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
-use sha2::{Digest, Sha256};
 
 use super::Deliver;
 use super::circuit::CircuitConfig;
@@ -16,7 +15,7 @@ use super::log::LogSink;
 use super::outlet::OutletConfig;
 use super::syslog::{Format, Header, SyslogSink, Target, Transport};
 use super::webhook::{SIGNATURE_HEADER, Shape, TIMESTAMP_HEADER, Template, WebhookSink};
-use crate::outbound::{Client, ClientConfig, Url, certificates};
+use crate::outbound::{CaFile, Client, ClientConfig, Url};
 use crate::secret::Secret;
 use crate::written::{Bytes, Field, Reader};
 
@@ -264,29 +263,9 @@ pub struct SmtpConfig {
     pub ca_file: Option<CaFile>,
 }
 
-/// A file of certificates. Equal to another one only if both say the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct CaFile {
-    path: PathBuf,
-    #[serde(skip)]
-    #[schemars(skip)]
-    digest: [u8; 32],
-}
-
-impl CaFile {
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads the key.
-    pub fn read(field: &Field<'_>) -> Option<CaFile> {
-        let path = read_path(field)?;
-        let found = certificates(&path).inspect_err(|why| field.error(why)).ok()?;
-        let digest = found.iter().fold(Sha256::new(), |digest, one| digest.chain_update(one)).finalize();
-        Some(CaFile { path, digest: digest.into() })
-    }
+/// Reads the key `ca_file`.
+fn read_ca_file(field: &Field<'_>) -> Option<CaFile> {
+    CaFile::load(read_path(field)?).inspect_err(|why| field.error(why)).ok()
 }
 
 impl Destination {
@@ -385,7 +364,7 @@ impl Destination {
                     host: syslog.host.clone(),
                     port: syslog.port,
                     transport: syslog.transport,
-                    ca_file: syslog.ca_file.as_ref().map(|file| file.path.clone()),
+                    ca_file: syslog.ca_file.as_ref().map(|file| file.path().to_owned()),
                     timeout,
                 };
                 Box::new(SyslogSink::new(target, header, syslog.format, syslog.max_message)?)
@@ -394,7 +373,7 @@ impl Destination {
                 let client = Client::new(ClientConfig {
                     allow_private: webhook.allow_private,
                     insecure: webhook.insecure,
-                    ca_file: webhook.ca_file.as_ref().map(|file| file.path.clone()),
+                    ca_file: webhook.ca_file.as_ref().map(|file| file.path().to_owned()),
                     timeout,
                     ..ClientConfig::default()
                 })?;
@@ -494,7 +473,7 @@ fn read_syslog(r: &mut Reader<'_>) -> Option<SyslogConfig> {
     let facility = r.key("facility").one_of(FACILITIES).unwrap_or(16);
     let message_max = r.key("max_message").integer(480..=65_000usize);
     let ca_field = r.key("ca_file");
-    let ca_file = CaFile::read(&ca_field);
+    let ca_file = read_ca_file(&ca_field);
     if ca_field.is_present() && transport != Transport::Tls {
         ca_field.error("goes with transport = \"tls\"");
     }
@@ -539,7 +518,7 @@ fn read_webhook(r: &mut Reader<'_>) -> Option<WebhookConfig> {
     if webhook_batch > 1 && template_field.is_present() {
         batch_field.error("a template is for one alert; leave webhook_batch out");
     }
-    let ca_file = CaFile::read(&r.key("ca_file"));
+    let ca_file = read_ca_file(&r.key("ca_file"));
     Some(WebhookConfig {
         webhook_url: url?,
         webhook_headers,
@@ -649,7 +628,7 @@ impl SmtpConfig {
         let password = Secret::read(&mut r, "password");
         let insecure = r.key("insecure").boolean().unwrap_or(false);
         let ca_field = r.key("ca_file");
-        let ca_file = CaFile::read(&ca_field);
+        let ca_file = read_ca_file(&ca_field);
         r.finish();
         if is_present {
             host_field.required();

@@ -26,7 +26,7 @@ use jsonwebtoken::DecodingKey;
 use nix::unistd::{Gid, geteuid};
 use subtle::ConditionallySelectable;
 
-use self::flood::{Flood, Limits};
+use self::flood::{Flood, Kind, Limits};
 pub use self::oidc::KeySet;
 use self::oidc::KeySource;
 pub use self::token::{TokenRules, read_header, verify};
@@ -258,7 +258,7 @@ impl Auth {
         let shown = match (credentials.bearer, credentials.api_key) {
             (Some(token), _) if looks_like_token(token) => {
                 let caller = state.by_token(token);
-                return caller.map_err(|fault| self.bad(fault, peer));
+                return caller.map_err(|fault| self.bad(fault, Kind::Signed, peer));
             }
             (bearer, api_key) => bearer.or(api_key),
         };
@@ -267,7 +267,7 @@ impl Auth {
         }
         if let Some((fingerprint, subject)) = credentials.certificate {
             let caller = state.by_certificate(fingerprint, subject);
-            return caller.map_err(|fault| self.bad(fault, peer));
+            return caller.map_err(|fault| self.bad(fault, Kind::Signed, peer));
         }
         if let Some((user, group)) = credentials.unix {
             if state.members.have(user, group) {
@@ -294,19 +294,19 @@ impl Auth {
         if let Some(wait) = self.flood.refuses(address, &fingerprint, now) {
             return Err(self.slow_down(wait, "not looked at", peer));
         }
-        let caller = state.by_key(key).map_err(|fault| self.bad(fault, peer))?;
+        let caller = state.by_key(key).map_err(|fault| self.bad(fault, Kind::Key, peer))?;
         self.flood.succeeded(address, fingerprint, now);
         Ok(caller)
     }
 
     /// 401 for a credential that is bad, 429 for one too many, 503 when that could not be found out.
-    fn bad(&self, fault: Fault, peer: Option<IpAddr>) -> Box<Refusal> {
+    fn bad(&self, fault: Fault, kind: Kind, peer: Option<IpAddr>) -> Box<Refusal> {
         if fault.is_ours {
             let error = ApiError::unavailable("who you are cannot be found out at the moment");
             let Fault { reason, detail, .. } = fault;
             return self.refusal(Refusal { retry_after_secs: Some(SOON_SECS), ..plain(error, reason, detail) }, peer);
         }
-        match peer.map(|address| self.flood.failed(address, Instant::now())) {
+        match peer.map(|address| self.flood.failed(address, kind, Instant::now())) {
             Some(Err(wait)) => self.slow_down(wait, &fault.detail, peer),
             _ => self.unauthenticated(fault, peer),
         }
@@ -429,6 +429,7 @@ impl State {
             }
             Some(Tokens::Published(rules, _, source)) => {
                 let signed = token::read_header(token, rules)?;
+                token::check_expiry(token, rules, jsonwebtoken::get_current_timestamp())?;
                 let keys = source.keys_for(&signed)?;
                 let mut last = Fault::new("unknown_key", "a token without kid");
                 for key in keys.find(signed.kid.as_deref().unwrap_or_default(), signed.algorithm) {

@@ -204,7 +204,7 @@ impl KeySource {
             allow_private: config.allow_private,
             // Of which parse_url decides; see there.
             insecure: true,
-            ca_file: config.ca_file.clone(),
+            ca_file: config.ca_file.as_ref().map(|file| file.path().to_owned()),
             timeout: FETCH_WITHIN,
             redirects_max: 0,
             body_max: ANSWER_MAX,

@@ -4,7 +4,8 @@ use super::*;
 use crate::api::{self, Method};
 use crate::config;
 use crate::config::tls::{CertName, TlsClient};
-use crate::support::tokens::{AUDIENCE, ISSUER, Signer, claims};
+use crate::support::pki::Pki;
+use crate::support::tokens::{AUDIENCE, ISSUER, Signer, changed, claims, now_secs};
 
 const ADMIN: &str = "the-key-of-the-admin";
 const OPERATOR: &str = "the-key-of-an-operator";
@@ -228,11 +229,32 @@ fn good_tokens_pass_in_a_flood() {
     assert_eq!((caller.name.as_str(), caller.method), ("viewer-by-token", "jwt"));
 }
 
+/// An issuer that cannot be asked.
+fn oidc(more: &str) -> AuthConfig {
+    config(&format!("oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"))
+}
+
+#[test]
+fn a_token_that_has_expired_is_refused_for_certain() {
+    let auth = made(&oidc(", algorithms = ['EdDSA'], leeway_secs = 10"), &[]);
+    let signer = Signer::new(jsonwebtoken::Algorithm::EdDSA, "one");
+    let refused = |expires: serde_json::Value| {
+        let token = signer.sign(&changed(&claims("viewer"), "exp", expires));
+        let refusal = auth.identify(&by_bearer(&token), None).unwrap_err();
+        (refusal.error.status, refusal.reason)
+    };
+    let now = now_secs();
+    assert_eq!(refused((now - 60).into()), (401, "expired"));
+    assert_eq!(refused((now as f64 - 60.5).into()), (401, "expired"));
+    assert_eq!(refused(0.into()), (401, "expired"));
+    // These may be good.
+    assert_eq!(refused((now - 3).into()), (503, "issuer_unavailable"), "clocks differ");
+    assert_eq!(refused((now + 60).into()), (503, "issuer_unavailable"));
+    assert_eq!(refused("soon".into()), (503, "issuer_unavailable"), "that is for the library to say");
+}
+
 #[test]
 fn a_reload_keeps_the_issuer_that_stays() {
-    let oidc = |more: &str| {
-        config(&format!("oidc = {{ issuer = 'https://127.0.0.1:1', audience = 'a', allow_private = true{more} }}"))
-    };
     let auth = made(&oidc(""), &[]);
     let source = |state: &State| match &state.tokens {
         Some(Tokens::Published(_, _, keys)) => keys.clone(),
@@ -243,6 +265,15 @@ fn a_reload_keeps_the_issuer_that_stays() {
     assert!(Arc::ptr_eq(&first, &source(&same)));
     let other = auth.prepare(&oidc(", refresh_secs = 60"), &[]).unwrap();
     assert!(!Arc::ptr_eq(&first, &source(&other)));
+    // The same file that says something else is another one.
+    let pki = Pki::new();
+    let with_ca = || oidc(&format!(", ca_file = '{}'", pki.arg("ca.pem")));
+    pki.authority("ca");
+    auth.replace(auth.prepare(&with_ca(), &[]).unwrap());
+    let second = source(&auth.current());
+    assert!(Arc::ptr_eq(&second, &source(&auth.prepare(&with_ca(), &[]).unwrap())));
+    pki.authority("ca");
+    assert!(!Arc::ptr_eq(&second, &source(&auth.prepare(&with_ca(), &[]).unwrap())));
     // A key that is taken out lets nobody in any more, and comes back when the change is taken back.
     let mut without = oidc("");
     without.api_keys.remove(0);

@@ -57,8 +57,10 @@ pub struct Context<'a> {
     pub now: Instant,
     /// Bytes that the other connections hold.
     pub held_by_others: usize,
-    /// Whether there is a place for one more stream of this client's.
-    pub stream_fits: bool,
+    /// Of these, bytes of connections from the same address or user.
+    pub held_by_own: usize,
+    /// Why there is no place for one more stream of this client's; `None` when there is one.
+    pub stream_refused: Option<&'static Refusal>,
     /// Told of each refusal.
     pub refused: &'a dyn Fn(&Refusal, Peer),
     /// Asked for each request: how long until the client may ask again, if it has asked too often.
@@ -91,6 +93,9 @@ pub struct Connection {
     pub stream: bool,
     /// When the client last took something of its answer, or had taken all.
     taken: Instant,
+    /// Since when the worker of this request has had to wait for the client to take what was said, now and then or all
+    /// the time.
+    slow: Option<Instant>,
     /// Bytes of the answer's body that are still to come, when the connection is kept after them.
     keep: Option<usize>,
     /// Requests answered on this connection.
@@ -118,6 +123,7 @@ impl Connection {
             answer_marked: false,
             stream: false,
             taken: now,
+            slow: None,
             keep: None,
             answered: 0,
         })
@@ -134,13 +140,33 @@ impl Connection {
         self.answer.left() + self.client.held()
     }
 
+    /// Whether it may hold so many bytes more of what all connections share.
+    fn may_hold(&self, more: usize, context: &Context<'_>) -> bool {
+        let Limits { held_bytes, held_bytes_per_address, held_bytes_here, .. } = context.limits;
+        let of_own = if self.peer.is_here() { held_bytes_here } else { held_bytes_per_address };
+        let held = self.held() + more;
+        context.held_by_others + held <= *held_bytes && context.held_by_own + held <= *of_own
+    }
+
+    /// Since when its client has kept a worker waiting.
+    pub fn slow_since(&self) -> Option<Instant> {
+        self.slow.filter(|_| self.stage == Stage::Relay && self.upstream.is_some() && !self.stream)
+    }
+
+    /// Since when its request waits for a worker to begin with the answer.
+    pub fn waiting_since(&self) -> Option<Instant> {
+        let waits = self.stage == Stage::Queued || (self.stage == Stage::Relay && !self.answer_marked);
+        waits.then_some(self.since)
+    }
+
     /// Handed on after `start`, and tiny_http has not said anything yet.
     pub fn is_handed_over_since(&self, start: Instant) -> bool {
         self.upstream.is_some() && !self.answer_marked && self.since > start
     }
 
     /// Order in which connections give way when there are too many: those that have not even said what they want, then
-    /// those that do not finish saying it, then those that do not read. A request that is being answered never does.
+    /// those that do not finish saying it, then those that do not read. A request that is being answered does not give
+    /// way to a client.
     pub fn gives_way(&self) -> Option<Stage> {
         matches!(self.stage, Stage::Head | Stage::Body | Stage::Drain).then_some(self.stage)
     }
@@ -198,7 +224,23 @@ impl Connection {
     }
 
     fn stalled(&self, context: &Context<'_>) -> Step {
-        (context.refused)(&Refusal::new(0, "", "client_stalled", ""), self.peer);
+        self.cut(&Refusal::new(0, "", "client_stalled", "the client takes nothing of its answer"), context)
+    }
+
+    /// Ends it in the middle of its answer, which a client sees by its length.
+    pub fn cut(&self, refusal: &Refusal, context: &Context<'_>) -> Step {
+        (context.refused)(refusal, self.peer);
+        Step::Close
+    }
+
+    /// Makes room for another client: who has not had an answer yet is told so, as far as that goes out at once. Behind
+    /// the part of an answer that has gone out, the text would be taken for more of it.
+    pub fn give_way(&mut self, refusal: &Refusal, context: &Context<'_>) -> Step {
+        if self.stage == Stage::Drain {
+            return self.cut(refusal, context);
+        }
+        self.refuse(refusal, context);
+        self.advance(context);
         Step::Close
     }
 
@@ -247,6 +289,7 @@ impl Connection {
             self.forward = Pending { bytes, done: 0 };
         }
         self.upstream = Some(upstream);
+        self.slow = None;
         self.enter(Stage::Relay, now);
     }
 
@@ -375,7 +418,6 @@ impl Connection {
     }
 
     fn take_body(&mut self, input: &[u8], context: &Context<'_>) {
-        let held = self.held();
         let Some((_, body)) = &mut self.request else { return };
         if let Err(refusal) = body.take(input) {
             return self.refuse(&refusal, context);
@@ -383,7 +425,7 @@ impl Connection {
         if body.is_complete() {
             return self.enter(Stage::Queued, context.now);
         }
-        if context.held_by_others + held + input.len() > context.limits.held_bytes {
+        if !self.may_hold(0, context) {
             self.refuse(&busy("too many large requests at a time"), context);
         }
     }
@@ -393,8 +435,10 @@ impl Connection {
             self.taken = context.now;
         }
         // What a stream has beyond that waits at its source, which knows what to leave out.
-        let room = self.answer.left() < context.limits.answer_bytes
-            || (!self.stream && context.held_by_others + self.held() < context.limits.held_bytes);
+        let room = self.answer.left() < context.limits.answer_bytes || (!self.stream && self.may_hold(1, context));
+        if !room {
+            self.slow.get_or_insert(context.now);
+        }
         let Some(upstream) = &mut self.upstream else { return Ok(0) };
         let mut moved = match self.forward.write_to(upstream) {
             Ok(n) => n,
@@ -470,8 +514,8 @@ impl Connection {
         let Some(end) = self.answer.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return true };
         let answer = AnswerHead::read(&self.answer.bytes[..end]);
         if answer.stream {
-            if !context.stream_fits {
-                self.refuse(&TOO_MANY_STREAMS, context);
+            if let Some(refusal) = context.stream_refused {
+                self.refuse(refusal, context);
                 return false;
             }
             self.stream = true;
@@ -532,15 +576,17 @@ impl Connection {
     }
 }
 
-const TOO_MANY_STREAMS: Refusal =
-    Refusal::new(503, "SERVICE_UNAVAILABLE", "streams", "too many streams are open; close one, or try again later");
-
 const HEAD_TOO_LARGE: Refusal =
     Refusal::new(431, "HEADERS_TOO_LARGE", "head_too_large", "the request's head is larger than the limit");
 
 /// 503 for what would go well at another time.
 pub const fn busy(message: &'static str) -> Refusal {
-    Refusal::new(503, "SERVICE_UNAVAILABLE", "busy", message)
+    busy_as("busy", message)
+}
+
+/// The same, counted with a reason of its own.
+pub const fn busy_as(reason: &'static str, message: &'static str) -> Refusal {
+    Refusal::new(503, "SERVICE_UNAVAILABLE", reason, message)
 }
 
 /// Bytes on their way out.
@@ -608,4 +654,61 @@ fn too_often(wait: Duration) -> Refusal {
 
 fn reason_phrase(status: u16) -> &'static str {
     tiny_http::StatusCode(status).default_reason_phrase()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as StdStream;
+
+    use super::*;
+    use crate::control::front::EVICTED;
+
+    /// Makes a connection give way; what its client reads of it, after what it had read before.
+    fn given_way(change: impl FnOnce(&mut Connection)) -> String {
+        let (client, own) = StdStream::pair().unwrap();
+        own.set_nonblocking(true).unwrap();
+        let (now, limits, hosts) = (Instant::now(), Limits::default(), Hosts::new([], &[]));
+        let refusals = std::cell::Cell::new(0);
+        let refused = |refusal: &Refusal, _: Peer| {
+            assert_eq!(refusal.reason, "evicted");
+            refusals.set(refusals.get() + 1);
+        };
+        let context = Context {
+            limits: &limits,
+            hosts: &hosts,
+            now,
+            held_by_others: 0,
+            held_by_own: 0,
+            stream_refused: None,
+            refused: &refused,
+            admits: &|_| Ok(()),
+        };
+        let transport = Transport::Unix(UnixStream::from_std(own));
+        let peer = Peer::Local { uid: 0, gid: 0 };
+        let mut connection = Connection::new(transport, peer, Kind::Unix, 0, now).unwrap();
+        change(&mut connection);
+        assert_eq!(connection.give_way(&EVICTED, &context), Step::Close);
+        drop(connection);
+        assert_eq!(refusals.get(), 1);
+        let mut text = String::new();
+        (&client).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn half_an_answer_is_not_followed_by_another_one() {
+        let half = |connection: &mut Connection| {
+            let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcdef".to_vec();
+            let mut answer = Pending { bytes, done: 0 };
+            answer.done = connection.client.write(&answer.bytes[..answer.bytes.len() - 3]).unwrap();
+            connection.answer = answer;
+            connection.answer_marked = true;
+            connection.enter(Stage::Drain, Instant::now());
+        };
+        let text = given_way(half);
+        assert!(text.ends_with("\r\n\r\nabc"), "{text}");
+        // Who has had nothing is told.
+        let text = given_way(|_| {});
+        assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("closed to make room"), "{text}");
+    }
 }

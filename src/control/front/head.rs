@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use super::hosts::Hosts;
 use super::peer::Peer;
 use super::{CERT_HEADER, GID_HEADER, Kind, LISTENER_HEADER, PEER_HEADER, STREAM_HEADER, UID_HEADER};
+use crate::api::percent_encode;
 
 /// More header fields than any client of ours sends.
 const HEADERS_MAX: usize = 64;
@@ -190,7 +191,15 @@ impl Head {
             Peer::Local { uid, gid } => format!("{UID_HEADER}: {uid}\r\n{GID_HEADER}: {gid}\r\n"),
         };
         if let Some(certificate) = &sender.certificate {
-            text += &format!("{CERT_HEADER}: {certificate}\r\n");
+            text += &format!("{CERT_HEADER}: ");
+            // Whoever reads a field takes blanks from its ends, and a name may end with one.
+            let (fingerprint, name) = certificate.split_once(' ').unwrap_or((certificate.as_str(), ""));
+            text += fingerprint;
+            if !name.is_empty() {
+                text.push(' ');
+                percent_encode(name, &mut text);
+            }
+            text += "\r\n";
         }
         for (name, value) in &self.relayed {
             text += &format!("{name}: {value}\r\n");
@@ -401,7 +410,7 @@ mod tests {
         check(written(Kind::Rest, net, None), "x-agent-listener: rest|x-agent-peer: 192.0.2.1:5|");
         check(
             written(Kind::Rest, net, Some("ab12 some name")),
-            "x-agent-listener: rest|x-agent-peer: 192.0.2.1:5|x-agent-cert: ab12 some name|",
+            "x-agent-listener: rest|x-agent-peer: 192.0.2.1:5|x-agent-cert: ab12 some%20name|",
         );
         let local = Peer::Local { uid: 1, gid: 2 };
         check(written(Kind::Unix, local, None), "x-agent-listener: unix|x-agent-uid: 1|x-agent-gid: 2|");

@@ -20,11 +20,20 @@ pub struct Limits {
     pub requests_per_connection: u32,
     /// Connections beyond those that only wait until the client has read its answer or refusal.
     pub lingering: usize,
+    /// TLS handshakes in progress. Beyond it, and beyond those of one address, the oldest of them gives way: a client
+    /// that means well is through in a moment.
+    pub handshakes: usize,
+    /// Of these, with one remote address.
+    pub handshakes_per_address: usize,
+    /// Of these, with one loopback address.
+    pub handshakes_loopback: usize,
     /// Streams, which are not among the connections above: they stay for hours.
     pub streams: usize,
     /// Of these, to one remote address.
     pub streams_per_address: usize,
-    /// Requests given to the workers at one time; others wait in the front, where they cost no thread.
+    /// Requests given to the workers at one time; others wait in the front, where they cost no thread. Of one address
+    /// or user there are fewer than there are workers: a worker waits for a client that does not take its answer, and
+    /// one must be left for the others.
     pub in_flight: usize,
     /// Threads that run operations.
     pub workers: usize,
@@ -34,6 +43,10 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bodies and answers held for all connections together; beyond it, bodies are refused and answers wait.
     pub held_bytes: usize,
+    /// Of these, for one remote address.
+    pub held_bytes_per_address: usize,
+    /// Of these, for one loopback address or user of the Unix socket.
+    pub held_bytes_here: usize,
     /// What a connection may always hold of its answer.
     pub answer_bytes: usize,
     /// From the connection's start, with the TLS handshake, to the end of the head, so that one byte now and then does
@@ -45,6 +58,9 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Without a byte from the operation: a reload of everything must fit. A stream may be silent for ever.
     pub answer_timeout: Duration,
+    /// For which a request waits while every worker waits for a client that takes its answer too slowly. Then the one
+    /// that has kept its worker longest is cut, if it has for as long.
+    pub slow_timeout: Duration,
     /// From the operation's end until the client has read the whole answer.
     pub drain_timeout: Duration,
     /// From an answer to the next request, on a connection that is kept.
@@ -67,6 +83,9 @@ impl Default for Limits {
             requests_here_per_s: 0,
             requests_per_connection: 1000,
             lingering: 16,
+            handshakes: 56,
+            handshakes_per_address: 8,
+            handshakes_loopback: 48,
             streams: 64,
             streams_per_address: 16,
             in_flight: 8,
@@ -74,16 +93,26 @@ impl Default for Limits {
             head_bytes: 16 << 10,
             body_bytes: 1 << 20,
             held_bytes: 16 << 20,
+            held_bytes_per_address: 4 << 20,
+            held_bytes_here: 12 << 20,
             answer_bytes: 64 << 10,
             head_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(120),
+            slow_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(2),
             credentials_interval: Duration::from_secs(60),
             stop_timeout: Duration::from_secs(3),
         }
+    }
+}
+
+impl Limits {
+    /// Requests of one address or user that the workers may have at one time.
+    pub fn in_flight_of_one(&self) -> usize {
+        self.workers.saturating_sub(1).max(1)
     }
 }

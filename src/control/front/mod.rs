@@ -8,7 +8,9 @@
 //! take no place of a request.
 //!
 //! What is bounded, and by what, stands in [`Limits`]. Too many connections: a new one takes the place of the oldest that
-//! has not said what it wants; a complete request is never thrown out. So 500 half-open clients cost a good one nothing.
+//! has not said what it wants; a complete request is never thrown out for it. So 500 half-open clients cost a good one
+//! nothing. Nor do slow readers: each address has its share of workers and of what is held, and where several addresses
+//! keep all workers waiting while somebody else waits for one, the slowest answer is cut.
 //! Out of descriptors: half-open connections are closed and accepting goes on a moment later; descriptors for tiny_http,
 //! which does not survive their lack, are kept in reserve.
 
@@ -33,7 +35,7 @@ use mio::net::{TcpListener, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use nix::unistd::Gid;
 
-use self::connection::{Connection, Context, Stage, Step, busy};
+use self::connection::{Connection, Context, Stage, Step, busy, busy_as};
 use self::head::Refusal;
 pub use self::hosts::Hosts;
 pub use self::limits::Limits;
@@ -50,7 +52,8 @@ pub const LISTENER_HEADER: &str = "x-agent-listener";
 pub const UID_HEADER: &str = "x-agent-uid";
 /// The group by which it may use the socket, or its first.
 pub const GID_HEADER: &str = "x-agent-gid";
-/// Of a verified client certificate: its SHA-256, and after a space the subject's common name if that is printable ASCII.
+/// Of a verified client certificate: its SHA-256, and after a space the subject's common name, percent-encoded, if that
+/// is printable ASCII.
 pub const CERT_HEADER: &str = "x-agent-cert";
 /// A header field of an answer, for the front alone: the answer is a stream, without an end in sight.
 pub const STREAM_HEADER: &str = "x-agent-stream";
@@ -68,6 +71,16 @@ const ACCEPT_TURN: usize = 64;
 /// TLS connections for each request that a client may make, before they are closed without a handshake, which costs more
 /// than a refusal.
 const CONNECTIONS_PER_REQUEST: u32 = 2;
+
+static TOO_MANY_STREAMS: Refusal = busy_as("streams", "too many streams are open; close one, or try again later");
+static TOO_MANY_STREAMS_OF_ADDRESS: Refusal =
+    busy_as("streams_of_address", "too many streams to this address are open; close one, or try again later");
+const TOO_MANY_CONNECTIONS: Refusal = busy_as("connections", "too many connections");
+const EVICTED: Refusal = busy_as("evicted", "closed to make room: the request was not complete");
+const TOO_MANY_HANDSHAKES: Refusal = busy_as("handshakes", "closed to make room: the TLS handshake was not complete");
+const TOO_MANY_HANDSHAKES_OF_ADDRESS: Refusal =
+    busy_as("handshakes_of_address", "closed to make room for this address: the TLS handshake was not complete");
+const SLOW: Refusal = busy_as("client_slow", "the answer is taken so slowly that others cannot be served");
 
 /// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,8 +306,10 @@ impl Front {
                 (0..self.connections.len()).for_each(|slot| self.with(slot, Connection::end_stream));
             }
             self.accept();
-            self.hand_on();
             self.expire();
+            self.cut_slow();
+            // After all that frees a place: nothing else may wake this thread for those that wait for one.
+            self.hand_on();
             if !self.is_handing_over() {
                 self.reserve.refill(self.reserve_wanted());
             }
@@ -309,7 +324,28 @@ impl Front {
             return Some(Instant::now());
         }
         let connections = self.connections.iter().flatten().filter_map(|c| c.deadline(&self.limits));
-        connections.chain(stop_at).chain(self.accept_after).min()
+        connections.chain(stop_at).chain(self.accept_after).chain(self.slow_deadline().map(|(at, _)| at)).min()
+    }
+
+    /// When a client is cut because every worker waits for one like it while another request waits for a worker, and
+    /// which one that is. Whoever comes from one address alone cannot bring this about: see [`Limits::in_flight`].
+    fn slow_deadline(&self) -> Option<(Instant, usize)> {
+        let connections = || self.connections.iter().enumerate().filter_map(|(slot, c)| Some((slot, c.as_ref()?)));
+        let slow = || connections().filter_map(|(slot, c)| Some((c.slow_since()?, slot)));
+        if slow().count() < self.limits.workers {
+            return None;
+        }
+        let (slow_since, slot) = slow().min()?;
+        let waiting_since = connections().filter_map(|(_, c)| c.waiting_since()).min()?;
+        Some((slow_since.max(waiting_since) + self.limits.slow_timeout, slot))
+    }
+
+    fn cut_slow(&mut self) {
+        if let Some((at, slot)) = self.slow_deadline()
+            && at <= Instant::now()
+        {
+            self.with(slot, |connection, context| connection.cut(&SLOW, context));
+        }
     }
 
     /// Requests that the workers have. A stream is a worker's until its head has come.
@@ -318,12 +354,22 @@ impl Front {
         self.connections.iter().flatten().filter(theirs).count().min(self.limits.in_flight)
     }
 
-    /// Whether there is a place for one more stream of this client's.
-    fn stream_fits(&self, peer: Peer) -> bool {
+    /// Those of them that are of this address or user.
+    fn in_flight_of(&self, peer: Peer) -> usize {
+        let key = peer.key();
+        let own = |c: &&Connection| c.upstream.is_some() && !c.stream && c.peer.key() == key;
+        self.connections.iter().flatten().filter(own).count()
+    }
+
+    /// Why there is no place for one more stream of this client's; `None` when there is one.
+    fn stream_refused(&self, peer: Peer) -> Option<&'static Refusal> {
         let streams = || self.connections.iter().flatten().filter(|c| c.stream);
         let per_address = if peer.is_here() { self.limits.streams } else { self.limits.streams_per_address };
         let key = peer.key();
-        streams().count() < self.limits.streams && streams().filter(|c| c.peer.key() == key).count() < per_address
+        if streams().count() >= self.limits.streams {
+            return Some(&TOO_MANY_STREAMS);
+        }
+        (streams().filter(|c| c.peer.key() == key).count() >= per_address).then_some(&TOO_MANY_STREAMS_OF_ADDRESS)
     }
 
     fn reserve_wanted(&self) -> usize {
@@ -346,13 +392,23 @@ impl Front {
         };
         let now = Instant::now();
         let admits = |peer: Peer| self.rates.borrow_mut().admit(peer, now);
+        let key = connection.peer.key();
+        let (mut held_by_others, mut held_by_own) = (0, 0);
+        for other in self.connections.iter().flatten() {
+            let held = other.held();
+            held_by_others += held;
+            if other.peer.key() == key {
+                held_by_own += held;
+            }
+        }
         let context = Context {
             limits: &self.limits,
             hosts: &self.hosts,
             now,
             admits: &admits,
-            stream_fits: self.stream_fits(connection.peer),
-            held_by_others: self.connections.iter().flatten().map(Connection::held).sum(),
+            stream_refused: self.stream_refused(connection.peer),
+            held_by_others,
+            held_by_own,
             refused: &refused,
         };
         let step = work(&mut connection, &context);
@@ -381,9 +437,11 @@ impl Front {
     /// Gives complete requests to tiny_http, the one that waits longest first, as many as may be there at a time.
     fn hand_on(&mut self) {
         while self.in_flight() < self.limits.in_flight {
+            let of_one = self.limits.in_flight_of_one();
             let queued = (0..self.connections.len())
                 .filter_map(|slot| Some((self.connections[slot].as_ref()?, slot)))
-                .filter(|(connection, _)| connection.stage == Stage::Queued);
+                .filter(|(connection, _)| connection.stage == Stage::Queued)
+                .filter(|(connection, _)| self.in_flight_of(connection.peer) < of_one);
             let Some(slot) = queued.min_by_key(|(connection, _)| connection.since()).map(|(_, slot)| slot) else {
                 return;
             };
@@ -445,7 +503,7 @@ impl Front {
                         }
                         made_room = true;
                         self.reserve.short = true;
-                        if !self.make_room(|_| true) {
+                        if !self.make_room(|_| true, &EVICTED) {
                             self.reserve.release(1);
                         }
                     }
@@ -456,6 +514,7 @@ impl Front {
 
     fn admit(&mut self, client: Client, kind: Kind) {
         let now = Instant::now();
+        let by_tls = matches!(client, Client::Tcp(_, _, Some(_)));
         if let Client::Tcp(_, peer, Some(_)) = client
             && !peer.is_here()
             && self.rates.borrow_mut().handshakes.take(peer.key(), now).is_err()
@@ -471,8 +530,11 @@ impl Front {
         let from_here = move |c: &Connection| c.peer.key() == key;
         let per_address =
             if peer.is_here() { self.limits.connections_loopback } else { self.limits.connections_per_address };
-        let fits = (self.served(from_here) < per_address || self.make_room(from_here))
-            && (self.served(|_| true) < self.limits.connections || self.make_room(|_| true));
+        let fits = (self.served(from_here) < per_address || self.make_room(from_here, &EVICTED))
+            && (self.served(|_| true) < self.limits.connections || self.make_room(|_| true, &EVICTED));
+        if by_tls {
+            self.limit_handshakes(peer);
+        }
         // There is a slot for a refusal even when all others are served or linger; limit_lingering frees it again.
         let Some(slot) = self.connections.iter().position(Option::is_none) else { return };
         self.accepted += 1;
@@ -484,8 +546,7 @@ impl Front {
         self.connections[slot] = Some(connection);
         self.with(slot, |connection, context| {
             if !fits {
-                let message = "too many connections";
-                connection.refuse(&Refusal::new(503, "SERVICE_UNAVAILABLE", "connections", message), context);
+                connection.refuse(&TOO_MANY_CONNECTIONS, context);
             }
             // Most requests are there already: read it before somebody else's arrival throws it out.
             connection.advance(context)
@@ -496,9 +557,20 @@ impl Front {
         self.connections.iter().flatten().filter(|c| !c.refused && !c.stream && which(c)).count()
     }
 
-    /// Closes the connection that gives way first among `which`. False when none does.
-    fn make_room(&mut self, which: impl Fn(&Connection) -> bool) -> bool {
-        // Each round either closes one or finds that one has become a request meanwhile.
+    /// Before one more handshake with this client: of too many the oldest ends.
+    fn limit_handshakes(&mut self, peer: Peer) {
+        let Limits { handshakes, handshakes_per_address, handshakes_loopback, .. } = self.limits;
+        let of_one = if peer.is_here() { handshakes_loopback } else { handshakes_per_address };
+        let key = peer.key();
+        let own = move |c: &Connection| c.client.is_handshaking() && c.peer.key() == key;
+        while self.served(own) >= of_one && self.make_room(own, &TOO_MANY_HANDSHAKES_OF_ADDRESS) {}
+        let any = |c: &Connection| c.client.is_handshaking();
+        while self.served(any) >= handshakes && self.make_room(any, &TOO_MANY_HANDSHAKES) {}
+    }
+
+    /// Closes the connection that gives way first among `which`, for this reason. False when none does.
+    fn make_room(&mut self, which: impl Fn(&Connection) -> bool, why: &Refusal) -> bool {
+        // Each round either closes one or finds that one has gone on meanwhile.
         for _ in 0..self.connections.len() {
             let candidates = (0..self.connections.len()).filter_map(|slot| {
                 let connection = self.connections[slot].as_ref().filter(|c| !c.refused && which(c))?;
@@ -507,13 +579,8 @@ impl Front {
             let Some(((stage, _), slot)) = candidates.min() else { return false };
             self.advance(slot);
             match &self.connections[slot] {
-                Some(connection) if !connection.refused && connection.stage == stage => {
-                    self.with(slot, |connection, context| {
-                        let message = "closed to make room: the request was not complete";
-                        connection.refuse(&Refusal::new(503, "SERVICE_UNAVAILABLE", "evicted", message), context);
-                        connection.advance(context);
-                        Step::Close
-                    });
+                Some(connection) if !connection.refused && connection.stage == stage && which(connection) => {
+                    self.with(slot, |connection, context| connection.give_way(why, context));
                     return true;
                 }
                 Some(connection) if !connection.refused => {}

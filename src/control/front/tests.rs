@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,8 +92,12 @@ impl Drop for Stage {
 
 impl Stage {
     fn ask(&self, path: &str) -> TcpStream {
-        let mut client = TcpStream::connect(self.address).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.ask_from(1, path)
+    }
+
+    /// Asks from 127.0.0.`host`, which is a client of its own.
+    fn ask_from(&self, host: u8, path: &str) -> TcpStream {
+        let mut client = connect_from(host, self.address);
         client.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
         client
     }
@@ -120,6 +125,33 @@ impl Stage {
     }
 }
 
+fn connect_from(host: u8, to: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+    let descriptor = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(descriptor.as_raw_fd(), &SockaddrIn::new(127, 0, 0, host, 0)).unwrap();
+    let SocketAddr::V4(to) = to else { panic!("{to}") };
+    connect(descriptor.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+    let client = TcpStream::from(descriptor);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+/// Writes an answer of which nobody reads the end, until nothing goes any more.
+fn fill(mut upstream: &UnixStream) {
+    upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").unwrap();
+    upstream.set_nonblocking(true).unwrap();
+    let mut tries = 0;
+    while tries < 20 {
+        tries = match upstream.write(&[b'x'; 65536]) {
+            Ok(_) => 0,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => tries + 1,
+            Err(e) => panic!("{e}"),
+        };
+        std::thread::sleep(Duration::from_millis(if tries > 0 { 10 } else { 0 }));
+    }
+    upstream.set_nonblocking(false).unwrap();
+}
+
 fn read_until(client: &mut TcpStream, end: &str) -> String {
     let mut text = Vec::new();
     let mut byte = [0];
@@ -128,6 +160,14 @@ fn read_until(client: &mut TcpStream, end: &str) -> String {
         text.push(byte[0]);
     }
     String::from_utf8(text).unwrap()
+}
+
+/// What comes until the connection's end, whatever it is.
+fn rest_of(client: &mut TcpStream) {
+    match client.read_to_end(&mut Vec::new()) {
+        Ok(_) => {}
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
+    }
 }
 
 fn rest(client: &mut TcpStream) -> String {
@@ -209,6 +249,121 @@ fn a_reader_that_is_too_slow_holds_up_its_source_and_is_cut() {
     drop(client);
 }
 
+/// However many its slow readers are, an address has fewer requests with the workers than there are workers, and holds
+/// a part of what all may hold.
+#[test]
+fn slow_readers_of_one_address_leave_workers_and_room_for_others() {
+    let stage = start(|limits| {
+        limits.stall_timeout = Duration::from_secs(3600);
+        limits.workers = 3;
+        limits.held_bytes = 1 << 20;
+        limits.held_bytes_here = 512 << 10;
+    });
+    let clients: Vec<_> = (0..6).map(|_| stage.ask_from(2, "/big")).collect();
+    let begun: Vec<_> = (0..2).map(|_| stage.requests.recv_timeout(PATIENCE).unwrap().1).collect();
+    begun.iter().for_each(fill);
+    // As large a body as the others leave room for, from elsewhere, and then an answer.
+    let mut healthy = connect_from(3, stage.address);
+    let body = vec![b'x'; 400 << 10];
+    let head = format!("POST /healthy HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    healthy.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+    let (head, mut upstream) = stage.requests.recv_timeout(PATIENCE).unwrap();
+    assert!(head.starts_with("POST /healthy "), "{head}: one more of the same address was handed on");
+    upstream.read_exact(&mut vec![0; body.len()]).unwrap();
+    upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+    drop(upstream);
+    assert!(rest(&mut healthy).ends_with("\r\n\r\nok"));
+    // When one has gone, the next of them has its turn.
+    assert!(stage.requests.try_recv().is_err());
+    let mut clients = clients.into_iter();
+    drop(clients.by_ref().take(2).collect::<Vec<_>>());
+    for _ in 0..2 {
+        let (head, _) = stage.requests.recv_timeout(PATIENCE).unwrap();
+        assert!(head.starts_with("GET /big "), "{head}");
+    }
+}
+
+/// Where slow readers of several addresses have all workers, the slowest of them ends for the sake of who waits; nobody
+/// does while nobody waits.
+#[test]
+fn slow_readers_of_many_addresses_do_not_keep_all_workers() {
+    let stage = start(|limits| {
+        limits.stall_timeout = Duration::from_secs(3600);
+        limits.slow_timeout = Duration::from_millis(300);
+        limits.workers = 2;
+    });
+    let (mut clients, mut upstreams) = (Vec::new(), Vec::new());
+    for host in [2, 3] {
+        clients.push(stage.ask_from(host, "/big"));
+        upstreams.push(stage.requests.recv_timeout(PATIENCE).unwrap().1);
+        fill(upstreams.last().unwrap());
+    }
+    assert_eq!(stage.refusals("client_slow"), 0);
+    let mut healthy = stage.ask_from(4, "/healthy");
+    let mut waiting = stage.requests.recv_timeout(PATIENCE).unwrap().1;
+    // The first of them is cut, which its source sees.
+    let error = loop {
+        if let Err(error) = upstreams[0].write(&[b'x'; 65536]) {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+    assert_eq!(stage.refusals("client_slow"), 1);
+    waiting.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+    drop(waiting);
+    assert!(rest(&mut healthy).ends_with("\r\n\r\nok"));
+    let mut cut = Vec::new();
+    // A reset may take what was on its way.
+    let _ = clients[0].read_to_end(&mut cut);
+    assert_eq!(String::from_utf8_lossy(&cut).matches("HTTP/1.1 ").count(), 1, "nothing is put into the answer");
+    assert_eq!(stage.refusals("client_slow"), 1);
+}
+
+/// A TLS client that says nothing takes a place among the handshakes until newer ones come.
+#[test]
+fn handshakes_have_a_cap_in_all_and_for_each_address() {
+    let pki = Pki::new();
+    pki.certificate(&pki.authority("ca"), "server");
+    let tls = TlsStore::load(&pki.config("server", "")).unwrap();
+    let stage = start_with(
+        |limits| {
+            limits.head_timeout = Duration::from_secs(3600);
+            (limits.handshakes, limits.handshakes_loopback) = (5, 3);
+        },
+        Some(tls),
+    );
+    let counted = |reason: &str, want: u64| {
+        let patience = Instant::now() + PATIENCE;
+        while stage.refusals(reason) < want {
+            assert!(Instant::now() < patience, "{reason}: {}", stage.refusals(reason));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(stage.refusals(reason), want, "{reason}");
+    };
+    // The oldest of one address gives way to the fourth and fifth, and sees its connection's end.
+    let mut own: Vec<_> = (0..5).map(|_| connect_from(2, stage.address)).collect();
+    counted("handshakes_of_address", 2);
+    for mut closed in own.drain(..2) {
+        rest_of(&mut closed);
+    }
+    // With two of another address there are five; the next one ends the oldest, which is of the first.
+    let _other: Vec<_> = (0..2).map(|_| connect_from(3, stage.address)).collect();
+    let _third = connect_from(4, stage.address);
+    counted("handshakes", 1);
+    rest_of(&mut own.remove(0));
+    // Who speaks is served meanwhile, and then is none of them.
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["-sS", "--max-time", "20", "--cacert", &pki.arg("ca.pem"), "-o", "/dev/null"]);
+    curl.arg(format!("https://127.0.0.1:{}/", stage.address.port()));
+    let mut curl = curl.spawn().expect("curl is installed");
+    let (_, mut upstream) = stage.requests.recv_timeout(PATIENCE).unwrap();
+    upstream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    drop(upstream);
+    assert!(curl.wait().unwrap().success());
+    counted("handshakes", 2);
+    counted("handshakes_of_address", 2);
+}
+
 #[test]
 fn the_source_learns_that_the_client_has_left() {
     let stage = start(|_| {});
@@ -262,6 +417,12 @@ fn the_backend_is_told_who_asks() {
     let shown = head.lines().find_map(|line| line.strip_prefix("x-agent-cert: ")).unwrap();
     let (fingerprint, subject) = shown.split_once(' ').unwrap();
     assert!(fingerprint.len() == 64 && subject == "deploy", "{head}");
+    // What a reader of header fields would take away at its end stays.
+    pki.certificate_of(&clients, "blank", |params| params.distinguished_name.push(rcgen::DnType::CommonName, " a% "));
+    let (cert, key) = (pki.arg("blank.pem"), pki.arg("blank.key"));
+    let head = ask(&["--cert", &cert, "--key", &key, &url]);
+    let shown = head.lines().find_map(|line| line.strip_prefix("x-agent-cert: ")).unwrap();
+    assert_eq!(shown.split_once(' ').unwrap().1, "%20a%25%20", "{head}");
 
     let here = stage.directory.path().join("here.sock").display().to_string();
     let head = ask(&[&forged[..], &["--unix-socket", &here, "http://localhost/"]].concat());

@@ -1,4 +1,4 @@
-//! Which calls are under way: in all, and on each connection.
+//! Which calls are under way: in all, of each address, and on each connection.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -8,7 +8,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -16,6 +15,8 @@ use tonic::codegen::{Bytes, Service};
 use tonic::server::NamedService;
 
 use super::door::{Busy, Seat};
+use super::{Limits, full};
+use crate::control::places::{Place, Places};
 use crate::metrics::Metrics;
 
 /// Calls of one connection that may be under way, as many as there are streams and some more: no connection takes all places.
@@ -26,14 +27,14 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 /// How many calls may be under way.
 #[derive(Clone)]
 pub struct Calls {
-    places: Arc<Semaphore>,
-    max: usize,
+    places: Arc<Places>,
     metrics: Arc<Metrics>,
 }
 
 impl Calls {
-    pub fn new(max: usize, metrics: &Arc<Metrics>) -> Calls {
-        Calls { places: Arc::new(Semaphore::new(max)), max, metrics: metrics.clone() }
+    pub fn new(limits: &Limits, metrics: &Arc<Metrics>) -> Calls {
+        let places = Places::new(limits.calls, limits.calls_per_address, limits.calls_loopback);
+        Calls { places, metrics: metrics.clone() }
     }
 }
 
@@ -68,22 +69,25 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Ok(place) = self.calls.places.clone().try_acquire_owned() else {
-            self.calls.metrics.grpc_refused("calls");
-            let status = Status::resource_exhausted(format!("{} calls are under way, the limit", self.calls.max));
-            return Box::pin(std::future::ready(Ok(status.into_http())));
-        };
+        let refused = |status: Status| -> Self::Future { Box::pin(std::future::ready(Ok(status.into_http()))) };
         let seat = request.extensions().get::<Seat>();
         if seat.is_some_and(|seat| seat.calls() >= CALLS_OF_ONE) {
             self.calls.metrics.grpc_refused("calls_of_one");
-            let status = Status::resource_exhausted(format!("{CALLS_OF_ONE} calls of this connection are under way"));
-            return Box::pin(std::future::ready(Ok(status.into_http())));
+            return refused(Status::resource_exhausted(format!(
+                "{CALLS_OF_ONE} calls of this connection are under way"
+            )));
         }
+        let place = match self.calls.places.take(seat.map(Seat::peer)) {
+            Ok(place) => place,
+            Err(why) => return refused(full(why, ["calls", "calls_of_address"], "under way", &self.calls.metrics)),
+        };
         let busy = seat.map(Seat::busy);
         let answer = self.service.call(request);
+        let metrics = self.calls.metrics.clone();
         Box::pin(async move {
             // It begins when the client has said what it wants, which it may never do.
             let Ok(answer) = tokio::time::timeout(BEGIN_WITHIN, answer).await else {
+                metrics.grpc_refused("call_timeout");
                 return Ok(Status::deadline_exceeded("the request did not come in time").into_http());
             };
             let answer = answer?;
@@ -95,7 +99,7 @@ where
 /// The body of an answer. While it is there, the call is under way.
 struct Answer {
     body: Body,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     _busy: Option<Busy>,
 }
 

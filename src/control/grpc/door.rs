@@ -1,4 +1,4 @@
-//! Where clients come in: accepts, counts, begins TLS and HTTP/2, and closes what is silent.
+//! Where clients come in: accepts, counts, begins TLS and HTTP/2, and closes what is silent or too many.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{self, Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -39,13 +39,63 @@ struct Room {
     tls: Option<Tls>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    /// Whose the open connections are, by [`Peer::key`].
-    inside: Mutex<Vec<u128>>,
+    inside: Mutex<Inside>,
+}
+
+/// The open connections, in the order in which they came.
+#[derive(Default)]
+struct Inside {
+    guests: Vec<Guest>,
+    /// How many have come.
+    number: u64,
+}
+
+/// An open connection.
+struct Guest {
+    number: u64,
+    /// Whose it is, by [`Peer::key`].
+    key: u128,
+    /// Ends it, for this reason, while it has not begun with HTTP/2.
+    handshake: Option<oneshot::Sender<&'static str>>,
 }
 
 impl Room {
-    fn inside(&self) -> MutexGuard<'_, Vec<u128>> {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many connections of one client there may be, and how many of them that have not begun.
+    fn of_one(&self, peer: Peer) -> (usize, usize) {
+        let limits = &self.limits;
+        if peer.is_here() {
+            (limits.connections_loopback, limits.handshakes_loopback)
+        } else {
+            (limits.connections_per_address, limits.handshakes_per_address)
+        }
+    }
+
+    /// Why the oldest connection that has not begun must give way to this client's, and of whom: there are too many.
+    fn crowded(&self, peer: Peer) -> Option<(&'static str, Option<u128>)> {
+        let (inside, key, (_, of_one)) = (self.inside(), peer.key(), self.of_one(peer));
+        let handshakes = || inside.guests.iter().filter(|guest| guest.handshake.is_some());
+        if handshakes().filter(|guest| guest.key == key).count() > of_one {
+            return Some(("handshakes_of_address", Some(key)));
+        }
+        (handshakes().count() > self.limits.handshakes).then_some(("handshakes", None))
+    }
+
+    /// Ends the oldest connection that has not begun: of this client, or of any.
+    fn end_handshake(&self, why: &'static str, of: Option<u128>) {
+        let mut inside = self.inside();
+        let oldest = inside
+            .guests
+            .iter_mut()
+            .filter(|guest| of.is_none_or(|key| guest.key == key))
+            .find_map(|guest| guest.handshake.take());
+        if let Some(oldest) = oldest {
+            // Its task has ended meanwhile, and counted why.
+            let _ = oldest.send(why);
+        }
     }
 }
 
@@ -66,18 +116,29 @@ impl Door {
                     continue;
                 }
             };
-            let Some(place) = Place::take(&self.room, peer) else {
+            let Some((place, ended)) = Place::take(&self.room, peer) else {
                 self.room.metrics.grpc_refused("connections");
                 log::debug!("grpc: {peer} refused: too many connections");
                 continue;
             };
+            if self.room.crowded(Peer::net(peer)).is_some() {
+                // What has come of the others is looked at first: one may have begun.
+                tokio::task::yield_now().await;
+            }
+            while let Some((why, of)) = self.room.crowded(Peer::net(peer)) {
+                self.room.end_handshake(why, of);
+            }
             let connected = connected.clone();
             tokio::spawn(async move {
                 let room = place.room.clone();
-                let refused = match time::timeout(room.limits.handshake_timeout, greet(stream, peer, place)).await {
-                    Ok(Ok(connection)) => return drop(connected.send(Ok(connection)).await),
-                    Ok(Err(refused)) => refused,
-                    Err(_) => Refused { reason: "handshake_timeout", why: "it took too long to begin".to_owned() },
+                let greeting = time::timeout(room.limits.handshake_timeout, greet(stream, peer, place));
+                let refused = tokio::select! {
+                    Ok(reason) = ended => Refused { reason, why: "others came, and it had not begun".to_owned() },
+                    greeted = greeting => match greeted {
+                        Ok(Ok(connection)) => return drop(connected.send(Ok(connection)).await),
+                        Ok(Err(refused)) => refused,
+                        Err(_) => Refused { reason: "handshake_timeout", why: "it took too long to begin".to_owned() },
+                    },
                 };
                 room.metrics.grpc_refused(refused.reason);
                 log::debug!("grpc: {peer} refused ({}): {}", refused.reason, refused.why);
@@ -121,6 +182,7 @@ async fn greet(stream: TcpStream, peer: SocketAddr, place: Place) -> Result<Conn
             return Err(Refused { reason: "not_http2", why: "it does not begin as HTTP/2 does".to_owned() });
         }
     }
+    place.begun();
     let quiet = Quiet { calls: 0, since: Instant::now() };
     let seat = Seat { peer, certificate, quiet: Arc::new(Mutex::new(quiet)) };
     let idle = Box::pin(time::sleep(place.room.limits.idle_timeout));
@@ -130,31 +192,38 @@ async fn greet(stream: TcpStream, peer: SocketAddr, place: Place) -> Result<Conn
 /// A place among the connections, until it is dropped.
 struct Place {
     room: Arc<Room>,
-    key: u128,
+    number: u64,
 }
 
 impl Place {
-    fn take(room: &Arc<Room>, address: SocketAddr) -> Option<Place> {
-        let Limits { connections, connections_per_address, connections_loopback, .. } = room.limits;
+    /// A place, and who hears that the connection must end before it has begun.
+    fn take(room: &Arc<Room>, address: SocketAddr) -> Option<(Place, oneshot::Receiver<&'static str>)> {
         let peer = Peer::net(address);
-        let key = peer.key();
-        let of_one = if peer.is_here() { connections_loopback } else { connections_per_address };
+        let (key, (of_one, _)) = (peer.key(), room.of_one(peer));
         let mut inside = room.inside();
-        if inside.len() >= connections || inside.iter().filter(|other| **other == key).count() >= of_one {
+        let own = inside.guests.iter().filter(|guest| guest.key == key).count();
+        if inside.guests.len() >= room.limits.connections || own >= of_one {
             return None;
         }
-        inside.push(key);
+        let (handshake, ended) = oneshot::channel();
+        inside.number += 1;
+        let number = inside.number;
+        inside.guests.push(Guest { number, key, handshake: Some(handshake) });
         drop(inside);
-        Some(Place { room: room.clone(), key })
+        Some((Place { room: room.clone(), number }, ended))
+    }
+
+    /// It has begun: no other takes its place.
+    fn begun(&self) {
+        if let Some(guest) = self.room.inside().guests.iter_mut().find(|guest| guest.number == self.number) {
+            guest.handshake = None;
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut inside = self.room.inside();
-        if let Some(at) = inside.iter().position(|key| *key == self.key) {
-            inside.swap_remove(at);
-        }
+        self.room.inside().guests.retain(|guest| guest.number != self.number);
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::runtime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,6 +36,7 @@ use crate::alert::hub::{Event, EventId, Hub, Step, Subscription, filter_of};
 use crate::api::{ApiError, Caller, Role};
 use crate::audit::{Auditor, Entry};
 use crate::control::auth::{self, Auth};
+use crate::control::places::{Full, Place, Places};
 use crate::control::server::actor;
 use crate::control::stream::WATCH;
 use crate::metrics::{Metrics, StreamMetrics};
@@ -63,10 +64,25 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Of these, from loopback, which all local programs share.
     pub connections_loopback: usize,
+    /// Connections that have not begun yet with TLS and HTTP/2. Beyond it, and beyond those of one address, the oldest
+    /// of them gives way: a client that means well is through in a moment.
+    pub handshakes: usize,
+    /// Of these, from one remote address.
+    pub handshakes_per_address: usize,
+    /// Of these, from one loopback address.
+    pub handshakes_loopback: usize,
     /// Open streams of alerts.
     pub streams: usize,
+    /// Of these, to one remote address.
+    pub streams_per_address: usize,
+    /// Of these, to one loopback address.
+    pub streams_loopback: usize,
     /// Calls of any kind that are under way, open streams included.
     pub calls: usize,
+    /// Of these, of one remote address.
+    pub calls_per_address: usize,
+    /// Of these, of one loopback address.
+    pub calls_loopback: usize,
     /// A message of a client, and all of its metadata together.
     pub message_bytes: u32,
     /// From the connection's start until TLS and HTTP/2 have begun.
@@ -88,8 +104,15 @@ impl Default for Limits {
             connections: 64,
             connections_per_address: 16,
             connections_loopback: 48,
+            handshakes: 48,
+            handshakes_per_address: 8,
+            handshakes_loopback: 36,
             streams: 64,
+            streams_per_address: 16,
+            streams_loopback: 64,
             calls: 256,
+            calls_per_address: 96,
+            calls_loopback: 192,
             message_bytes: 16 << 10,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(300),
@@ -269,15 +292,15 @@ async fn serve(
         }
     });
 
-    let calls = Calls::new(limits.calls, &metrics);
+    let calls = Calls::new(&limits, &metrics);
     let bytes = limits.message_bytes;
     let alerts = Alerts {
         hub,
         gate,
-        places: Arc::new(Semaphore::new(limits.streams)),
-        streams_max: limits.streams,
+        places: Places::new(limits.streams, limits.streams_per_address, limits.streams_loopback),
         credentials_interval: limits.credentials_interval,
-        metrics: metrics.streams("grpc"),
+        streams: metrics.streams("grpc"),
+        metrics: metrics.clone(),
     };
     let alerts = AlertStreamServiceServer::new(alerts).max_decoding_message_size(bytes as usize);
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -326,10 +349,10 @@ struct Alerts {
     hub: Hub,
     gate: Option<Gate>,
     /// One for each stream that may be open.
-    places: Arc<Semaphore>,
-    streams_max: usize,
+    places: Arc<Places>,
     credentials_interval: Duration,
-    metrics: StreamMetrics,
+    streams: StreamMetrics,
+    metrics: Arc<Metrics>,
 }
 
 #[tonic::async_trait]
@@ -343,8 +366,8 @@ impl AlertStreamService for Alerts {
         let credentials = credentials_of(&request)?;
         ask(self.gate.as_ref(), &credentials).await?;
         let (filter, after) = read_request(request.get_ref())?;
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{} streams are open, and that is the limit", self.streams_max))
+        let place = self.places.take(Some(credentials.peer)).map_err(|why| {
+            full(why, ["streams", "streams_of_address"], "open, and that is the limit", &self.metrics)
         })?;
         let (events, stream) = mpsc::channel(QUEUE);
         let subscription = self.hub.subscribe(filter, after);
@@ -353,7 +376,7 @@ impl AlertStreamService for Alerts {
             gate: self.gate.clone(),
             credentials,
             credentials_interval: self.credentials_interval,
-            metrics: self.metrics.clone(),
+            metrics: self.streams.clone(),
             _place: place,
         };
         tokio::spawn(pump.run(subscription));
@@ -413,7 +436,7 @@ struct Pump {
     credentials: Credentials,
     credentials_interval: Duration,
     metrics: StreamMetrics,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// The client has gone, or was told why it is over.
@@ -498,6 +521,18 @@ impl Pump {
         let _ = self.events.send(Err(status)).await;
         Err(Over)
     }
+}
+
+/// What a client reads for which there is no place, and counts it. `reasons`, of which the first is also the name of
+/// what there are too many of: in all, and of its address.
+fn full(why: Full, reasons: [&'static str; 2], state: &str, metrics: &Metrics) -> Status {
+    let [what, of_address] = reasons;
+    let (reason, whose, number) = match why {
+        Full::InAll(number) => (what, "", number),
+        Full::OfAddress(number) => (of_address, " of your address", number),
+    };
+    metrics.grpc_refused(reason);
+    Status::resource_exhausted(format!("{number} {what}{whose} are {state}"))
 }
 
 fn stopping() -> Status {
