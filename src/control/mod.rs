@@ -7,11 +7,11 @@
 
 pub mod agent;
 pub mod auth;
-mod front;
+pub mod front;
 pub mod grpc;
 pub mod openapi;
 mod pages;
-mod routes;
+pub mod routes;
 mod server;
 mod socket;
 pub mod stream;
