@@ -1,13 +1,13 @@
 //! The control port from outside: real sockets, real curl, misbehaving clients.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::api::{self, ApiError, Method, Operation, Reply, Request, Spec};
 use ebpfsentinel::audit::{self, Auditor, Entry};
 use ebpfsentinel::confirm::Confirmations;
 use ebpfsentinel::control::agent::{self, *};
@@ -22,10 +22,11 @@ use ebpfsentinel::store;
 use ebpfsentinel::supervise::Supervisor;
 use ebpfsentinel::system::harden::SandboxStatus;
 use ebpfsentinel::written::Document;
+use http::{BIG_BYTES, PATIENCE, connect, spec, status};
 use serde_json::{Value, json};
 
-/// Where the times of a test must be long enough for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+#[path = "support/http.rs"]
+pub mod http;
 
 struct Agent;
 
@@ -101,20 +102,6 @@ fn told_of(entry: &Entry) -> String {
     format!("{} {} {} {rule} {before} {after}", entry.operation, entry.outcome, entry.action().name())
 }
 
-const fn spec(command: &'static str, method: Method, path: &'static str) -> Spec {
-    Spec {
-        command,
-        method,
-        path,
-        query: &[],
-        role: Role::Viewer,
-        summary: command,
-        body: None,
-        reply: api::no_reply,
-        success: 200,
-    }
-}
-
 const fn with_body(spec: Spec, body: fn() -> Value) -> Spec {
     let Spec { command, method, path, query, role, summary, reply, success, .. } = spec;
     Spec { command, method, path, query, role, summary, body: Some(body), reply, success }
@@ -126,9 +113,6 @@ static PANIC: Spec = spec("panic", Method::Get, "/panic");
 static HOLD: Spec = spec("hold", Method::Get, "/hold");
 static ECHO: Spec = with_body(spec("echo", Method::Post, "/echo/{id}"), api::schema::<Vec<u32>>);
 static LENGTH: Spec = with_body(spec("length", Method::Post, "/length"), api::schema::<String>);
-
-/// More than any buffer between server and client.
-const BIG_BYTES: usize = 32 << 20;
 
 /// Operations that wait until they are let go.
 #[derive(Default)]
@@ -215,9 +199,7 @@ impl Port {
     }
 
     fn refusals(&self, reason: &str) -> u64 {
-        let line = format!("ebpfsentinel_http_refused_total{{reason=\"{reason}\"}} ");
-        let text = self.metrics.render();
-        text.lines().find_map(|l| l.strip_prefix(&line)).map_or(0, |n| n.parse().unwrap())
+        http::refusals(&self.metrics, reason)
     }
 }
 
@@ -228,35 +210,11 @@ fn connect_from(host: u8, to: SocketAddr) -> TcpStream {
     bind(descriptor.as_raw_fd(), &SockaddrIn::new(127, 0, 0, host, 0)).unwrap();
     let SocketAddr::V4(to) = to else { panic!("{to}") };
     connect(descriptor.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
-    patient(TcpStream::from(descriptor))
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    patient(TcpStream::connect(address).unwrap())
-}
-
-fn patient(client: TcpStream) -> TcpStream {
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.set_write_timeout(Some(PATIENCE)).unwrap();
-    client
+    http::patient(TcpStream::from(descriptor))
 }
 
 fn read_all(client: &mut TcpStream) -> String {
-    let mut answer = Vec::new();
-    let mut block = [0; 65536];
-    loop {
-        match client.read(&mut block) {
-            Ok(0) => break,
-            Ok(n) => answer.extend_from_slice(&block[..n]),
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => break,
-            Err(e) => panic!("{e} after {:?}", String::from_utf8_lossy(&answer)),
-        }
-    }
-    String::from_utf8(answer).unwrap()
-}
-
-fn status(answer: &str) -> u16 {
-    answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status in {answer:?}"))
+    String::from_utf8(http::read_all(client)).unwrap()
 }
 
 fn body(answer: &str) -> &str {

@@ -1,7 +1,7 @@
 //! The control port by TLS and by its Unix socket, against curl, openssl and clients that mean no good.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebpfsentinel::api::{self, Method, Operation, Reply, Request, Role, Spec};
+use ebpfsentinel::api::{self, Method, Operation, Reply, Request, Spec};
 use ebpfsentinel::audit::NoAuditor;
 use ebpfsentinel::client::{Client, Endpoint, Trust, Way};
 use ebpfsentinel::config;
@@ -20,32 +20,17 @@ use ebpfsentinel::control::tls::{TlsState, TlsStore, client_name};
 use ebpfsentinel::control::{Control, ControlConfig, UnixSocket};
 use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::supervise::Supervisor;
+use http::{BIG_BYTES, PATIENCE, connect, spec, status};
 use pki::Pki;
 use rcgen::{BasicConstraints, DnType, IsCa};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+#[path = "support/http.rs"]
+pub mod http;
 #[path = "support/pki.rs"]
 pub mod pki;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-/// More than any buffer between server and client.
-const BIG_BYTES: usize = 32 << 20;
-
-const fn spec(command: &'static str, method: Method, path: &'static str) -> Spec {
-    Spec {
-        command,
-        method,
-        path,
-        query: &[],
-        role: Role::Viewer,
-        summary: command,
-        body: None,
-        reply: api::no_reply,
-        success: 200,
-    }
-}
 
 static PING: Spec = spec("ping", Method::Get, "/ping");
 static BIG: Spec = spec("big", Method::Get, "/big");
@@ -83,9 +68,7 @@ fn start(tls: &TlsConfig, change: impl FnOnce(&mut ControlConfig)) -> Port {
 
 impl Port {
     fn refusals(&self, reason: &str) -> u64 {
-        let line = format!("ebpfsentinel_http_refused_total{{reason=\"{reason}\"}} ");
-        let text = self.metrics.render();
-        text.lines().find_map(|l| l.strip_prefix(&line)).map_or(0, |n| n.parse().unwrap())
+        http::refusals(&self.metrics, reason)
     }
 
     fn await_refusals(&self, reason: &str, want: u64) {
@@ -105,10 +88,7 @@ impl Port {
     }
 
     fn connect(&self) -> TcpStream {
-        let client = TcpStream::connect(self.rest).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        client.set_write_timeout(Some(PATIENCE)).unwrap();
-        client
+        connect(self.rest)
     }
 
     /// A TLS connection that believes `authority`.
@@ -137,21 +117,7 @@ fn curl(arguments: &[String]) -> Output {
 }
 
 fn read_all(client: &mut impl Read) -> String {
-    let mut answer = Vec::new();
-    let mut block = [0; 65536];
-    loop {
-        match client.read(&mut block) {
-            Ok(0) => break,
-            Ok(n) => answer.extend_from_slice(&block[..n]),
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => break,
-            Err(e) => panic!("{e} after {:?}", String::from_utf8_lossy(&answer)),
-        }
-    }
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-fn status(answer: &str) -> u16 {
-    answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status in {answer:?}"))
+    String::from_utf8_lossy(&http::read_all(client)).into_owned()
 }
 
 #[test]

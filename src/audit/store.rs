@@ -439,7 +439,11 @@ fn split(value: &[u8]) -> Result<(super::chain::Hash, &[u8]), DbError> {
     Ok((super::chain::Hash(*hash), bytes))
 }
 
-fn decoded(value: &[u8]) -> Result<Record, DbError> {
+/// An entry from the bytes that are kept: its hash, and itself as JSON.
+///
+/// # Errors
+/// They are none of an entry.
+pub fn decoded(value: &[u8]) -> Result<Record, DbError> {
     let (hash, bytes) = split(value)?;
     let record: Record =
         serde_json::from_slice(bytes).map_err(|error| DbError::Damaged(format!("an entry cannot be read: {error}")))?;
@@ -497,8 +501,9 @@ fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Resul
             let (seq, value) = item?;
             let seq = seq.value();
             let (hash, bytes) = split(value.value())?;
-            if seq != link.seq + 1 {
-                note(&mut problems, format!("entries {} to {} are missing", link.seq + 1, seq.saturating_sub(1)));
+            let expected = link.seq.saturating_add(1);
+            if seq != expected {
+                note(&mut problems, format!("entries {expected} to {} are missing", seq.saturating_sub(1)));
                 link.seq = seq.saturating_sub(1);
             }
             let want = link.next(bytes);
@@ -841,7 +846,9 @@ fn put(write: &WriteTransaction, mut link: Link, entries: Vec<Entry>) -> Result<
     let mut table = write.open_table(ENTRIES)?;
     let mut history = write.open_table(HISTORY)?;
     for entry in entries {
-        let seq = link.seq + 1;
+        // A number that wraps would write over the first entries. No trail comes so far by itself.
+        let seq = link.seq.checked_add(1).filter(|seq| *seq < u64::MAX);
+        let seq = seq.ok_or_else(|| DbError::Damaged(format!("no number is left after {}", link.seq)))?;
         let mut record = Record::new(entry, seq, None);
         if let Some((rule, component)) = record.rule() {
             let (low, high) = (history_key(rule, component, 0), history_key(rule, component, u64::MAX));
@@ -849,9 +856,10 @@ fn put(write: &WriteTransaction, mut link: Link, entries: Vec<Entry>) -> Result<
                 Some(item) => item?.0.value().last_chunk().map_or(0, |version| u64::from_be_bytes(*version)),
                 None => 0,
             };
-            let key = history_key(rule, component, newest + 1);
+            let version = newest.saturating_add(1);
+            let key = history_key(rule, component, version);
             history.insert(key.as_slice(), seq)?;
-            record.version = Some(newest + 1);
+            record.version = Some(version);
         }
         let bytes = serde_json::to_vec(&record).map_err(|error| DbError::Disk(format!("an entry: {error}")))?;
         link = link.next(&bytes);

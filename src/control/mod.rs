@@ -7,12 +7,12 @@
 
 pub mod agent;
 pub mod auth;
-mod front;
+pub mod front;
 pub mod grpc;
 pub mod openapi;
 mod pages;
 mod places;
-mod routes;
+pub mod routes;
 mod server;
 mod socket;
 pub mod stream;

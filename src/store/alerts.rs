@@ -286,9 +286,11 @@ impl Documents {
             Some(marks) => marks.get(id)?,
             None => None,
         };
-        document["false_positive"] = mark.is_some().into();
+        let fields = document.as_object_mut().ok_or_else(|| strange("an alert"))?;
+        fields.insert("false_positive".to_owned(), mark.is_some().into());
         if let Some(mark) = mark {
-            document["mark"] = serde_json::from_slice(mark.value()).map_err(|_| strange("a mark"))?;
+            let mark = serde_json::from_slice(mark.value()).map_err(|_| strange("a mark"))?;
+            fields.insert("mark".to_owned(), mark);
         }
         Ok(StoredAlert { id: AlertId(Uuid::from_u128(id)), document })
     }

@@ -8,14 +8,17 @@ mod targets {
     pub mod capture;
     pub mod config;
     pub mod conversation;
+    pub mod jwt;
     pub mod packets;
     pub mod patterns;
     pub mod quic;
     pub mod record;
     pub mod replay;
+    pub mod request;
     pub mod rule_json;
     pub mod seeds;
     pub mod segments;
+    pub mod stored;
     pub mod token;
 }
 #[path = "../support/mod.rs"]
@@ -75,6 +78,11 @@ fn conversations_are_the_same_however_they_are_cut() {
 }
 
 #[test]
+fn only_what_an_issuer_signed_lets_somebody_in() {
+    check("jwt", 2000, jwt::run);
+}
+
+#[test]
 fn packets_of_all_kinds_stay_within_the_caps() {
     check("packets", 5000, packets::run);
 }
@@ -100,6 +108,11 @@ fn a_replay_gives_the_same_lines_again() {
 }
 
 #[test]
+fn requests_are_answered_or_refused() {
+    check("request", 2000, request::run);
+}
+
+#[test]
 fn rules_are_taken_or_their_errors_are_told() {
     check("rule_json", 1000, rule_json::run);
 }
@@ -107,6 +120,11 @@ fn rules_are_taken_or_their_errors_are_told() {
 #[test]
 fn segments_are_put_together_in_any_order() {
     check("segments", 2000, segments::run);
+}
+
+#[test]
+fn what_is_stored_is_read_back_or_refused() {
+    check("stored", 500, stored::run);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 pub mod captures;
 pub mod classbench;
 pub mod conversations;
+pub mod http;
 pub mod packets;
 pub mod pki;
 pub mod random;

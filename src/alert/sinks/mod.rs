@@ -13,7 +13,7 @@ mod log;
 mod notice;
 mod outlet;
 mod outlets;
-mod spool;
+pub mod spool;
 mod syslog;
 mod webhook;
 

@@ -32,6 +32,8 @@ const SEGMENTS: u64 = 16;
 const SEGMENT_MIN: u64 = 64 << 10;
 const SEGMENT_MAX: u64 = 8 << 20;
 const CURSOR_LEN: usize = 20;
+/// No spool comes so far. What has a greater number is none of ours, and behind the last number there is none.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// A place in the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,7 +113,8 @@ impl Spool {
             let entry = entry?;
             let name = entry.file_name();
             let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|digits| digits.len() == 16);
-            if let Some(number) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+            let number = number.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            if let Some(number) = number.filter(|number| *number <= NUMBER_MAX) {
                 segments.push(Segment { number, size: entry.metadata()?.len() });
             }
         }
@@ -448,7 +451,7 @@ fn read_cursor(file: &File) -> Option<Cursor> {
     file.read_exact_at(&mut bytes, 0).ok()?;
     let number = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
     let cursor = Cursor { segment: number(0)?, offset: number(8)? };
-    (cursor_bytes(cursor) == bytes).then_some(cursor)
+    (cursor_bytes(cursor) == bytes && cursor.segment <= NUMBER_MAX).then_some(cursor)
 }
 
 #[cfg(test)]

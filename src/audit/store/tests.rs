@@ -373,3 +373,29 @@ fn who_may_not_enter_cannot_fill_the_trail() {
     assert_eq!(bench.verify().status, Soundness::Intact);
     bench.stop();
 }
+
+/// Else the first entries would be written over.
+#[test]
+fn a_number_behind_which_there_is_none_stops_the_trail() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record(vec![entry("explain", 200)]);
+    let first = bench.store.logs(&Filter::default(), 1, 0).unwrap().entries;
+    bench.stop();
+    tamper(directory.path(), |write| {
+        let mut table = write.open_table(ENTRIES).unwrap();
+        let value = table.get(1).unwrap().unwrap().value().to_vec();
+        table.insert(u64::MAX - 1, value.as_slice()).unwrap();
+    });
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.store.record(entry("config reload", 200));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !bench.store.health().iter().any(|why| why.contains("no number is left")) {
+        assert!(Instant::now() < deadline, "not told in time; {:?}", bench.store.health());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kept = bench.store.logs(&Filter { before: Some(2), ..Filter::default() }, 1, 0).unwrap().entries;
+    assert_eq!((kept, bench.written()), (first, 0));
+    assert_eq!(bench.verify().status, Soundness::Broken);
+    bench.stop();
+}

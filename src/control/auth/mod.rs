@@ -27,8 +27,8 @@ use nix::unistd::{Gid, geteuid};
 use subtle::ConditionallySelectable;
 
 use self::flood::{Flood, Kind, Limits};
-pub use self::oidc::KeySet;
 use self::oidc::KeySource;
+pub use self::oidc::{KeySet, jwks_uri};
 pub use self::token::{TokenRules, read_header, verify};
 use crate::api::{ApiError, Caller, Namespaces, Role, Spec};
 use crate::config::auth::{ApiKey, AuthConfig, KEY_CHARS, OidcConfig, looks_like_token, verification_key};

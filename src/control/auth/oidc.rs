@@ -387,8 +387,8 @@ impl Asker {
     }
 }
 
-/// Where the document about an issuer says that its keys are.
-fn jwks_uri(json: &[u8], issuer: &str) -> Result<String, String> {
+/// Where the document about an issuer says that its keys are. Fails where it is about another one.
+pub fn jwks_uri(json: &[u8], issuer: &str) -> Result<String, String> {
     let about: Value =
         serde_json::from_slice(json).map_err(|_| "the document about the issuer is not JSON".to_owned())?;
     let named = about["issuer"].as_str().unwrap_or_default();

@@ -14,9 +14,9 @@
 //! Out of descriptors: half-open connections are closed and accepting goes on a moment later; descriptors for tiny_http,
 //! which does not survive their lack, are kept in reserve.
 
-mod body;
+pub mod body;
 mod connection;
-mod head;
+pub mod head;
 mod hosts;
 mod limits;
 mod peer;

@@ -341,3 +341,21 @@ fn a_directory_that_is_not_there_yet_is_no_end() {
     assert!(bench.metrics.store_failures("alerts").get() > 0);
     bench.stop();
 }
+
+#[test]
+fn a_document_that_is_none_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let id = AlertId::next();
+    let db = Db::new(directory.path().join("alerts.redb"), "alerts", SCHEMA);
+    db.mend(false).unwrap();
+    let written = db.write(|write| {
+        write.open_table(ALERTS)?.insert(id.0.as_u128(), b"[1]".as_slice())?;
+        Ok(())
+    });
+    written.unwrap();
+    drop(db);
+    let bench = Bench::new(directory.path(), LIMITS);
+    let error = bench.store.get(id).unwrap_err();
+    assert_eq!(error.to_string(), "the file is damaged: an alert cannot be read");
+    bench.stop();
+}

@@ -7,11 +7,14 @@ use std::mem;
 use std::path::Path;
 
 use ebpfsentinel::abi::{bytes_of, ids_record};
+use ebpfsentinel::alert::{Alert, AlertId, Severity};
+use ebpfsentinel::component::Component;
 use ebpfsentinel::flow::{
     Anomaly, Direction, EndReason, Flow, Inspector, Limits, Link, PacketMeta, Protocols, Reaction, Watcher,
 };
 use ebpfsentinel::packet::proto::{AppProto, Out, Parser, Side, Told, detect};
 use ebpfsentinel::replay::capture::Capture;
+use ebpfsentinel::store::block::{Block, Row};
 
 /// What one side said at once.
 type Piece = (Side, Vec<u8>);
@@ -243,25 +246,185 @@ const TOKENS: [&str; 6] = [
     ),
 ];
 
+const VARIABLES: [&str; 2] = [
+    "EBPFSENTINEL_AGENT_LOG_LEVEL=debug\nEBPFSENTINEL_PORT=9\nEBPFSENTINEL_AGENT_HOST_NAMES=a,b",
+    "EBPFSENTINEL_AGENT_LOGLEVEL=x\nEBPFSENTINEL_HOST=::1\nEBPFSENTINEL_AGENT_BIND_ADDRESS=::1",
+];
+
+/// Requests of each kind of operation; `|` is a line's end, and before a body stands its length.
+const REQUESTS: [(&str, &str); 16] = [
+    ("GET /healthz HTTP/1.0|Host: localhost", ""),
+    (
+        "GET /api/v1/agent/status HTTP/1.1|Host: 127.0.0.1:8080|X-API-Key: the-key-of-a-viewer-0|Connection: keep-alive",
+        "",
+    ),
+    (
+        "POST /api/v1/firewall/rules HTTP/1.1|Host: localhost|Authorization: Bearer the-key-of-the-admin",
+        r#"{"id":"a","priority":1,"action":"deny","protocol":"tcp","src_ip":"10.0.0.0/8","dst_port":"80-443"}"#,
+    ),
+    (
+        "POST /api/v1/firewall/rules?confirm_secs=60 HTTP/1.1|Host: [::1]|X-API-Key: the-key-of-the-admin",
+        r#"[{"id":"b","priority":2,"action":"allow","dst_ip":"2001:db8::/32","enabled":false,"namespace":"prod"}]"#,
+    ),
+    (
+        "POST /api/v1/ratelimit/rules HTTP/1.1|Host: localhost|X-API-Key: the-key-of-an-operator",
+        r#"{"id":"c","priority":3,"rate":"1.5M","burst":9,"unit":"packets","scope":"per_ip","namespace":"prod"}"#,
+    ),
+    (
+        "POST /api/v1/firewall/l7-rules HTTP/1.1|Host: localhost|X-API-Key: the-key-of-the-admin|Expect: 100-continue",
+        r#"{"id":"d","priority":1,"action":"deny","protocol":"http","path":"~^/a+","header":{"X-a":"~b+"}}"#,
+    ),
+    (
+        "PUT /api/v1/firewall/rules/a%20b HTTP/1.1|Host: localhost|X-API-Key: the-key-of-the-admin",
+        r#"{"id":"a b","priority":1,"action":"log"}"#,
+    ),
+    ("DELETE /api/v1/ratelimit/rules/c?confirm_secs=1 HTTP/1.1|Host: localhost|X-API-Key: the-key-of-the-admin", ""),
+    (
+        "POST /api/v1/explain HTTP/1.1|Host: localhost|X-API-Key: the-key-of-a-viewer-0",
+        r#"{"src_ip":"10.0.0.1","dst_ip":"10.0.0.2","protocol":"tcp","dst_port":80,"tcp_flags":"SA","vlan_id":7}"#,
+    ),
+    (
+        "POST /api/v1/alerts/019ad3c1-5b7e-7c40-9c1e-6f2f1d0a4b33/false-positive HTTP/1.1|Host: localhost|\
+         X-API-Key: the-key-of-the-admin",
+        r#"{"comment":"known","suppress":{"minutes":5}}"#,
+    ),
+    (
+        "GET /api/v1/alerts?from=2026-11-30T08:00:00Z&to=17&ip=192.0.2.0/24&component=l7&min_severity=low&rule_id=a&\
+         text=x&false_positive=true&before=019ad3c1-5b7e-7c40-9c1e-6f2f1d0a4b33&limit=1&offset=0 HTTP/1.1|\
+         Host: localhost|X-API-Key: the-key-of-the-admin",
+        "",
+    ),
+    (
+        "GET /api/v1/audit/logs?component=l7&action=trail&actor=a&before=3 HTTP/1.1|Host: agent.example|\
+         X-API-Key: the-key-of-the-admin",
+        "",
+    ),
+    ("GET /api/v1/audit/rules/a/history?limit=5 HTTP/1.1|Host: localhost|X-API-Key: the-key-of-the-admin", ""),
+    ("HEAD /api/v1/audit/verify HTTP/1.1|Host: localhost|X-API-Key: the-key-of-the-admin", ""),
+    (
+        "GET /api/v1/alerts/stream?mitre=T1190&rule_id=a* HTTP/1.1|Host: localhost|\
+         Last-Event-ID: 019ad3c1-5b7e-7c40-9c1e-6f2f1d0a4b33.1|X-API-Key: the-key-of-the-admin",
+        "",
+    ),
+    (
+        "POST /api/v1/config/reload HTTP/1.1|Host: localhost|Origin: http://localhost|X-API-Key: the-key-of-the-admin",
+        "",
+    ),
+];
+
+/// Each request with its body by length, and in chunks.
+fn request_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for (head, body) in REQUESTS {
+        let head = head.replace('|', "\r\n");
+        seeds.push(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes());
+        if !body.is_empty() {
+            let (front, back) = body.split_at(body.len() / 2);
+            let chunk = |text: &str| format!("{:x};a=b\r\n{text}\r\n", text.len());
+            let chunks = format!("{}{}0\r\nTrailer: x\r\n\r\n", chunk(front), chunk(back));
+            seeds.push(format!("{head}\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}").into_bytes());
+        }
+    }
+    seeds
+}
+
+/// Who signs, header, claims, keys.
+const JWTS: [(u8, &str, &str, &str); 5] = [
+    (
+        1,
+        r#"{"alg":"EdDSA","kid":"b","typ":"at+jwt"}"#,
+        r#"{"iss":["https://issuer.example"],"aud":"ebpfsentinel","sub":"a","role":["x","admin"],"exp":9999999999}"#,
+        TOKENS[5],
+    ),
+    (
+        2,
+        r#"{"alg":"ES256","kid":"a"}"#,
+        r#"{"iss":"https://issuer.example","aud":["ebpfsentinel"],"sub":"a","role":"viewer","exp":1e10,"nbf":1}"#,
+        TOKENS[4],
+    ),
+    (
+        13,
+        "",
+        r#"{"iss":"https://issuer.example","aud":"ebpfsentinel","sub":"a","role":"operator","exp":9999999999,"#,
+        "",
+    ),
+    (0, r#"{"alg":"RS256","kid":"c","crit":["exp"]}"#, "{}", TOKENS[5]),
+    (14, "", r#"{"iss":"b"}"#, r#"{"issuer":"https://issuer.example","jwks_uri":"https://issuer.example/keys"}"#),
+];
+
+fn jwt_seeds() -> Vec<Vec<u8>> {
+    let seed = |(choice, header, claims, keys): (u8, &str, &str, &str)| {
+        // A path and a name of the namespaces do not fit into one line.
+        let claims = match choice {
+            13 => format!(r#"{claims}"realm":{{"namespaces":["prod"]}}}}"#),
+            _ => claims.to_owned(),
+        };
+        [&[choice][..], format!("{header}\n{claims}\n{keys}").as_bytes()].concat()
+    };
+    JWTS.map(seed).to_vec()
+}
+
+/// Records of each kind, and stores of some of them: the first byte says which.
+fn stored_seeds() -> Vec<Vec<u8>> {
+    let mut block = Block::default();
+    for n in 0..9u128 {
+        let mut alert = Alert::new(Component::L7, Severity::High, format!("r{}", n % 2), "deny", 1000 + n as u64, "m");
+        alert.id = AlertId(uuid::Uuid::from_u128(n));
+        alert.src_ip = Some("192.0.2.1".parse().expect("it is an address"));
+        block.put(Row::new(&alert));
+    }
+    let (rows, summary) = (block.encode(), block.summary().encode());
+    let entry = |seq: u64, action: &str| {
+        let rule = r#""component":"l7","rule_id":"r","version":1,"before":null,"after":{"id":"r","priority":1}"#;
+        format!(r#"{{"seq":{seq},"timestamp":"t","timestamp_ns":7,"action":"{action}","operation":"l7 add",{rule},"#)
+            + r#""actor":"a","role":"admin","address":"192.0.2.1","method":"api_key","outcome":201,"detail":""}"#
+    };
+    let text = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes()[..], bytes].concat();
+    let mark = r#"{"by":"a","at":"t","comment":"c"}"#.as_bytes();
+    let suppression = br#"{"id":"s","component":"l7","rule_id":"r","src_ip":"192.0.2.1","created_ns":1,"until_ns":2,"created_by":"a"}"#;
+    let chained = |action: &str| [&[1][..], &text(entry(1, action).as_bytes())].concat();
+    let alert = br#"{"component":"l7","rule_id":"r","src_ip":"192.0.2.1"}"#;
+    vec![
+        [&[0][..], &rows].concat(),
+        [&[1][..], &summary].concat(),
+        [&[2][..], &[0; 32], entry(1, "rule_added").as_bytes()].concat(),
+        [&[3][..], mark].concat(),
+        [&[3][..], suppression].concat(),
+        [&[4, 0, 0, 0, 0][..], &text(alert), &[0], &text(b"{}"), &[1], &text(b"[]")].concat(),
+        [&[4, 1, 18, 0, 0][..], &text(b"{}"), &[2], &text(b"{}")].concat(),
+        [&[5][..], &chained("rule_added"), &chained("rule_updated"), &chained("trail"), &[4, 2], &text(b"l7"), &[1]]
+            .concat(),
+        [&[5, 0, 9][..], &text(&[&[0; 32][..], entry(9, "failed").as_bytes()].concat()), &[3, 8, 5], &text(b"8 00")]
+            .concat(),
+        [&[6, 5, 0][..], &text(&rows), &[3, 1], &text(mark), &[4, 0], &text(suppression)].concat(),
+        [&[6, 0, 1][..], &text(alert), &[1, 1], &text(&rows[80..160]), &[2, 1], &text(&summary)].concat(),
+    ]
+}
+
 /// The seeds of a target; `root` is the tree.
 pub fn of(target: &str, root: &Path) -> Vec<Vec<u8>> {
     match target {
         "capture" | "replay" => files(&root.join("tests/data/captures")),
         "config" => {
-            [files(&root.join("conf")), files(&root.join("conf/examples")), files(&root.join("tests/data/bad_configs"))]
-                .concat()
+            let folders = ["conf", "conf/examples", "tests/data/bad_configs"].map(|folder| files(&root.join(folder)));
+            let mut seeds = folders.concat();
+            seeds.extend(VARIABLES.map(|lines| format!("[agent]\ninterfaces = ['lo']\0{lines}").into_bytes()));
+            seeds
         }
         "conversation" => conversation_seeds(root),
+        "jwt" => jwt_seeds(),
         "packets" => packets_seeds(root),
         "patterns" => pattern_seeds(),
         "quic" => quic_seeds(root),
         "record" => record_seeds(root),
+        "request" => request_seeds(),
         "rule_json" => RULES.map(<[u8]>::to_vec).to_vec(),
         "segments" => {
             let conversations = conversations(root).into_iter().map(|(_, pieces)| pieces).chain(handshakes(root));
             let seed = |pieces: Vec<Piece>| [&[2; 9][..], &steps(&pieces, |at| (at as u8) << 3)].concat();
             conversations.map(seed).collect()
         }
+        "stored" => stored_seeds(),
         "token" => TOKENS.map(|text| text.as_bytes().to_vec()).to_vec(),
         other => panic!("there is no target {other}"),
     }

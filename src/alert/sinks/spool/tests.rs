@@ -146,6 +146,17 @@ fn a_cursor_that_cannot_be_read_starts_at_the_beginning() {
 }
 
 #[test]
+fn the_last_numbers_are_nobodys() {
+    let bench = Bench::new();
+    fill(&bench.open(1 << 20), 0..3);
+    fs::write(path_of(&bench.path(), u64::MAX), b"of somebody else").unwrap();
+    fs::write(bench.path().join("cursor"), cursor_bytes(Cursor { segment: u64::MAX, offset: 0 })).unwrap();
+    let spool = bench.open(1 << 20);
+    fill(&spool, 3..5);
+    assert_eq!((texts(&spool.read(10)), bench.torn.get()), (numbers(0..5), 0));
+}
+
+#[test]
 fn a_disk_that_fails_is_stood_in_for_by_memory() {
     let bench = Bench::new();
     let spool = bench.open(1 << 20);
