@@ -10,12 +10,14 @@
 //! that find none share one allowance.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
 use sha2::{Digest, Sha256};
+
+use crate::api::whose;
 
 /// What an address may do.
 #[derive(Clone, Copy, Debug)]
@@ -185,16 +187,10 @@ impl Flood {
     }
 }
 
-/// The address for which a client answers: who has one address of a /64 has all.
-fn whose(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
     const LIMITS: Limits =
