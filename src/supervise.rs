@@ -234,6 +234,9 @@ pub trait Owned: Send + Sized + 'static {
     /// Time from tick to tick. Also the longest that the thread sleeps, so that it gives a sign of life.
     const TICK: Duration = Duration::from_secs(1);
 
+    /// Called once, on the thread, before all else. It may take long: the thread is not watched yet.
+    fn begin(&mut self, _now: Instant) {}
+
     /// Takes one event.
     fn event(&mut self, event: Self::Event, now: Instant);
 
@@ -376,6 +379,7 @@ fn call_queue<T>(name: &'static str, bell: Option<Bell>) -> (Handle<T>, Receiver
 
 /// The owner's loop. Ends when asked to, or when nobody can ask any more.
 fn own<T: Owned>(mut state: T, calls: &Receiver<Call<T>>, mut events: Receiver<T::Event>, pulse: &Pulse) -> T {
+    state.begin(Instant::now());
     let mut next_tick = Instant::now() + T::TICK;
     loop {
         pulse.beat();
