@@ -390,7 +390,8 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 impl Stores {
-    /// Starts those that are wanted. A file that cannot be opened is no error: it is told by readiness.
+    /// Starts those that are wanted. They open their files by themselves, however long that takes, and one that cannot
+    /// be opened is no error: it is told by readiness.
     fn start(
         config: &Config,
         suppressions: &Arc<Suppressions>,

@@ -44,6 +44,9 @@ impl Stores {
         let limits = store::Limits { age, count: entries_max, buffer };
         let (audit, audit_thread) =
             AuditStore::start(directory.join("audit.redb"), limits, &metrics, &supervisor).unwrap();
+        // They open their files by themselves.
+        alerts.handle().call(|_| ()).unwrap();
+        audit.handle().call(|_| ()).unwrap();
         let sink = Box::new(alerts.sink());
         Stores { alerts, audit, sink, metrics, threads: (alerts_thread, audit_thread), _supervisor: supervisor }
     }
