@@ -550,6 +550,33 @@ mod tests {
         flood.join().unwrap();
     }
 
+    /// Nobody waits for an owner that has much to do at first, and it is not thought to be frozen.
+    #[test]
+    fn an_owner_begins_on_its_own_thread_before_all_else() {
+        struct Slow(Receiver<()>, Vec<u32>);
+        impl Owned for Slow {
+            type Event = u32;
+            fn begin(&mut self, _now: Instant) {
+                self.0.recv().unwrap();
+                self.1.push(0);
+            }
+            fn event(&mut self, event: u32, _now: Instant) {
+                self.1.push(event);
+            }
+        }
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let (release, gate) = bounded(0);
+        let (events, queue) = bounded(10);
+        let (handle, thread) = supervisor.spawn_owner("slow", Slow(gate, Vec::new()), queue).unwrap();
+        events.send(1).unwrap();
+        let busy = handle.with_timeout(Duration::from_millis(20)).call(|_| ());
+        assert_eq!(busy, Err(Gone::Busy("slow".into())));
+        assert!(supervisor.stalled(Duration::ZERO).is_empty());
+        release.send(()).unwrap();
+        handle.stop().unwrap();
+        assert_eq!(thread.join(PATIENCE).unwrap().1, [0, 1]);
+    }
+
     #[test]
     fn a_panic_is_told_with_thread_message_and_place() {
         let (supervisor, failures) = Supervisor::new().unwrap();
