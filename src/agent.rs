@@ -441,7 +441,8 @@ fn end<O: 'static>(part: Option<Part<O>>) -> Result<(), Gone> {
     part.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop)))
 }
 
-/// Starts the stores that are wanted. A file that cannot be opened is no error: it is told by readiness.
+/// Starts the stores that are wanted. They open their files by themselves, however long that takes, and one that cannot
+/// be opened is no error: it is told by readiness.
 fn start_stores(
     config: &Config,
     suppressions: &Arc<Suppressions>,

@@ -29,7 +29,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -294,6 +294,14 @@ impl Spec {
             Some(param) => Err(ApiError::validation(format!("query parameter \"{}\" is required", param.name))),
             None => Ok(()),
         }
+    }
+}
+
+/// The address for which a client answers: who has one address of an IPv6 /64 has all.
+pub fn whose(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
     }
 }
 

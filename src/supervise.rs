@@ -234,6 +234,9 @@ pub trait Owned: Send + Sized + 'static {
     /// Time from tick to tick. Also the longest that the thread sleeps, so that it gives a sign of life.
     const TICK: Duration = Duration::from_secs(1);
 
+    /// Called once, on the thread, before all else. It may take long: the thread is not watched yet.
+    fn begin(&mut self, _now: Instant) {}
+
     /// Takes one event.
     fn event(&mut self, event: Self::Event, now: Instant);
 
@@ -376,6 +379,7 @@ fn call_queue<T>(name: &'static str, bell: Option<Bell>) -> (Handle<T>, Receiver
 
 /// The owner's loop. Ends when asked to, or when nobody can ask any more.
 fn own<T: Owned>(mut state: T, calls: &Receiver<Call<T>>, mut events: Receiver<T::Event>, pulse: &Pulse) -> T {
+    state.begin(Instant::now());
     let mut next_tick = Instant::now() + T::TICK;
     loop {
         pulse.beat();
@@ -544,6 +548,33 @@ mod tests {
         handle.stop().unwrap();
         thread.join(PATIENCE).unwrap();
         flood.join().unwrap();
+    }
+
+    /// Nobody waits for an owner that has much to do at first, and it is not thought to be frozen.
+    #[test]
+    fn an_owner_begins_on_its_own_thread_before_all_else() {
+        struct Slow(Receiver<()>, Vec<u32>);
+        impl Owned for Slow {
+            type Event = u32;
+            fn begin(&mut self, _now: Instant) {
+                self.0.recv().unwrap();
+                self.1.push(0);
+            }
+            fn event(&mut self, event: u32, _now: Instant) {
+                self.1.push(event);
+            }
+        }
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let (release, gate) = bounded(0);
+        let (events, queue) = bounded(10);
+        let (handle, thread) = supervisor.spawn_owner("slow", Slow(gate, Vec::new()), queue).unwrap();
+        events.send(1).unwrap();
+        let busy = handle.with_timeout(Duration::from_millis(20)).call(|_| ());
+        assert_eq!(busy, Err(Gone::Busy("slow".into())));
+        assert!(supervisor.stalled(Duration::ZERO).is_empty());
+        release.send(()).unwrap();
+        handle.stop().unwrap();
+        assert_eq!(thread.join(PATIENCE).unwrap().1, [0, 1]);
     }
 
     #[test]

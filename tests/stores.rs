@@ -44,6 +44,9 @@ impl Stores {
         let limits = store::Limits { age, count: entries_max, buffer };
         let (audit, audit_thread) =
             AuditStore::start(directory.join("audit.redb"), limits, &metrics, &supervisor).unwrap();
+        // They open their files by themselves.
+        alerts.handle().call(|_| ()).unwrap();
+        audit.handle().call(|_| ()).unwrap();
         let sink = Box::new(alerts.sink());
         Stores { alerts, audit, sink, metrics, threads: (alerts_thread, audit_thread), _supervisor: supervisor }
     }
@@ -235,6 +238,73 @@ fn on_a_full_disk_it_waits_counts_and_goes_on_by_itself() {
     assert!(found.incidents[0].contains("entries were lost, as the disk could not be written"), "{found:?}");
     stores.sink.write(&alert(99_999)).unwrap();
     wait_for("one more", || stores.newest(1) == [99_999]);
+    stores.stop();
+}
+
+/// A damaged file on a full disk: that it was is told now, and written into the new trail as soon as there is room.
+#[test]
+fn what_happened_to_the_trail_is_written_when_there_is_room_again() {
+    let directory = tempfile::tempdir().unwrap();
+    small_disk(directory.path());
+    let ballast = directory.path().join("ballast");
+    fs::write(&ballast, vec![0; 56 << 20]).unwrap();
+    fs::write(directory.path().join("audit.redb"), "this is no database").unwrap();
+    let stores = Stores::open(directory.path(), 1000, 1000, 1000);
+    let reasons = stores.audit.health();
+    assert!(reasons.len() == 2 && reasons[0].contains("no space") && reasons[1].contains("was damaged"), "{reasons:?}");
+    fs::remove_file(&ballast).unwrap();
+    wait_for("room", || stores.audit.health().len() == 1);
+    let found = stores.audit.verify().unwrap().unwrap();
+    assert_eq!((found.status, found.entries), (Soundness::Incidents, 1));
+    assert!(found.incidents[0].contains("was damaged"), "{found:?}");
+    stores.stop();
+}
+
+/// What they keep has filled the disk, and others took the rest to the last byte. Then less is to be kept, as it is
+/// when days have passed: they remove it, give the room back, and go on by themselves.
+#[test]
+fn a_disk_that_they_filled_is_free_again_when_they_keep_less() {
+    let directory = tempfile::tempdir().unwrap();
+    small_disk(directory.path());
+    let mut stores = Stores::open(directory.path(), 1_000_000, 1_000_000, 2000);
+    let lacks_room =
+        |reasons: Vec<String>| reasons.iter().any(|reason| reason.contains("no space is left on the disk"));
+    let mut number = 0;
+    wait_for("a full disk", || {
+        for _ in 0..200 {
+            let alert = Alert { message: "x".repeat(2000), ..(*alert(number)).clone() };
+            let _ = stores.sink.write(&Arc::new(alert));
+            number += 1;
+        }
+        for _ in 0..10 {
+            stores.audit.record(Entry { after: Some("x".repeat(20_000).into()), ..entry(number) });
+        }
+        lacks_room(stores.alerts.health()) && lacks_room(stores.audit.health())
+    });
+    let mut ballast = fs::File::create(directory.path().join("ballast")).unwrap();
+    while ballast.write_all(&[0; 4096]).is_ok() {}
+    let kept = stores.alerts.find(&Question { limit: 1, ..Question::default() }).unwrap().total;
+    assert!(kept > 5000, "{kept}");
+
+    let age = Duration::from_secs(86_400);
+    let limits = alerts::Limits { age, count: 100, buffer: 2000 };
+    stores.alerts.handle().call(move |writer| writer.set_limits(limits)).unwrap();
+    let limits = store::Limits { age, count: 100, buffer: 2000 };
+    stores.audit.handle().call(move |writer| writer.set_limits(limits)).unwrap();
+    wait_for("room", || stores.alerts.health().is_empty() && stores.audit.health().is_empty());
+    // What waited is written now, and then removed down to the number.
+    let before = stores.written("audit");
+    stores.sink.write(&alert(number)).unwrap();
+    stores.audit.record(entry(number));
+    wait_for("one more alert", || stores.newest(1) == [number]);
+    wait_for("one more entry", || stores.written("audit") > before);
+    let found = stores.audit.verify().unwrap().unwrap();
+    assert_eq!(found.problems, Vec::<String>::new());
+    assert!(found.removed.is_some_and(|removed| removed.by_count > 100), "{:?}", found.status);
+    // Also for the next time.
+    for name in ["alerts.redb.reserve", "audit.redb.reserve"] {
+        assert!(fs::metadata(directory.path().join(name)).is_ok_and(|file| file.len() == 4 << 20), "{name}");
+    }
     stores.stop();
 }
 

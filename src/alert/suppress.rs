@@ -3,7 +3,7 @@
 //! The router asks them before anything else, so what they hide is in no store and in no stream; it is counted. Whoever
 //! makes one keeps it on disk; here is what is in force.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -92,16 +92,20 @@ impl Suppressions {
     /// Puts one in force, in the place of one for the same rule and source, which is given back. Those that are over at
     /// `now_ns` make room.
     pub fn add(&self, suppression: Suppression, now_ns: u64) -> Result<Option<Suppression>, Full> {
-        let source = suppression.src_ip.map(|source| source.to_canonical());
-        let key = (suppression.component, Arc::from(suppression.rule_id.as_str()), source);
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| now_ns < entry.made.until_ns);
-        if entries.len() >= SUPPRESSIONS_MAX && !entries.contains_key(&key) {
-            return Err(Full);
-        }
-        let hidden = AtomicU64::new(0);
-        let before = entries.insert(key, Entry { made: Suppression { hidden: 0, ..suppression }, hidden });
-        Ok(before.map(|entry| entry.shown()))
+        put(&mut entries, suppression)
+    }
+
+    /// Puts those in force that were kept, in their order, so that the last for a rule and source wins; not those that
+    /// are over at `now_ns`, nor those for a rule and source that has one, which is newer. The answer is how many found
+    /// no room.
+    pub fn restore(&self, kept: Vec<Suppression>, now_ns: u64) -> usize {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| now_ns < entry.made.until_ns);
+        let known: HashSet<Key> = entries.keys().cloned().collect();
+        let new = kept.into_iter().filter(|one| now_ns < one.until_ns && !known.contains(&key_of(one)));
+        new.filter_map(|one| put(&mut entries, one).err()).count()
     }
 
     /// Those in force at `now_ns`, in the order in which they were made.
@@ -119,6 +123,21 @@ impl Suppressions {
         let key = entries.iter().find(|(_, entry)| entry.made.id == id).map(|(key, _)| key.clone())?;
         entries.remove(&key).map(|entry| entry.shown())
     }
+}
+
+fn key_of(suppression: &Suppression) -> Key {
+    let source = suppression.src_ip.map(|source| source.to_canonical());
+    (suppression.component, Arc::from(suppression.rule_id.as_str()), source)
+}
+
+fn put(entries: &mut HashMap<Key, Entry>, suppression: Suppression) -> Result<Option<Suppression>, Full> {
+    let key = key_of(&suppression);
+    if entries.len() >= SUPPRESSIONS_MAX && !entries.contains_key(&key) {
+        return Err(Full);
+    }
+    let hidden = AtomicU64::new(0);
+    let before = entries.insert(key, Entry { made: Suppression { hidden: 0, ..suppression }, hidden });
+    Ok(before.map(|entry| entry.shown()))
 }
 
 #[cfg(test)]
@@ -187,5 +206,27 @@ mod tests {
         // At 110 eleven of them are over.
         assert_eq!(suppressions.add(suppression("d", Some("192.0.2.1"), 200), 110), Ok(None));
         assert_eq!(suppressions.list(110).len(), SUPPRESSIONS_MAX - 1 - 11 + 1);
+    }
+
+    #[test]
+    fn those_that_were_kept_are_put_in_force_anew() {
+        let suppressions = Suppressions::default();
+        let hidden = alert("ssh", Some("192.0.2.1"));
+        suppressions.add(suppression("a", Some("192.0.2.1"), 100), 1).unwrap();
+        assert!(suppressions.hides(&hidden, 10));
+        let mut kept = vec![
+            suppression("a", Some("192.0.2.1"), 100),
+            suppression("over", Some("192.0.2.2"), 5),
+            suppression("b", Some("192.0.2.3"), 100),
+            suppression("c", Some("192.0.2.3"), 100),
+        ];
+        assert_eq!(suppressions.restore(kept.clone(), 10), 0);
+        let told = |one: Suppression| (one.id, one.hidden);
+        let all: Vec<_> = suppressions.list(10).into_iter().map(told).collect();
+        assert_eq!(all, [("a".to_owned(), 3), ("c".to_owned(), 0)], "what is known goes on, and the last one wins");
+        let source = |n: usize| format!("10.1.{}.{}", n / 256, n % 256);
+        kept.extend((0..SUPPRESSIONS_MAX).map(|n| suppression(&format!("d{n}"), Some(&source(n)), 100)));
+        assert_eq!(suppressions.restore(kept, 10), 2);
+        assert_eq!(suppressions.list(10).len(), SUPPRESSIONS_MAX);
     }
 }

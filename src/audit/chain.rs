@@ -107,6 +107,21 @@ impl Head {
 
     /// Says another one. A crash leaves the old or the new line.
     pub fn write(&self, link: Link) -> io::Result<()> {
+        // A full disk has no place for a second file. The line then goes over the old one, in the block that it has:
+        // else the file would be behind for as long as the disk is full, and name an entry that retention has removed
+        // meanwhile.
+        self.write_anew(link).or_else(|error| self.write_over(link).map_err(|_| error))
+    }
+
+    fn write_over(&self, link: Link) -> io::Result<()> {
+        let mut file = File::options().write(true).open(&self.path)?;
+        let mut line = format!("{} {}\n", link.seq, link.hash).into_bytes();
+        line.resize(line.len().max(file.metadata()?.len() as usize), b'\n');
+        file.write_all(&line)?;
+        file.sync_data()
+    }
+
+    fn write_anew(&self, link: Link) -> io::Result<()> {
         let fresh = self.path.with_extension("head.new");
         let mut file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(format!("{} {}\n", link.seq, link.hash).as_bytes())?;
@@ -144,6 +159,13 @@ mod tests {
         let link = Link::START.next(b"a");
         head.write(link).unwrap();
         assert_eq!(head.read().unwrap(), Some(link));
+        // Where no other file can be made, it goes over the old one.
+        let long = Link { seq: u64::MAX, hash: link.hash };
+        fs::create_dir(head.path().with_extension("head.new")).unwrap();
+        for link in [long, link, long] {
+            head.write(link).unwrap();
+            assert_eq!(head.read().unwrap(), Some(link));
+        }
         for bad in ["", "1", "1 00", "x 0000000000000000000000000000000000000000000000000000000000000000"] {
             fs::write(head.path(), bad).unwrap();
             assert_eq!(head.read().unwrap_err().kind(), ErrorKind::InvalidData, "{bad}");

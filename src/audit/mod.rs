@@ -6,9 +6,11 @@
 //! shows, and there secrets are masked.
 
 pub mod api;
+pub mod budget;
 pub mod chain;
 pub mod config;
 pub mod store;
+pub mod verify;
 
 use std::net::IpAddr;
 
@@ -121,13 +123,14 @@ pub enum Action {
     RuleRemoved,
     /// An alert was marked, or what the mark hides was changed.
     FalsePositive,
-    /// Somebody was not let in, or not allowed to.
+    /// Somebody was not let in, or not allowed to; see [`budget`].
     PolicyViolation,
-    /// It was allowed and did not work.
+    /// It was allowed and did not work; see [`budget`].
     Failed,
     /// Something else that changes things.
     Operation,
-    /// The trail itself: entries that went by age, a file that was damaged, an end that is missing.
+    /// The trail itself: entries that retention removed, or that were lost, a file that was damaged, an end that is
+    /// missing.
     Trail,
 }
 

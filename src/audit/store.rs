@@ -6,31 +6,35 @@
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use prometheus_client::metrics::counter::Counter;
-use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::chain::{Head, Link};
+use super::budget::{Budget, WINDOW};
+use super::chain::{GENESIS, Hash, Head, Link};
+use super::verify::verify;
+pub use super::verify::{Removal, Soundness, Verification};
 use super::{Action, Auditor, Change, DETAIL_MAX, Entry, NAME_MAX, any_value, changes, cut, cut_value};
 use crate::logging::rfc3339;
 use crate::metrics::Metrics;
 use crate::store::db::{Db, DbError};
-use crate::store::health::{Attempts, Health};
+use crate::store::health::{Attempts, Health, Unreadable};
 use crate::store::{COMMIT_INTERVAL, existing, now_ns};
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
 
 /// Number -> hash and bytes of the entry.
-const ENTRIES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("entries");
+pub(super) const ENTRIES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("entries");
 /// Rule, component and version -> number of the entry; see [`history_key`].
-const HISTORY: TableDefinition<'static, &[u8], u64> = TableDefinition::new("history");
-/// `"removed"` -> number and hash of the last entry that retention took away.
-const ANCHOR: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("anchor");
+pub(super) const HISTORY: TableDefinition<'static, &[u8], u64> = TableDefinition::new("history");
+/// What retention took away: `"removed"` -> number and hash of the last entry, `"counts"` -> how many by age and by
+/// number.
+pub(super) const ANCHOR: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("anchor");
 
 const SCHEMA: u32 = 1;
 /// Entries of one commit.
@@ -41,16 +45,15 @@ const REMOVE_MAX: usize = 5000;
 const SCAN_MAX: usize = 50_000;
 /// Between looks for what is too old.
 const RETENTION_PAUSE: Duration = Duration::from_secs(30);
+/// By so much more than their age entries are let grow older, so that not every one that becomes too old has a pass of
+/// retention, and that pass its entry.
+const AGE_STEP: Duration = Duration::from_secs(3600);
+/// What [`Unreadable`] calls what cannot be read.
+const ENTRY: &str = "unreadable_entry";
 /// Between lines of the log that name the chain's end.
 const HEAD_PAUSE: Duration = Duration::from_secs(3600);
-/// Refused attempts that get an entry of their own in a window; the others of it share one. Else who may not enter could
-/// fill the trail, and push out what was done before.
-const REFUSALS_MAX: u32 = 100;
-const REFUSALS_WINDOW: Duration = Duration::from_secs(60);
 /// How long whoever makes an entry waits for room in the queue. Losing one is worse.
 const SENDER_PATIENCE: Duration = Duration::from_millis(250);
-/// Problems that a verification lists.
-const PROBLEMS_MAX: usize = 20;
 /// How far the clock may have been set back: that much earlier than asked for, entries are still looked at.
 const CLOCK_STEP_NS: u64 = 86_400_000_000_000;
 
@@ -128,8 +131,13 @@ impl Record {
         }
     }
 
+    /// Whether retention says with it what it has removed.
+    pub(super) fn is_of_retention(&self) -> bool {
+        self.action == Action::Trail && self.after.is_some()
+    }
+
     /// Whether this is a version of a rule.
-    fn rule(&self) -> Option<(&str, &str)> {
+    pub(super) fn rule(&self) -> Option<(&str, &str)> {
         let is_version = matches!(self.action, Action::RuleAdded | Action::RuleUpdated | Action::RuleRemoved);
         Some((self.rule_id.as_deref()?, self.component.as_deref().unwrap_or_default())).filter(|_| is_version)
     }
@@ -228,37 +236,6 @@ pub struct History {
     pub total: u64,
 }
 
-/// How a trail is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Soundness {
-    /// Every entry is as it was written, and none is missing.
-    Intact,
-    /// The entries fit together, but some of them tell that something happened to the trail.
-    Incidents,
-    /// Entries were changed, removed or put in, or the end is missing.
-    Broken,
-}
-
-/// What a verification found.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-pub struct Verification {
-    /// In a word.
-    pub status: Soundness,
-    /// Entries that were looked at: all.
-    pub entries: u64,
-    /// Number of the first that is kept; 0 when there is none.
-    pub first: u64,
-    /// Number of the last.
-    pub last: u64,
-    /// Its hash. Keep it elsewhere, to compare it some day.
-    pub last_hash: String,
-    /// What is wrong, at most 20 of it.
-    pub problems: Vec<String>,
-    /// What happened to the trail and was written into it, at most 20 of it.
-    pub incidents: Vec<String>,
-}
-
 /// What the store is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -279,24 +256,32 @@ pub struct AuditStore {
     queue: Sender<Entry>,
     handle: Handle<Writer>,
     lost: Counter,
+    /// Lost since the owner last wrote how many.
+    unheard: Arc<AtomicU64>,
+    unreadable: Arc<Unreadable>,
     verifying: Arc<AtomicBool>,
 }
 
 impl AuditStore {
-    /// Opens the trail at `path`, or begins one, and starts its thread. A file that cannot be opened is told of by
-    /// [`AuditStore::health`] and tried again; it stops nothing.
+    /// Starts the thread of the trail at `path`, which opens it, or begins one. Nobody waits for that: until then, and
+    /// while a file cannot be opened, [`AuditStore::health`] says so, entries wait in the queue, and readers are told
+    /// that it is not open.
     pub fn start(
         path: PathBuf,
         limits: Limits,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         supervisor: &Supervisor,
     ) -> std::io::Result<(AuditStore, Thread<Writer>)> {
         let db = Arc::new(Db::new(path, "audit", SCHEMA));
         let head = Head::beside(db.path());
         let health = Arc::new(Health::default());
+        let unheard = Arc::<AtomicU64>::default();
+        let unreadable = Arc::new(Unreadable::new("audit trail", "audit", &health, metrics));
         let (queue, entries) = bounded(limits.buffer);
-        let mut writer = Writer {
-            refusals: Refusals::default(),
+        let writer = Writer {
+            budget: Budget::default(),
+            withheld: metrics.events_lost("audit", "attempts"),
+            unreadable: unreadable.clone(),
             db: db.clone(),
             head: head.clone(),
             health: health.clone(),
@@ -305,17 +290,20 @@ impl AuditStore {
             pending: Vec::new(),
             link: None,
             promised: None,
+            untold: Vec::new(),
             lost_now: 0,
+            unheard: unheard.clone(),
+            unheard_now: 0,
             lost: metrics.events_lost("audit", "disk"),
             written: metrics.store_records("audit"),
             attempts: Attempts::new("the audit trail", &health, metrics.store_failures("audit")),
             retention_at: Instant::now(),
             head_told_at: Instant::now(),
         };
-        writer.commit(Instant::now());
         let (handle, thread) = supervisor.spawn_owner("audit-store", writer, entries)?;
         let lost = metrics.events_lost("audit", "full");
-        Ok((AuditStore { db, head, health, queue, handle, lost, verifying: Arc::default() }, thread))
+        let verifying = Arc::default();
+        Ok((AuditStore { db, head, health, queue, handle, lost, unheard, unreadable, verifying }, thread))
     }
 
     /// What is wrong with it, for readiness.
@@ -343,7 +331,10 @@ impl AuditStore {
                     page.next = page.next.or(Some(seq.value() + 1));
                     break;
                 }
-                let record = decoded(value.value())?;
+                let Some(record) = decoded(value.value()) else {
+                    self.unreadable.skip(ENTRY, seq.value());
+                    continue;
+                };
                 if filter.from_ns.is_some_and(|from| record.timestamp_ns.saturating_add(CLOCK_STEP_NS) < from) {
                     break;
                 }
@@ -385,10 +376,14 @@ impl AuditStore {
             }
             numbers.sort_unstable();
             found.total = numbers.len() as u64;
-            for seq in numbers.into_iter().rev().take(limit) {
-                let value = entries.get(seq)?;
-                let value = value.ok_or_else(|| DbError::Damaged(format!("entry {seq} of a history is missing")))?;
-                let record = decoded(value.value())?;
+            for seq in numbers.into_iter().rev() {
+                if found.entries.len() == limit {
+                    break;
+                }
+                let Some(record) = entries.get(seq)?.and_then(|value| decoded(value.value())) else {
+                    self.unreadable.skip(ENTRY, seq);
+                    continue;
+                };
                 found.entries.push(Version {
                     version: record.version.unwrap_or_default(),
                     timestamp: record.timestamp,
@@ -428,26 +423,21 @@ impl Auditor for AuditStore {
         };
         if !sent {
             self.lost.inc();
+            self.unheard.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// The parts of a kept entry.
-fn split(value: &[u8]) -> Result<(super::chain::Hash, &[u8]), DbError> {
-    let (hash, bytes) =
-        value.split_first_chunk().ok_or_else(|| DbError::Damaged("an entry is too short".to_owned()))?;
-    Ok((super::chain::Hash(*hash), bytes))
+/// The parts of a kept entry. One that is too short for a hash is none that was written, and fits nowhere in the chain.
+pub(super) fn split(value: &[u8]) -> (Hash, &[u8]) {
+    value.split_first_chunk().map_or((GENESIS, &[]), |(hash, bytes)| (Hash(*hash), bytes))
 }
 
-/// An entry from the bytes that are kept: its hash, and itself as JSON.
-///
-/// # Errors
-/// They are none of an entry.
-pub fn decoded(value: &[u8]) -> Result<Record, DbError> {
-    let (hash, bytes) = split(value)?;
-    let record: Record =
-        serde_json::from_slice(bytes).map_err(|error| DbError::Damaged(format!("an entry cannot be read: {error}")))?;
-    Ok(Record { hash: hash.to_string(), ..record })
+/// An entry from the bytes that are kept: its hash, and itself as JSON; `None` where the bytes are none.
+pub fn decoded(value: &[u8]) -> Option<Record> {
+    let (hash, bytes) = split(value);
+    let record: Record = serde_json::from_slice(bytes).ok()?;
+    Some(Record { hash: hash.to_string(), ..record })
 }
 
 /// The rule's length and the rule: no rule's keys begin as another's do.
@@ -459,7 +449,7 @@ fn rule_prefix(rule: &str) -> Vec<u8> {
 }
 
 /// Rule, component, and the version as eight bytes.
-fn history_key(rule: &str, component: &str, version: u64) -> Vec<u8> {
+pub(super) fn history_key(rule: &str, component: &str, version: u64) -> Vec<u8> {
     let mut key = rule_prefix(rule);
     key.extend(component.as_bytes());
     key.extend(version.to_be_bytes());
@@ -472,127 +462,59 @@ fn link_bytes(link: Link) -> Vec<u8> {
 
 fn link_of(bytes: &[u8]) -> Option<Link> {
     let (seq, hash) = bytes.split_first_chunk()?;
-    Some(Link { seq: u64::from_be_bytes(*seq), hash: super::chain::Hash(hash.try_into().ok()?) })
+    Some(Link { seq: u64::from_be_bytes(*seq), hash: Hash(hash.try_into().ok()?) })
 }
 
-/// What retention took away last, as the file and as the entry that it left say it.
-fn removed_value(link: Link) -> Value {
-    serde_json::json!({"seq": link.seq, "hash": link.hash.to_string()})
+/// What retention has removed since the trail was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Removed {
+    /// The last entry of it.
+    pub link: Link,
+    /// Entries that had become too old.
+    pub by_age: u64,
+    /// Entries that had become too many.
+    pub by_count: u64,
 }
 
-fn verify(read: &ReadTransaction, head: &std::io::Result<Option<Link>>) -> Result<Verification, DbError> {
-    let mut problems = Vec::new();
-    let mut incidents = Vec::new();
-    let note = |list: &mut Vec<String>, text: String| {
-        if list.len() < PROBLEMS_MAX {
-            list.push(text);
-        }
-    };
-    let anchor = match existing(read.open_table(ANCHOR))? {
-        Some(table) => table.get("removed")?.and_then(|value| link_of(value.value())),
-        None => None,
-    };
-    let anchor = anchor.unwrap_or(Link::START);
-    let (mut link, mut count, mut first) = (anchor, 0, 0);
-    let mut removed = None;
-    let mut at_head = matches!(head, Ok(Some(head)) if *head == anchor);
-    if let Some(table) = existing(read.open_table(ENTRIES))? {
-        for item in table.iter()? {
-            let (seq, value) = item?;
-            let seq = seq.value();
-            let (hash, bytes) = split(value.value())?;
-            let expected = link.seq.saturating_add(1);
-            if seq != expected {
-                note(&mut problems, format!("entries {expected} to {} are missing", seq.saturating_sub(1)));
-                link.seq = seq.saturating_sub(1);
-            }
-            let want = link.next(bytes);
-            if want.hash != hash {
-                note(&mut problems, format!("entry {seq} is not what was written, or what was before it is not"));
-            }
-            // From what stands there, so that one forged entry is one problem.
-            link = Link { seq, hash };
-            count += 1;
-            first = if first == 0 { seq } else { first };
-            at_head |= matches!(head, Ok(Some(head)) if *head == link);
-            match decoded(value.value()) {
-                Ok(record) if record.seq != seq => {
-                    note(&mut problems, format!("entry {seq} calls itself {}", record.seq));
-                }
-                Ok(record) if record.action == Action::Trail => match record.after {
-                    Some(after) => removed = Some(after),
-                    None => note(&mut incidents, format!("entry {seq}, {}: {}", record.timestamp, record.detail)),
-                },
-                Ok(_) => {}
-                Err(error) => note(&mut problems, format!("entry {seq}: {error}")),
-            }
-        }
-    }
-    if anchor != Link::START && removed != Some(removed_value(anchor)) {
-        let text =
-            format!("entries up to {} are missing, and retention has not written that it removed them", anchor.seq);
-        note(&mut problems, text);
-    }
-    match head {
-        Ok(Some(_)) if at_head => {}
-        Ok(Some(head)) if head.seq > link.seq => {
-            note(&mut problems, format!("entries {} to {} are missing at the end", link.seq + 1, head.seq));
-        }
-        Ok(Some(head)) if head.seq <= anchor.seq => {
-            note(&mut problems, format!("the head file stands at entry {}, which is no more", head.seq));
-        }
-        Ok(Some(head)) => note(&mut problems, format!("entry {} is not the one that the head file names", head.seq)),
-        Ok(None) if count > 0 => note(&mut problems, "the head file is missing".to_owned()),
-        Ok(None) => {}
-        Err(error) => note(&mut problems, format!("the head file cannot be read: {error}")),
-    }
-    let status = match (problems.is_empty(), incidents.is_empty()) {
-        (false, _) => Soundness::Broken,
-        (true, false) => Soundness::Incidents,
-        (true, true) => Soundness::Intact,
-    };
-    let last_hash = link.hash.to_string();
-    Ok(Verification { status, entries: count, first, last: link.seq, last_hash, problems, incidents })
-}
+impl Removed {
+    const NOTHING: Removed = Removed { link: Link::START, by_age: 0, by_count: 0 };
 
-/// Refused attempts of a window.
-#[derive(Debug, Default)]
-struct Refusals {
-    end: Option<Instant>,
-    told: u32,
-    withheld: u64,
-    last: String,
-}
-
-impl Refusals {
-    /// Whether one more gets an entry of its own.
-    fn admit(&mut self, entry: &Entry, now: Instant) -> bool {
-        self.end.get_or_insert(now + REFUSALS_WINDOW);
-        if self.told < REFUSALS_MAX {
-            self.told += 1;
-            return true;
-        }
-        self.withheld += 1;
-        let address = entry.actor.address.map(|address| format!(" from {address}")).unwrap_or_default();
-        self.last = format!("{} by {}{address}", entry.operation, cut(&entry.actor.name, 100));
-        false
+    /// As the file says it beside the chain; `None`: nothing was removed.
+    pub fn read(anchor: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Option<Removed>, DbError> {
+        let Some(link) = anchor.get("removed")?.and_then(|value| link_of(value.value())) else { return Ok(None) };
+        let counts = anchor.get("counts")?;
+        let counts = counts.as_ref().map_or(&[][..], |value| value.value());
+        let count = |at: usize| counts.as_chunks::<8>().0.get(at).map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        Ok(Some(Removed { link, by_age: count(0), by_count: count(1) }))
     }
 
-    /// What the others of a window that is over at `now` share.
-    fn summary(&mut self, now: Instant) -> Option<Entry> {
-        if self.end.is_none_or(|end| now < end) {
-            return None;
-        }
-        let Refusals { withheld, last, .. } = std::mem::take(self);
-        let text = format!("{withheld} more attempts were refused in the same minute, the last one: {last}");
-        let actor = super::Actor { name: "agent".to_owned(), ..super::Actor::config_reload() };
-        (withheld > 0).then(|| Entry::new(actor, "refused attempts", 429, text))
+    fn write(&self, anchor: &mut redb::Table<'_, &'static str, &'static [u8]>) -> Result<(), DbError> {
+        anchor.insert("removed", link_bytes(self.link).as_slice())?;
+        let counts = [self.by_age.to_be_bytes(), self.by_count.to_be_bytes()].concat();
+        anchor.insert("counts", counts.as_slice())?;
+        Ok(())
+    }
+
+    /// As the entry that retention leaves in the chain says it.
+    fn value(&self) -> Value {
+        let Removed { link, by_age, by_count } = self;
+        json!({"seq": link.seq, "hash": link.hash.to_string(), "by_age": by_age, "by_count": by_count})
+    }
+
+    /// Whether an entry of the chain says the same.
+    pub fn is_told_by(&self, told: &Value) -> bool {
+        let count = |name: &str| told[name].as_u64().unwrap_or_default();
+        told["seq"] == self.link.seq
+            && told["hash"] == self.link.hash.to_string()
+            && (count("by_age"), count("by_count")) == (self.by_age, self.by_count)
     }
 }
 
 /// The owner of the file.
 pub struct Writer {
-    refusals: Refusals,
+    budget: Budget,
+    withheld: Counter,
+    unreadable: Arc<Unreadable>,
     db: Arc<Db>,
     head: Head,
     health: Arc<Health>,
@@ -602,10 +524,16 @@ pub struct Writer {
     pending: Vec<Entry>,
     /// The last entry; `None` while the file is not open.
     link: Option<Link>,
-    /// What the last entry would be, had the last commit gone well. It may have, though it was said to have failed.
-    promised: Option<(Link, usize)>,
+    /// What the last commit was, had it gone well. It may have, though it was said to have failed.
+    promised: Option<Promised>,
+    /// What happened to the file and is not written into it yet.
+    untold: Vec<String>,
     /// Lost since the disk failed.
     lost_now: u64,
+    /// Lost by who had no room in the queue; see [`AuditStore::unheard`].
+    unheard: Arc<AtomicU64>,
+    /// Of those, what was taken over to be written.
+    unheard_now: u64,
     lost: Counter,
     written: Counter,
     attempts: Attempts,
@@ -613,30 +541,41 @@ pub struct Writer {
     head_told_at: Instant,
 }
 
+/// A commit of the trail.
+struct Promised {
+    /// The last entry then.
+    link: Link,
+    /// How many of the waiting ones were in it.
+    count: usize,
+    /// Whether the trail's entries about itself were.
+    told: bool,
+}
+
 impl Owned for Writer {
     type Event = Entry;
 
     const TICK: Duration = COMMIT_INTERVAL;
 
+    fn begin(&mut self, now: Instant) {
+        self.commit(now);
+    }
+
     fn event(&mut self, entry: Entry, now: Instant) {
-        if entry.action() == Action::PolicyViolation && !self.refusals.admit(&entry, now) {
+        if !self.budget.admit(&entry, now) {
+            self.withheld.inc();
             return;
         }
-        if self.pending.len() >= self.limits.buffer.max(COMMIT_MAX) {
-            self.lost_now += 1;
-            self.lost.inc();
-            return;
-        }
-        self.pending.push(entry);
+        self.take(entry);
         if self.pending.len() >= COMMIT_MAX || self.queue.is_empty() {
             self.commit(now);
         }
     }
 
     fn tick(&mut self, now: Instant) {
-        self.pending.extend(self.refusals.summary(now));
+        self.budget.summaries(now).into_iter().for_each(|entry| self.take(entry));
         self.commit(now);
-        if now >= self.retention_at && !self.attempts.failed() {
+        // Also while nothing can be written, which it may put an end to.
+        if now >= self.retention_at {
             let more = self.apply_retention();
             self.retention_at = now + if more { COMMIT_INTERVAL } else { RETENTION_PAUSE };
         }
@@ -647,7 +586,7 @@ impl Owned for Writer {
     }
 
     fn finish(&mut self, now: Instant) {
-        self.pending.extend(self.refusals.summary(now + REFUSALS_WINDOW));
+        self.budget.summaries(now + WINDOW).into_iter().for_each(|entry| self.take(entry));
         self.attempts.hurry();
         self.commit(now);
         self.lost.inc_by(self.pending.len() as u64);
@@ -660,6 +599,16 @@ impl Writer {
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = Limits { buffer: self.limits.buffer, ..limits };
         self.retention_at = Instant::now();
+    }
+
+    /// Lets an entry wait for the next commit, if there is room.
+    fn take(&mut self, entry: Entry) {
+        if self.pending.len() < self.limits.buffer.max(COMMIT_MAX) {
+            self.pending.push(entry);
+        } else {
+            self.lost_now += 1;
+            self.lost.inc();
+        }
     }
 
     fn tell_head(&self) {
@@ -692,33 +641,47 @@ impl Writer {
         if self.link.is_none() || self.db.is_suspect() {
             self.open()?;
         }
-        if self.pending.is_empty() && self.lost_now == 0 {
-            return Ok(());
-        }
-        while !self.pending.is_empty() || self.lost_now > 0 {
+        loop {
             let count = self.pending.len().min(COMMIT_MAX);
-            if self.lost_now > 0 && self.pending.len() <= COMMIT_MAX {
-                let text = format!("{} entries were lost, as the disk could not be written", self.lost_now);
-                self.append(count, Some(trail(text, None)))?;
-                self.lost_now = 0;
-            } else {
-                self.append(count, None)?;
+            let is_last = count == self.pending.len();
+            let about = if is_last { self.about_itself() } else { (Vec::new(), Vec::new()) };
+            if count == 0 && about.0.is_empty() && about.1.is_empty() {
+                return Ok(());
             }
+            self.append(count, about, is_last)?;
         }
-        Ok(())
     }
 
-    /// Commits the first `count` entries that wait, and one more.
-    fn append(&mut self, count: usize, more: Option<Entry>) -> Result<(), DbError> {
+    /// What the trail has to say about itself, before the entries that wait and after them.
+    fn about_itself(&mut self) -> (Vec<Entry>, Vec<Entry>) {
+        self.unheard_now += self.unheard.swap(0, Ordering::Relaxed);
+        let untold = self.untold.iter().map(|text| trail(text.clone(), None)).collect();
+        let causes =
+            [(self.lost_now, "the disk could not be written"), (self.unheard_now, "there was no room in the queue")];
+        let lost = causes.into_iter().filter(|(count, _)| *count > 0);
+        (untold, lost.map(|(count, why)| trail(format!("{count} entries were lost, as {why}"), None)).collect())
+    }
+
+    fn was_told(&mut self) {
+        (self.lost_now, self.unheard_now) = (0, 0);
+        self.untold.clear();
+    }
+
+    /// Commits the first `count` entries that wait, with those `about` the trail itself.
+    fn append(&mut self, count: usize, about: (Vec<Entry>, Vec<Entry>), told: bool) -> Result<(), DbError> {
         let link = self.link.ok_or(DbError::Closed)?;
-        let entries: Vec<Entry> = self.pending[..count].iter().cloned().chain(more).collect();
+        let waiting = self.pending[..count].iter().cloned();
+        let entries: Vec<Entry> = about.0.into_iter().chain(waiting).chain(about.1).collect();
         let promised = &mut self.promised;
         let written = self.db.write(|write| {
             let link = put(write, link, entries)?;
-            *promised = Some((link, count));
+            *promised = Some(Promised { link, count, told });
             Ok(link)
         })?;
         self.committed(written, count);
+        if told {
+            self.was_told();
+        }
         Ok(())
     }
 
@@ -737,20 +700,21 @@ impl Writer {
         let told = self.db.mend(self.db.is_suspect())?;
         let link = self.db.read(|read| {
             let removed = match existing(read.open_table(ANCHOR))? {
-                Some(table) => table.get("removed")?.and_then(|value| link_of(value.value())),
+                Some(table) => Removed::read(&table)?.map(|removed| removed.link),
                 None => None,
             };
             let last = match existing(read.open_table(ENTRIES))? {
-                Some(table) => table.last()?.map(|(seq, value)| (seq.value(), value.value().to_vec())),
+                Some(table) => {
+                    table.last()?.map(|(seq, value)| Link { seq: seq.value(), hash: split(value.value()).0 })
+                }
                 None => None,
             };
-            let last = last.map(|(seq, value)| Ok::<_, DbError>(Link { seq, hash: split(&value)?.0 })).transpose()?;
             let head = self.head.read();
             let said = match &head {
                 Ok(Some(head)) if Some(*head) == last || Some(*head) == removed => None,
                 Ok(Some(head)) => match existing(read.open_table(ENTRIES))? {
                     Some(table) => match table.get(head.seq)? {
-                        Some(value) if split(value.value())?.0 == head.hash => None,
+                        Some(value) if split(value.value()).0 == head.hash => None,
                         _ => Some(format!(
                             "the head file says entry {}, {}; the store does not have it",
                             head.seq, head.hash
@@ -765,45 +729,47 @@ impl Writer {
             Ok((last.or(removed).unwrap_or(Link::START), said))
         });
         let (link, said) = link?;
-        if let Some((promised, count)) = self.promised.take()
-            && promised == link
+        if let Some(promised) = self.promised.take()
+            && promised.link == link
         {
             // The commit that was said to have failed did not.
-            self.pending.drain(..count.min(self.pending.len()));
+            self.pending.drain(..promised.count.min(self.pending.len()));
+            if promised.told {
+                self.was_told();
+            }
         }
         self.link = Some(link);
         for text in told.into_iter().chain(said) {
             log::error!("audit trail: {text}");
             self.health.look_at(format!("audit trail: {text}; see audit verify"));
-            self.append(0, Some(trail(text, None)))?;
+            // With the next commit that goes well.
+            if !self.untold.contains(&text) {
+                self.untold.push(text);
+            }
         }
         Ok(())
     }
 
     /// Removes what is too old and what is too much, so many at a time. True if there may be more.
+    ///
+    /// Each pass leaves an entry. So it comes seldom, and not for the entries of passes before: else they would go
+    /// round.
     fn apply_retention(&mut self) -> bool {
         let Some(link) = self.link else { return false };
-        let cutoff = now_ns().saturating_sub(self.limits.age.as_nanos() as u64);
-        let count_max = self.limits.count;
-        let db = self.db.clone();
+        let (age, count_max) = (self.limits.age, self.limits.count);
+        let cutoff = now_ns().saturating_sub(age.as_nanos() as u64);
+        let due_at = cutoff.saturating_sub(AGE_STEP.min(age / 24).as_nanos() as u64);
         // A look that writes nothing first.
-        let due = db.read(|read| {
-            let Some(table) = existing(read.open_table(ENTRIES))? else { return Ok((false, 0)) };
-            let Some((_, first)) = table.first()? else { return Ok((false, 0)) };
+        let due = self.db.read(|read| {
+            let Some(table) = existing(read.open_table(ENTRIES))? else { return Ok(None) };
             let entries = table.len()?;
-            Ok((entries > count_max || decoded(first.value())?.timestamp_ns < cutoff, entries))
+            let is_due = entries > count_max || oldest_ns(&table)?.is_some_and(|oldest| oldest < due_at);
+            Ok(is_due.then_some(entries))
         });
         let entries = match due {
-            Ok((true, entries)) => entries,
-            Ok((false, _)) => {
-                // What retention took away is given back to the disk when nothing else is to be done.
-                if self.pending.is_empty() && self.queue.is_empty() {
-                    match self.db.compact() {
-                        Ok(true) => log::info!("{:?}: compacted", self.db),
-                        Ok(false) => {}
-                        Err(error) => log::warn!("{:?}: compacting: {error}", self.db),
-                    }
-                }
+            Ok(Some(entries)) => entries,
+            Ok(None) => {
+                self.compact();
                 return false;
             }
             Err(error) => {
@@ -811,28 +777,62 @@ impl Writer {
                 return false;
             }
         };
-        let removed = self.db.write(|write| {
-            let (removed, count) = remove(write, cutoff, count_max)?;
-            let Some(removed) = removed else { return Ok((link, 0)) };
-            write.open_table(ANCHOR)?.insert("removed", link_bytes(removed).as_slice())?;
-            let text = format!("retention removed {count} entries, up to number {}", removed.seq);
-            Ok((put(write, link, vec![trail(text, Some(removed_value(removed)))])?, count))
+        let slack = if entries > count_max { (count_max / 100).min(REMOVE_MAX as u64) } else { 0 };
+        let removed = self.db.remove(|write| {
+            let before = Removed::read(&write.open_table(ANCHOR)?)?.unwrap_or(Removed::NOTHING);
+            let removed = remove(write, before, cutoff, count_max.saturating_sub(slack), &self.unreadable)?;
+            let (by_age, by_count) = (removed.by_age - before.by_age, removed.by_count - before.by_count);
+            let count = by_age + by_count;
+            if count == 0 {
+                return Ok((link, 0));
+            }
+            removed.write(&mut write.open_table(ANCHOR)?)?;
+            let text = format!(
+                "retention removed {count} entries, up to number {}: {by_age} by age, {by_count} by number",
+                removed.link.seq
+            );
+            Ok((put(write, link, vec![trail(text, Some(removed.value()))])?, count))
         });
         match removed {
             Ok((link, count)) => {
-                self.db.note_removed(count as u64, entries.saturating_sub(count as u64));
+                self.db.note_removed(count, entries.saturating_sub(count));
                 self.committed(link, 0);
-                count == REMOVE_MAX
+                // On a full disk, to give it back.
+                count == REMOVE_MAX as u64 || (count > 0 && self.attempts.failed())
             }
             Err(error) => {
                 log::warn!("{:?}: removing old entries: {error}", self.db);
-                if !matches!(error, DbError::NoRoom(_)) {
-                    self.reopen();
-                }
+                self.reopen();
                 false
             }
         }
     }
+
+    /// What retention took away is given back to the disk when nothing else is to be done, or nothing else can be.
+    fn compact(&mut self) {
+        if !(self.pending.is_empty() && self.queue.is_empty() || self.attempts.failed()) {
+            return;
+        }
+        match self.db.compact() {
+            Ok(true) => log::info!("{:?}: compacted", self.db),
+            Ok(false) => {}
+            Err(error) => {
+                log::warn!("{:?}: compacting: {error}", self.db);
+                self.reopen();
+            }
+        }
+    }
+}
+
+/// When the oldest entry was made that is not retention's own.
+fn oldest_ns(table: &impl ReadableTable<u64, &'static [u8]>) -> Result<Option<u64>, DbError> {
+    for item in table.iter()?.take(SCAN_MAX) {
+        let record = decoded(item?.1.value());
+        if let Some(record) = record.filter(|record| !record.is_of_retention()) {
+            return Ok(Some(record.timestamp_ns));
+        }
+    }
+    Ok(None)
 }
 
 /// An entry of the trail about itself.
@@ -868,30 +868,62 @@ fn put(write: &WriteTransaction, mut link: Link, entries: Vec<Entry>) -> Result<
     Ok(link)
 }
 
-/// Removes the oldest entries, those before `cutoff` and those beyond `count_max`; the last one removed, and how many.
-fn remove(write: &WriteTransaction, cutoff: u64, count_max: u64) -> Result<(Option<Link>, usize), DbError> {
+/// Removes the oldest entries, those before `cutoff` and those beyond `count_max`; what was removed by now.
+///
+/// One that cannot be read is as old as the next that can.
+fn remove(
+    write: &WriteTransaction,
+    before: Removed,
+    cutoff: u64,
+    count_max: u64,
+    unreadable: &Unreadable,
+) -> Result<Removed, DbError> {
     let mut table = write.open_table(ENTRIES)?;
     let mut history = write.open_table(HISTORY)?;
-    let (mut removed, mut count) = (None, 0);
     // One more than is counted here: the entry that tells of it comes on top.
     let mut beyond = (table.len()? + 1).saturating_sub(count_max);
-    while count < REMOVE_MAX {
-        let Some((seq, value)) = table.first()?.map(|(seq, value)| (seq.value(), value.value().to_vec())) else {
-            break;
-        };
-        let record = decoded(&value)?;
-        if beyond == 0 && record.timestamp_ns >= cutoff {
+    let (mut going, mut numbers) = (Vec::new(), Vec::new());
+    let mut removed = before;
+    for item in table.iter()? {
+        let (seq, value) = item?;
+        let record = decoded(value.value());
+        if record.is_none() {
+            unreadable.skip(ENTRY, seq.value());
+        }
+        let is_old = record.as_ref().map(|record| record.timestamp_ns < cutoff);
+        if going.len() == REMOVE_MAX || (beyond == 0 && is_old == Some(false)) {
             break;
         }
-        if let (Some((rule, component)), Some(version)) = (record.rule(), record.version) {
-            history.remove(history_key(rule, component, version).as_slice())?;
-        }
-        table.remove(seq)?;
-        removed = Some(Link { seq, hash: split(&value)?.0 });
-        count += 1;
+        going.push((seq.value(), split(value.value()).0, is_old, beyond > 0));
         beyond = beyond.saturating_sub(1);
+        if let Some(record) = &record
+            && let (Some((rule, component)), Some(version)) = (record.rule(), record.version)
+        {
+            numbers.push(history_key(rule, component, version));
+        }
     }
-    Ok((removed, count))
+    // What cannot be read at the end of these is not known to be old.
+    while going.last().is_some_and(|(_, _, is_old, is_beyond)| is_old.is_none() && !is_beyond) {
+        going.pop();
+    }
+    let mut has_unreadable = false;
+    for (seq, hash, is_old, is_beyond) in going {
+        table.remove(seq)?;
+        removed.link = Link { seq, hash };
+        match is_old.unwrap_or(!is_beyond) {
+            true => removed.by_age += 1,
+            false => removed.by_count += 1,
+        }
+        has_unreadable |= is_old.is_none();
+    }
+    for key in numbers {
+        history.remove(key.as_slice())?;
+    }
+    if has_unreadable {
+        // Which versions they were is not known.
+        history.retain(|_, seq| seq > removed.link.seq)?;
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]

@@ -4,15 +4,16 @@
 //! is the JSON that the API shows; what is asked of it is in blocks (see [`block`](super::block)). An update takes the
 //! place of the alert with its id and leaves the mark alone. Readers see what was committed, and disturb nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use ipnet::IpNet;
 use prometheus_client::metrics::counter::Counter;
-use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTransaction};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,11 +21,11 @@ use uuid::Uuid;
 
 use super::block::{Block, ROWS_MAX, Row, Summary, Wanted, rows};
 use super::db::{Db, DbError};
-use super::health::{Attempts, Health};
+use super::health::{Attempts, Health, Unreadable};
 use super::{COMMIT_INTERVAL, existing, now_ns};
 use crate::alert::hub::{History, Stored};
 use crate::alert::sinks::Sink;
-use crate::alert::{Alert, AlertId, Suppression, Suppressions};
+use crate::alert::{Alert, AlertId, Full, Suppression, Suppressions};
 use crate::metrics::Metrics;
 use crate::supervise::{Handle, Owned, Supervisor, Thread};
 
@@ -40,6 +41,11 @@ const MARKS: TableDefinition<'static, u128, &[u8]> = TableDefinition::new("marks
 const SUPPRESSIONS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("suppressions");
 
 const SCHEMA: u32 = 1;
+/// What [`Unreadable`] calls what cannot be read.
+const ALERT: &str = "unreadable_alert";
+const BLOCK: &str = "unreadable_block";
+const MARK: &str = "unreadable_mark";
+const SUPPRESSION: &str = "unreadable_suppression";
 /// Alerts of one commit.
 const COMMIT_MAX: usize = 2000;
 /// Alerts that one pass of retention removes.
@@ -162,6 +168,8 @@ pub struct Suppress {
 pub struct AlertStore {
     db: Arc<Db>,
     health: Arc<Health>,
+    unreadable: Arc<Unreadable>,
+    broken: Arc<Mutex<BTreeSet<u128>>>,
     queue: Sender<Arc<Alert>>,
     handle: Handle<Writer>,
     suppressions: Arc<Suppressions>,
@@ -181,8 +189,9 @@ impl Sink for StoreSink {
 }
 
 impl AlertStore {
-    /// Opens the store at `path`, or begins one, puts the suppressions in it in force, and starts its thread. A file that
-    /// cannot be opened is told of by [`AlertStore::health`] and tried again; it stops nothing.
+    /// Starts the thread of the store at `path`, which opens it, or begins one, and puts the suppressions in it in
+    /// force. Nobody waits for that: until then, and while a file cannot be opened, [`AlertStore::health`] says so,
+    /// alerts wait in the queue, and readers are told that it is not open.
     pub fn start(
         path: PathBuf,
         limits: Limits,
@@ -192,10 +201,14 @@ impl AlertStore {
     ) -> std::io::Result<(AlertStore, Thread<Writer>)> {
         let db = Arc::new(Db::new(path, "alerts", SCHEMA));
         let health = Arc::new(Health::default());
+        let unreadable = Arc::new(Unreadable::new("store of alerts", "alert_store", &health, metrics));
+        let broken = Arc::<Mutex<BTreeSet<u128>>>::default();
         let (queue, alerts) = bounded(limits.buffer);
-        let mut writer = Writer {
+        let writer = Writer {
             db: db.clone(),
             health: health.clone(),
+            unreadable: unreadable.clone(),
+            broken: broken.clone(),
             limits,
             suppressions: suppressions.clone(),
             metrics: metrics.clone(),
@@ -206,9 +219,9 @@ impl AlertStore {
             attempts: Attempts::new("the store of alerts", &health, metrics.store_failures("alerts")),
             retention_at: Instant::now(),
         };
-        writer.commit(Instant::now());
         let (handle, thread) = supervisor.spawn_owner("alert-store", writer, alerts)?;
-        Ok((AlertStore { db, health, queue, handle, suppressions: suppressions.clone() }, thread))
+        let suppressions = suppressions.clone();
+        Ok((AlertStore { db, health, unreadable, broken, queue, handle, suppressions }, thread))
     }
 
     /// What the router tells it by.
@@ -231,9 +244,9 @@ impl AlertStore {
         &self.suppressions
     }
 
-    /// The alert of an id.
+    /// The alert of an id; also `None` where it cannot be read.
     pub fn get(&self, id: AlertId) -> Result<Option<StoredAlert>, DbError> {
-        self.db.read(|read| match Documents::open(read)? {
+        self.db.read(|read| match Documents::open(read, &self.unreadable)? {
             Some(documents) => documents.get(id.0.as_u128()),
             None => Ok(None),
         })
@@ -243,20 +256,22 @@ impl AlertStore {
     /// here [`COMMIT_INTERVAL`] after they were told at the latest; updates of older ones are not among them.
     pub fn after(&self, id: AlertId, limit: usize) -> Result<Vec<StoredAlert>, DbError> {
         self.db.read(|read| {
-            let Some(documents) = Documents::open(read)? else { return Ok(Vec::new()) };
+            let Some(documents) = Documents::open(read, &self.unreadable)? else { return Ok(Vec::new()) };
             let Some(next) = id.0.as_u128().checked_add(1) else { return Ok(Vec::new()) };
-            let some = documents.alerts.range(next..)?.take(limit);
-            some.map(|item| {
+            let shown = documents.alerts.range(next..)?.map(|item| {
                 let (id, value) = item?;
                 documents.shown(id.value(), value.value())
-            })
-            .collect()
+            });
+            shown.filter_map(Result::transpose).take(limit).collect()
         })
     }
 
     /// The alerts that a question wants, the newest first.
     pub fn find(&self, question: &Question) -> Result<Answer, DbError> {
-        self.db.read(|read| find(read, question))
+        let mut broken = BTreeSet::new();
+        let found = self.db.read(|read| find(read, question, &self.unreadable, &mut broken));
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).append(&mut broken);
+        found
     }
 }
 
@@ -265,35 +280,59 @@ fn strange(what: &str) -> DbError {
 }
 
 /// Alerts with their marks.
-struct Documents {
+struct Documents<'u> {
+    unreadable: &'u Unreadable,
     alerts: redb::ReadOnlyTable<u128, &'static [u8]>,
     marks: Option<redb::ReadOnlyTable<u128, &'static [u8]>>,
 }
 
-impl Documents {
-    fn open(read: &redb::ReadTransaction) -> Result<Option<Documents>, DbError> {
+impl<'u> Documents<'u> {
+    fn open(read: &redb::ReadTransaction, unreadable: &'u Unreadable) -> Result<Option<Documents<'u>>, DbError> {
         let Some(alerts) = existing(read.open_table(ALERTS))? else { return Ok(None) };
-        Ok(Some(Documents { alerts, marks: existing(read.open_table(MARKS))? }))
+        Ok(Some(Documents { unreadable, alerts, marks: existing(read.open_table(MARKS))? }))
     }
 
     fn get(&self, id: u128) -> Result<Option<StoredAlert>, DbError> {
-        self.alerts.get(id)?.map(|value| self.shown(id, value.value())).transpose()
+        match self.alerts.get(id)? {
+            Some(value) => self.shown(id, value.value()),
+            None => Ok(None),
+        }
     }
 
-    fn shown(&self, id: u128, bytes: &[u8]) -> Result<StoredAlert, DbError> {
-        let mut document: Value = serde_json::from_slice(bytes).map_err(|_| strange("an alert"))?;
+    /// The alert of a row. It is there, unless somebody was at the file.
+    fn of_row(&self, id: u128) -> Result<Option<StoredAlert>, DbError> {
+        let found = self.get(id)?;
+        if found.is_none() {
+            self.unreadable.skip(ALERT, AlertId(Uuid::from_u128(id)));
+        }
+        Ok(found)
+    }
+
+    /// `None` where it cannot be read.
+    fn shown(&self, id: u128, bytes: &[u8]) -> Result<Option<StoredAlert>, DbError> {
+        let id_of = AlertId(Uuid::from_u128(id));
+        let Some(mut document) = document_of(bytes) else {
+            self.unreadable.skip(ALERT, id_of);
+            return Ok(None);
+        };
         let mark = match &self.marks {
             Some(marks) => marks.get(id)?,
             None => None,
         };
-        let fields = document.as_object_mut().ok_or_else(|| strange("an alert"))?;
-        fields.insert("false_positive".to_owned(), mark.is_some().into());
+        document["false_positive"] = mark.is_some().into();
         if let Some(mark) = mark {
-            let mark = serde_json::from_slice(mark.value()).map_err(|_| strange("a mark"))?;
-            fields.insert("mark".to_owned(), mark);
+            match serde_json::from_slice(mark.value()) {
+                Ok(mark) => document["mark"] = mark,
+                Err(_) => self.unreadable.skip(MARK, id_of),
+            }
         }
-        Ok(StoredAlert { id: AlertId(Uuid::from_u128(id)), document })
+        Ok(Some(StoredAlert { id: id_of, document }))
     }
+}
+
+/// An alert as it is kept.
+fn document_of(bytes: &[u8]) -> Option<Value> {
+    serde_json::from_slice(bytes).ok().filter(Value::is_object)
 }
 
 /// Whether a value, or one in it, has a text in lower case in it.
@@ -307,11 +346,17 @@ fn holds(value: &Value, lower: &str) -> bool {
     }
 }
 
-fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbError> {
+/// Blocks that cannot be read are put among the `broken`.
+fn find(
+    read: &redb::ReadTransaction,
+    question: &Question,
+    unreadable: &Unreadable,
+    broken: &mut BTreeSet<u128>,
+) -> Result<Answer, DbError> {
     let wanted = &question.wanted;
     let lower = question.text.as_deref().map(str::to_lowercase);
     let mut answer = Answer { alerts: Vec::new(), total: 0, total_is_exact: true, next: None };
-    let Some(documents) = Documents::open(read)? else { return Ok(answer) };
+    let Some(documents) = Documents::open(read, unreadable)? else { return Ok(answer) };
     let (blocks, summaries) = (read.open_table(BLOCKS)?, read.open_table(SUMMARIES)?);
     let id_of = |id: u128| Some(AlertId(Uuid::from_u128(id)));
     let (mut looked_at, mut read_texts) = (0, 0);
@@ -322,7 +367,11 @@ fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbE
     };
     for item in all.rev() {
         let (key, value) = item?;
-        let summary = Summary::decode(value.value()).ok_or_else(|| strange("a summary"))?;
+        let Some(summary) = Summary::decode(value.value()) else {
+            unreadable.skip(BLOCK, AlertId(Uuid::from_u128(key.value())));
+            broken.insert(key.value());
+            continue;
+        };
         if !wanted.may_be_in(&summary) {
             continue;
         }
@@ -337,8 +386,13 @@ fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbE
             }
             continue;
         }
-        let block = blocks.get(key.value())?.ok_or_else(|| strange("a block"))?;
-        for row in rows(block.value()).ok_or_else(|| strange("a block"))?.rev() {
+        let block = blocks.get(key.value())?;
+        let Some(rows) = block.as_ref().and_then(|block| rows(block.value())) else {
+            unreadable.skip(BLOCK, AlertId(Uuid::from_u128(key.value())));
+            broken.insert(key.value());
+            continue;
+        };
+        for row in rows.rev() {
             let is_full = answer.alerts.len() >= question.limit as usize;
             let too_much = looked_at >= ROWS_SCAN_MAX || read_texts >= TEXTS_SCAN_MAX;
             if too_much || (is_full && lower.is_some()) {
@@ -353,7 +407,7 @@ fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbE
             let mut document = None;
             if let Some(lower) = &lower {
                 read_texts += 1;
-                let found = documents.get(row.id)?.ok_or_else(|| strange("an alert"))?;
+                let Some(found) = documents.of_row(row.id)? else { continue };
                 if !holds(&found.document, lower) {
                     continue;
                 }
@@ -364,8 +418,12 @@ fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbE
                 answer.next = answer.next.or(last_shown);
             } else if answer.total > u64::from(question.offset) {
                 let found = match document {
-                    Some(found) => found,
-                    None => documents.get(row.id)?.ok_or_else(|| strange("an alert"))?,
+                    Some(found) => Some(found),
+                    None => documents.of_row(row.id)?,
+                };
+                let Some(found) = found else {
+                    answer.total -= 1;
+                    continue;
                 };
                 last_shown = Some(found.id);
                 answer.alerts.push(found);
@@ -379,6 +437,9 @@ fn find(read: &redb::ReadTransaction, question: &Question) -> Result<Answer, DbE
 pub struct Writer {
     db: Arc<Db>,
     health: Arc<Health>,
+    unreadable: Arc<Unreadable>,
+    /// Blocks that could not be read; the next pass of retention makes them anew.
+    broken: Arc<Mutex<BTreeSet<u128>>>,
     limits: Limits,
     suppressions: Arc<Suppressions>,
     metrics: Arc<Metrics>,
@@ -396,6 +457,10 @@ impl Owned for Writer {
 
     const TICK: Duration = COMMIT_INTERVAL;
 
+    fn begin(&mut self, now: Instant) {
+        self.commit(now);
+    }
+
     fn event(&mut self, alert: Arc<Alert>, now: Instant) {
         if self.pending.len() >= self.limits.buffer.max(COMMIT_MAX) {
             self.lost.inc();
@@ -409,7 +474,8 @@ impl Owned for Writer {
 
     fn tick(&mut self, now: Instant) {
         self.commit(now);
-        if now >= self.retention_at && !self.attempts.failed() {
+        // Also while nothing can be written, which it may put an end to.
+        if now >= self.retention_at {
             let more = self.apply_retention();
             self.retention_at = now + if more { COMMIT_INTERVAL } else { RETENTION_PAUSE };
         }
@@ -446,7 +512,7 @@ impl Writer {
             let count = self.pending.len().min(COMMIT_MAX);
             let batch = &self.pending[..count];
             let new = self.write(|write| {
-                let mut editor = Editor::new(write)?;
+                let mut editor = Editor::new(write, &self.unreadable)?;
                 for alert in batch {
                     editor.put(alert)?;
                 }
@@ -485,28 +551,24 @@ impl Writer {
             self.health.look_at(format!("store of alerts: {told}"));
         }
         let (count, suppressions) = self.db.read(|read| {
-            let mut count = 0;
-            if let Some(summaries) = existing(read.open_table(SUMMARIES))? {
-                for item in summaries.range::<u128>(..)? {
-                    count += Summary::decode(item?.1.value()).ok_or_else(|| strange("a summary"))?.count();
-                }
-            }
+            let count = existing(read.open_table(ALERTS))?.map_or(Ok(0), |alerts| alerts.len())?;
             let mut suppressions: Vec<Suppression> = Vec::new();
             if let Some(table) = existing(read.open_table(SUPPRESSIONS))? {
                 for item in table.range::<&str>(..)? {
-                    let one = serde_json::from_slice(item?.1.value()).map_err(|_| strange("a suppression"))?;
-                    suppressions.push(one);
+                    let (id, value) = item?;
+                    match serde_json::from_slice(value.value()) {
+                        Ok(one) => suppressions.push(one),
+                        Err(_) => self.unreadable.skip(SUPPRESSION, id.value()),
+                    }
                 }
             }
             Ok((count, suppressions))
         })?;
         let now = now_ns();
-        // In the order in which they were made, so that the newest for a rule and source wins.
-        for one in suppressions.into_iter().filter(|one| one.until_ns > now) {
-            let is_known = self.suppressions.list(now).iter().any(|known| known.id == one.id);
-            if !is_known && let Err(full) = self.suppressions.add(one, now) {
-                log::warn!("store of alerts: {full}");
-            }
+        // Their ids, and so the table, are in the order in which they were made: the newest for a rule and source wins.
+        let left_out = self.suppressions.restore(suppressions, now);
+        if left_out > 0 {
+            log::warn!("store of alerts: {left_out} suppressions are not in force: {Full}");
         }
         self.count = Some(count);
         Ok(())
@@ -522,7 +584,7 @@ impl Writer {
     ) -> Result<(Option<Mark>, Option<Suppression>), MarkError> {
         self.commit(Instant::now());
         let key = id.0.as_u128();
-        let document = self.db.read(|read| match Documents::open(read)? {
+        let document = self.db.read(|read| match Documents::open(read, &self.unreadable)? {
             Some(documents) => documents.get(key),
             None => Ok(None),
         })?;
@@ -541,10 +603,9 @@ impl Writer {
                     Some(bytes) => marks.insert(key, bytes.as_slice())?,
                     None => marks.remove(key)?,
                 };
-                before.map(|before| serde_json::from_slice::<Mark>(before.value())).transpose()
+                before.and_then(|before| serde_json::from_slice::<Mark>(before.value()).ok())
             };
-            let before = before.map_err(|_| strange("a mark"))?;
-            let mut editor = Editor::new(write)?;
+            let mut editor = Editor::new(write, &self.unreadable)?;
             if let Some(row) = editor.row_mut(key)? {
                 row.set_marked(mark.is_some());
             }
@@ -602,13 +663,16 @@ impl Writer {
         let cutoff = now.saturating_sub(self.limits.age.as_nanos() as u64);
         let too_many = count.saturating_sub(self.limits.count);
         let due = self.db.read(|read| {
-            let mut due = Vec::new();
+            let (mut due, mut broken) = (Vec::new(), BTreeSet::new());
             if let Some(summaries) = existing(read.open_table(SUMMARIES))? {
                 for item in summaries.range::<u128>(..)? {
                     let (key, value) = item?;
-                    let summary = Summary::decode(value.value()).ok_or_else(|| strange("a summary"))?;
-                    if summary.min_last_ns < cutoff {
-                        due.push(key.value());
+                    match Summary::decode(value.value()) {
+                        Some(summary) if summary.min_last_ns < cutoff => due.push(key.value()),
+                        Some(_) => {}
+                        None => {
+                            broken.insert(key.value());
+                        }
                     }
                 }
             }
@@ -616,25 +680,27 @@ impl Writer {
             if let Some(table) = existing(read.open_table(SUPPRESSIONS))? {
                 for item in table.range::<&str>(..)? {
                     let (id, value) = item?;
-                    let one: Suppression =
-                        serde_json::from_slice(value.value()).map_err(|_| strange("a suppression"))?;
-                    if one.until_ns <= now {
-                        over.push(id.value().to_owned());
+                    match serde_json::from_slice::<Suppression>(value.value()) {
+                        Ok(one) if one.until_ns > now => {}
+                        // Also what cannot be read: it hides nothing, and cannot be ended otherwise.
+                        _ => over.push(id.value().to_owned()),
                     }
                 }
             }
-            Ok((due, over))
+            Ok((due, broken, over))
         });
-        let (due, over) = match due {
+        let (due, mut broken, over) = match due {
             Ok(found) => found,
             Err(error) => {
                 log::warn!("store of alerts: looking for old ones: {error}");
                 return false;
             }
         };
-        if due.is_empty() && over.is_empty() && too_many == 0 {
-            if self.pending.is_empty() {
-                match self.db.compact() {
+        broken.append(&mut self.broken.lock().unwrap_or_else(PoisonError::into_inner));
+        if due.is_empty() && over.is_empty() && broken.is_empty() && too_many == 0 {
+            if self.pending.is_empty() || self.attempts.failed() {
+                let compacted = self.db.compact();
+                match self.noted(compacted) {
                     Ok(true) => log::info!("{:?}: compacted", self.db),
                     Ok(false) => {}
                     Err(error) => log::warn!("{:?}: compacting: {error}", self.db),
@@ -642,14 +708,17 @@ impl Writer {
             }
             return false;
         }
-        let removed = self.write(|write| {
+        let removed = self.db.remove(|write| {
             {
                 let mut table = write.open_table(SUPPRESSIONS)?;
                 for id in &over {
                     table.remove(id.as_str())?;
                 }
             }
-            let mut editor = Editor::new(write)?;
+            let mut editor = Editor::new(write, &self.unreadable)?;
+            for key in broken {
+                editor.mend(key)?;
+            }
             let mut removed = 0;
             while removed < too_many.min(REMOVE_MAX) {
                 let Some(oldest) = editor.oldest()? else { break };
@@ -666,17 +735,17 @@ impl Writer {
                 }
                 removed += editor.remove(key, |row| row.last_ns < cutoff)?;
             }
-            editor.finish()?;
-            Ok(removed)
+            Ok((removed, editor.finish()?))
         });
         match self.noted(removed) {
-            Ok(removed) => {
-                self.count = Some(count.saturating_sub(removed));
+            Ok((removed, added)) => {
+                self.count = Some(count.saturating_add_signed(added));
                 if removed > 0 {
                     self.db.note_removed(removed, count.saturating_sub(removed));
                     log::debug!("store of alerts: {removed} alerts were removed by age or number");
                 }
-                removed >= REMOVE_MAX
+                // On a full disk, to give it back.
+                removed >= REMOVE_MAX || (removed > 0 && self.attempts.failed())
             }
             Err(error) => {
                 log::warn!("store of alerts: removing old ones: {error}");
@@ -704,6 +773,7 @@ fn suppression_of(document: &Value, mark: &Option<Mark>, suppress: Suppress) -> 
 
 /// Changes alerts and blocks within one transaction. Blocks are written when it ends, each once.
 struct Editor<'t> {
+    unreadable: &'t Unreadable,
     alerts: Table<'t, u128, &'static [u8]>,
     blocks: Table<'t, u128, &'static [u8]>,
     summaries: Table<'t, u128, &'static [u8]>,
@@ -717,10 +787,11 @@ struct Editor<'t> {
 }
 
 impl<'t> Editor<'t> {
-    fn new(write: &'t WriteTransaction) -> Result<Editor<'t>, DbError> {
+    fn new(write: &'t WriteTransaction, unreadable: &'t Unreadable) -> Result<Editor<'t>, DbError> {
         let blocks = write.open_table(BLOCKS)?;
         let newest = blocks.last()?.map(|(key, _)| key.value());
         Ok(Editor {
+            unreadable,
             alerts: write.open_table(ALERTS)?,
             summaries: write.open_table(SUMMARIES)?,
             marks: write.open_table(MARKS)?,
@@ -743,13 +814,47 @@ impl<'t> Editor<'t> {
 
     fn block_mut(&mut self, key: u128) -> Result<&mut Block, DbError> {
         if !self.open.contains_key(&key) {
-            let block = match self.blocks.get(key)? {
-                Some(bytes) => Block::decode(bytes.value()).ok_or_else(|| strange("a block"))?,
-                None => Block::default(),
-            };
-            self.open.insert(key, block);
+            let stored = self.blocks.get(key)?.map(|bytes| Block::decode(bytes.value()));
+            match stored {
+                Some(Some(block)) => drop(self.open.insert(key, block)),
+                Some(None) => self.mend(key)?,
+                None => drop(self.open.insert(key, Block::default())),
+            }
         }
         self.open.get_mut(&key).ok_or_else(|| strange("a block"))
+    }
+
+    /// Makes a block anew, which cannot be read or has no summary that can, from the alerts that are kept. Those of
+    /// them that cannot be read either are removed.
+    fn mend(&mut self, key: u128) -> Result<(), DbError> {
+        self.unreadable.skip(BLOCK, AlertId(Uuid::from_u128(key)));
+        let after = (Bound::Excluded(key), Bound::Unbounded);
+        let stored = self.blocks.range::<u128>(after)?.next().transpose()?.map(|(key, _)| key.value());
+        let open = self.open.range(after).next().map(|(key, _)| *key);
+        let end = [stored, open].into_iter().flatten().min().map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut at, mut block, mut lost) = (key, Block::default(), Vec::new());
+        for item in self.alerts.range::<u128>((Bound::Included(key), end))? {
+            let (id, value) = item?;
+            let id = id.value();
+            let Some(mut row) = document_of(value.value()).and_then(|document| Row::of_document(id, &document)) else {
+                lost.push(id);
+                continue;
+            };
+            row.set_marked(self.marks.get(id)?.is_some());
+            if let (_, Some(upper)) = block.put(row) {
+                self.open.insert(at, std::mem::replace(&mut block, upper));
+                at = id;
+                self.newest = self.newest.max(Some(at));
+            }
+        }
+        self.open.insert(at, block);
+        for id in lost {
+            self.unreadable.skip(ALERT, AlertId(Uuid::from_u128(id)));
+            self.alerts.remove(id)?;
+            self.marks.remove(id)?;
+            self.added -= 1;
+        }
+        Ok(())
     }
 
     /// The row of an id.
@@ -763,9 +868,10 @@ impl<'t> Editor<'t> {
     fn put(&mut self, alert: &Alert) -> Result<(), DbError> {
         let row = Row::new(alert);
         let bytes = serde_json::to_vec(alert).map_err(|_| strange("an alert"))?;
-        self.alerts.insert(row.id, bytes.as_slice())?;
         let key = self.key_of(row.id)?.unwrap_or(row.id);
+        // Before the alert is among the others, of which the block may have to be made anew.
         let (is_new, upper) = self.block_mut(key)?.put(row);
+        self.alerts.insert(row.id, bytes.as_slice())?;
         self.added += i64::from(is_new);
         let mut last = key;
         if let Some(upper) = upper {

@@ -7,7 +7,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde_json::Value;
 
+use super::Moment;
 use crate::alert::{Alert, Severity};
 use crate::component::Component;
 
@@ -82,6 +84,29 @@ impl Row {
             component: code(alert.component),
             flags: flag(alert.src_ip, HAS_SRC) | flag(alert.dst_ip, HAS_DST),
         }
+    }
+
+    /// The row of an alert as it is kept, that nobody has marked; `None` where that is no alert.
+    pub fn of_document(id: u128, document: &Value) -> Option<Row> {
+        let address = |name: &str| match &document[name] {
+            Value::Null => Some(None),
+            value => Some(Some(value.as_str()?.parse::<IpAddr>().ok()?)),
+        };
+        let time = |name: &str| Some(document[name].as_str()?.parse::<Moment>().ok()?.0);
+        let component: Component = serde_json::from_value(document["component"].clone()).ok()?;
+        let (src, dst) = (address("src_ip")?, address("dst_ip")?);
+        let flag = |address: Option<IpAddr>, flag| if address.is_some() { flag } else { 0 };
+        Some(Row {
+            id,
+            src: src.map(bits).unwrap_or_default(),
+            dst: dst.map(bits).unwrap_or_default(),
+            rule: hash(document["rule_id"].as_str()?.as_bytes()),
+            first_ns: time("first_seen")?,
+            last_ns: time("last_seen")?,
+            severity: document["severity"].as_str()?.parse::<Severity>().ok()? as u8,
+            component: code(component),
+            flags: flag(src, HAS_SRC) | flag(dst, HAS_DST),
+        })
     }
 
     /// Whether it is marked as a false positive.
@@ -436,6 +461,21 @@ mod tests {
         let row = block.get_mut(4).unwrap();
         assert!(!new && row.is_marked() && row.last_ns == 9_999_999);
         assert_eq!(block.remove(|row| row.id < 5), [0, 2, 3, 4]);
+    }
+
+    #[test]
+    fn an_alert_as_it_is_kept_has_the_same_row() {
+        let mut alert = Alert::new(Component::L7, Severity::Critical, "r", "deny", 1_764_000_000_123_456_789, "m");
+        for address in [None, Some("198.51.100.7"), Some("2001:db8::7")] {
+            alert.src_ip = address.map(|text| text.parse().unwrap());
+            alert.last_seen_ns += 1_000_000_007;
+            let row = Row::new(&alert);
+            let mut document = serde_json::to_value(&alert).unwrap();
+            assert_eq!(Row::of_document(row.id, &document), Some(row));
+            document["severity"] = "urgent".into();
+            assert_eq!(Row::of_document(row.id, &document), None);
+        }
+        assert_eq!(Row::of_document(1, &Value::Null), None);
     }
 
     #[test]

@@ -4,15 +4,20 @@
 //! understood is moved aside and never written over. After an error of the disk redb refuses everything until the file
 //! is opened anew, which [`Db::mend`] does.
 //!
+//! Each commit says in the file what of it is free ("quick repair"), so that opening it after `kill -9` or a power cut
+//! takes a millisecond at any size; without that, redb reads all of it first (0.7 s for 570 MB that are in memory). It
+//! costs a second sync of each commit, 1.1 ms instead of 0.6 on an SSD; there are five in a second when much comes.
+//! Only after a crash in the middle of compacting is the whole file read.
+//!
 //! Keys order as bytes do, so numbers in them are big-endian.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{Arc, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use redb::backends::FileBackend;
@@ -22,6 +27,8 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, TableDefinition
 const CACHE_BYTES: usize = 32 << 20;
 /// What is left free on the disk: below it nothing is written, as the rest of the host needs the space more.
 pub const FREE_MIN: u64 = 16 << 20;
+/// Kept aside on the disk, in a file beside each store, to remove records with when nothing else is free.
+pub const RESERVE: u64 = 4 << 20;
 /// Damaged files that are kept; older ones are deleted when another one comes.
 const ASIDE_MAX: usize = 3;
 /// How long a reader waits while the file is compacted or mended.
@@ -93,6 +100,8 @@ pub struct Db {
     database: RwLock<Option<Database>>,
     /// A reader met what cannot be.
     suspect: AtomicBool,
+    /// The reserve is there, or there was no making it.
+    has_reserve: AtomicBool,
     /// Records that were removed since the last look for room to give back.
     removed: AtomicU64,
     /// So many that it is worth a look.
@@ -115,6 +124,7 @@ impl Db {
             schema,
             database: RwLock::new(None),
             suspect: AtomicBool::new(false),
+            has_reserve: AtomicBool::new(false),
             removed: AtomicU64::new(0),
             may_shrink: AtomicBool::new(false),
         }
@@ -124,7 +134,8 @@ impl Db {
     /// give back.
     pub fn note_removed(&self, records: u64, left: u64) {
         let removed = self.removed.fetch_add(records, Ordering::Relaxed) + records;
-        if removed >= left / 2 {
+        // On a full disk less is worth a look.
+        if removed >= left / 2 || self.has_room().is_err() {
             self.may_shrink.store(true, Ordering::Relaxed);
         }
     }
@@ -172,6 +183,19 @@ impl Db {
     }
 
     fn open(&self, check: bool) -> Result<Database, DbError> {
+        let (database, was_read_whole) = self.open_noting(check)?;
+        if was_read_whole {
+            log::info!("{}: it was not closed, and all of it had to be read", self.path.display());
+            // So that the next one need not, should there be no commit until then.
+            if self.has_room().is_ok() {
+                guarded(|| Ok(begin_write(&database)?.commit()?))?;
+            }
+        }
+        Ok(database)
+    }
+
+    /// The other answer: whether all of it was read first.
+    fn open_noting(&self, check: bool) -> Result<(Database, bool), DbError> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -180,13 +204,16 @@ impl Db {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&self.path)?;
+        let was_read_whole = Arc::new(AtomicBool::new(false));
         let database = guarded(|| {
             let mut builder = Builder::new();
             builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(check);
+            let noted = was_read_whole.clone();
+            builder.set_repair_callback(move |_| noted.store(true, Ordering::Relaxed));
             Ok(builder.create_with_backend(FileBackend::new(file)?)?)
         })?;
         guarded(|| self.check_schema(&database))?;
-        Ok(database)
+        Ok((database, was_read_whole.load(Ordering::Relaxed)))
     }
 
     fn check_schema(&self, database: &Database) -> Result<(), DbError> {
@@ -213,7 +240,7 @@ impl Db {
                 )))
             }
             None => {
-                let write = database.begin_write()?;
+                let write = begin_write(database)?;
                 {
                     let mut table = write.open_table(META)?;
                     table.insert("kind", self.kind.as_bytes())?;
@@ -281,9 +308,69 @@ impl Db {
     /// Writes and commits, or changes nothing. The owner thread only. It is on the disk when this returns.
     pub fn write<R>(&self, write: impl FnOnce(&WriteTransaction) -> Result<R, DbError>) -> Result<R, DbError> {
         self.has_room()?;
+        self.keep_reserve();
+        self.transact(write)
+    }
+
+    /// As [`Db::write`], for what removes far more than it adds: it is done on a full disk, too, where else nothing
+    /// would ever become free. redb puts each page that changes in another place, so some are needed for the moment;
+    /// what is free in the file does not do, as it may never have been written, and then it is not on the disk yet. So
+    /// there is a reserve. Should that not do either, the error is [`DbError::Disk`], nothing was changed, and the file
+    /// must be opened anew.
+    pub fn remove<R>(&self, remove: impl FnOnce(&WriteTransaction) -> Result<R, DbError>) -> Result<R, DbError> {
+        if self.free()? < RESERVE {
+            match fs::remove_file(self.reserve()) {
+                Ok(()) => {
+                    log::warn!("{}: the disk is full; the reserve is used to remove records", self.path.display())
+                }
+                Err(error) => log::debug!("{}: {error}", self.reserve().display()),
+            }
+            self.has_reserve.store(false, Ordering::Relaxed);
+        }
+        self.transact(remove)
+    }
+
+    fn reserve(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".reserve");
+        PathBuf::from(name)
+    }
+
+    /// Makes the reserve where there is none, if there is room for it.
+    fn keep_reserve(&self) {
+        let has_room = || self.free().is_ok_and(|free| free >= FREE_MIN + RESERVE);
+        if self.has_reserve.load(Ordering::Relaxed) || !has_room() {
+            return;
+        }
+        let path = self.reserve();
+        let made = (|| {
+            let mut options = File::options();
+            let mut file = options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path)?;
+            // Written, not only made long: else it would take nothing.
+            let missing = RESERVE.saturating_sub(file.metadata()?.len());
+            if missing > 0 {
+                file.write_all(&vec![0; RESERVE as usize])?;
+                file.sync_data()?;
+            }
+            Ok::<_, io::Error>(())
+        })();
+        if let Err(error) = made {
+            log::warn!("{}: {error}; a full disk may have to be freed by others", path.display());
+        }
+        // Not with each commit, also where there is no making it.
+        self.has_reserve.store(true, Ordering::Relaxed);
+    }
+
+    fn transact<R>(&self, write: impl FnOnce(&WriteTransaction) -> Result<R, DbError>) -> Result<R, DbError> {
         let result = guarded(|| {
             let database = self.lock_for_reading()?;
-            let transaction = database.as_ref().ok_or(DbError::Closed)?.begin_write()?;
+            let transaction = begin_write(database.as_ref().ok_or(DbError::Closed)?)?;
             let result = write(&transaction)?;
             transaction.commit()?;
             Ok(result)
@@ -293,9 +380,7 @@ impl Db {
 
     /// Whether the disk has room. Looked at before each commit, so that the common way of a full disk needs no mending.
     fn has_room(&self) -> Result<(), DbError> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let stat = nix::sys::statvfs::statvfs(directory).map_err(io::Error::from)?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        let free = self.free()?;
         if free < FREE_MIN {
             return Err(DbError::NoRoom(format!(
                 "no space is left on the disk: {} MiB are free, and below {} MiB nothing is written",
@@ -304,6 +389,13 @@ impl Db {
             )));
         }
         Ok(())
+    }
+
+    /// Bytes that are free on its disk.
+    fn free(&self) -> Result<u64, DbError> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let stat = nix::sys::statvfs::statvfs(directory).map_err(io::Error::from)?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 
     /// Bytes that the file takes, and of them those that hold something.
@@ -323,6 +415,9 @@ impl Db {
     /// Gives the file's free pages back to the disk, if they are more than half of it and the others can be moved about in
     /// reasonable time. Readers wait meanwhile. True if it did.
     ///
+    /// Where the disk is full it is done for less, if it makes room for records, and takes as long as it takes: nothing
+    /// can be written before. After an error the file must be opened anew.
+    ///
     /// Telling what is free takes a look at every page, so it comes after much was removed: see [`Db::note_removed`].
     pub fn compact(&self) -> Result<bool, DbError> {
         if !self.may_shrink.load(Ordering::Relaxed) || fs::metadata(&self.path)?.len() < COMPACT_MIN {
@@ -330,15 +425,24 @@ impl Db {
         }
         self.may_shrink.store(false, Ordering::Relaxed);
         self.removed.store(0, Ordering::Relaxed);
+        let free = self.free()?;
         let (size, used) = self.sizes()?;
-        if used > COMPACT_MAX || used > size / 2 {
+        let is_worth_it = if free < FREE_MIN {
+            free + size.saturating_sub(used) >= 2 * FREE_MIN
+        } else {
+            used <= COMPACT_MAX && used <= size / 2
+        };
+        if !is_worth_it {
             return Ok(false);
         }
-        self.has_room()?;
         let Ok(mut slot) = self.database.try_write() else { return Ok(false) };
         let Some(database) = slot.as_mut() else { return Ok(false) };
         guarded(|| match database.compact() {
-            Ok(done) => Ok(done),
+            Ok(done) => {
+                // redb's own commits of it do not say what is free.
+                begin_write(database)?.commit()?;
+                Ok(done)
+            }
             // A reader is under way; another time.
             Err(redb::CompactionError::TransactionInProgress) => {
                 self.may_shrink.store(true, Ordering::Relaxed);
@@ -349,6 +453,13 @@ impl Db {
     }
 }
 
+/// Begins a change; its commit says what of the file is free.
+fn begin_write(database: &Database) -> Result<WriteTransaction, DbError> {
+    let mut write = database.begin_write()?;
+    write.set_quick_repair(true);
+    Ok(write)
+}
+
 /// redb trusts what it has written, and panics where a file says what it cannot have written.
 fn guarded<R>(run: impl FnOnce() -> Result<R, DbError>) -> Result<R, DbError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
@@ -356,4 +467,59 @@ fn guarded<R>(run: impl FnOnce() -> Result<R, DbError>) -> Result<R, DbError> {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it makes no sense");
         Err(DbError::Damaged(text.chars().take(200).collect()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("data");
+
+    fn put(db: &Db, keys: std::ops::Range<u64>) {
+        db.write(|write| {
+            let mut table = write.open_table(DATA)?;
+            for key in keys {
+                table.insert(key, [7; 2000].as_slice())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// What `kill -9` would leave now: whether all of it is read when it is opened, and what is in it.
+    fn after_a_kill(db: &Db) -> (bool, u64) {
+        let copy = db.path().with_file_name("copy.redb");
+        fs::copy(db.path(), &copy).unwrap();
+        let copy = Db::new(copy, "test", 1);
+        let (database, was_read_whole) = copy.open_noting(false).unwrap();
+        let read = database.begin_read().unwrap();
+        (was_read_whole, redb::ReadableTableMetadata::len(&read.open_table(DATA).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn opening_after_a_kill_does_not_read_all_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::new(directory.path().join("test.redb"), "test", 1);
+        assert_eq!(db.mend(false).unwrap(), None);
+        for n in 0..5 {
+            put(&db, n * 3000..n * 3000 + 3000);
+            assert_eq!(after_a_kill(&db), (false, n * 3000 + 3000));
+        }
+        db.remove(|write| Ok(write.open_table(DATA)?.retain(|key, _| key >= 14_000)?)).unwrap();
+        assert_eq!(after_a_kill(&db), (false, 1000));
+        let before = db.sizes().unwrap().0;
+        db.note_removed(14_000, 1000);
+        assert!(db.compact().unwrap() && db.sizes().unwrap().0 < before / 2);
+        assert_eq!(after_a_kill(&db), (false, 1000));
+        // A file of somebody who did not say what is free: once.
+        {
+            let slot = db.lock_for_reading().unwrap();
+            slot.as_ref().unwrap().begin_write().unwrap().commit().unwrap();
+        }
+        assert_eq!(after_a_kill(&db), (true, 1000));
+        fs::copy(directory.path().join("test.redb"), directory.path().join("old.redb")).unwrap();
+        let old = Db::new(directory.path().join("old.redb"), "test", 1);
+        old.mend(false).unwrap();
+        assert_eq!(after_a_kill(&old), (false, 1000));
+    }
 }

@@ -1,11 +1,13 @@
 //! How a store is, for readiness and for its readers.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 
 use super::db::DbError;
+use crate::metrics::Metrics;
 
 /// What is wrong with a store; shared by its owner and whoever asks.
 #[derive(Debug, Default)]
@@ -25,12 +27,9 @@ struct State {
 const TOLD_MAX: usize = 8;
 
 impl Health {
-    /// The store cannot write, because of this. True if that is new.
-    pub fn fails(&self, why: String) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = state.now.is_none();
-        state.now = Some(why);
-        is_new
+    /// The store cannot write, because of this.
+    pub fn fails(&self, why: String) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).now = Some(why);
     }
 
     /// The store writes. True if it did not before.
@@ -41,7 +40,7 @@ impl Health {
     /// Something that somebody must look at.
     pub fn look_at(&self, what: String) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.told.len() < TOLD_MAX {
+        if state.told.len() < TOLD_MAX && !state.told.contains(&what) {
             state.told.push(what);
         }
     }
@@ -55,6 +54,51 @@ impl Health {
     pub fn reasons(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.now.iter().chain(&state.told).cloned().collect()
+    }
+}
+
+/// Records that are remembered as unreadable. Beyond that, one that is met again is counted again.
+const UNREADABLE_MAX: usize = 10_000;
+
+/// Records of a store that cannot be read. They are skipped; each is counted once, and the first of each sort is told.
+pub struct Unreadable {
+    what: &'static str,
+    place: &'static str,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    met: Mutex<HashSet<(&'static str, String)>>,
+}
+
+impl Unreadable {
+    /// None was met in the store that is `what` to people and `place` to [`Metrics::events_lost`].
+    pub fn new(what: &'static str, place: &'static str, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Unreadable {
+        Unreadable { what, place, health: health.clone(), metrics: metrics.clone(), met: Mutex::default() }
+    }
+
+    /// One of `sort`, a word such as `unreadable_alert`, is skipped; `key` says which.
+    pub fn skip(&self, sort: &'static str, key: impl std::fmt::Display) {
+        let key = key.to_string();
+        let is_first = {
+            let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+            if met.contains(&(sort, key.clone())) {
+                return;
+            }
+            let is_first = met.iter().all(|(other, _)| *other != sort);
+            if met.len() < UNREADABLE_MAX {
+                met.insert((sort, key.clone()));
+            }
+            is_first
+        };
+        self.metrics.events_lost(self.place, sort).inc();
+        if is_first {
+            let told = format!(
+                "{}: what cannot be read is skipped; the first is {key} ({sort}), how many there are says \
+                 events_lost_total{{place=\"{}\"}}",
+                self.what, self.place
+            );
+            log::error!("{told}");
+            self.health.look_at(told);
+        }
     }
 }
 
@@ -73,8 +117,9 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// None was made; `what` is written.
+    /// None was made, which `health` tells until one was; `what` is written.
     pub fn new(what: &'static str, health: &Arc<Health>, failures: Counter) -> Attempts {
+        health.fails(format!("{what} is not open yet"));
         Attempts { what, health: health.clone(), failures, retry_at: None, pause: RETRY_PAUSE }
     }
 
@@ -95,10 +140,11 @@ impl Attempts {
 
     /// How one went, at `now`.
     pub fn note(&mut self, result: &Result<(), DbError>, now: Instant) {
+        let failed_before = self.failed();
         match result {
             Ok(()) => {
                 (self.retry_at, self.pause) = (None, RETRY_PAUSE);
-                if self.health.works() {
+                if self.health.works() && failed_before {
                     log::info!("{}: written again", self.what);
                 }
             }
@@ -110,7 +156,8 @@ impl Attempts {
                     _ => RETRY_PAUSE_MAX.min(self.pause * 2),
                 };
                 let why = format!("{} cannot be written: {error}", self.what);
-                if self.health.fails(why.clone()) {
+                self.health.fails(why.clone());
+                if !failed_before {
                     log::error!("{why}");
                 }
             }

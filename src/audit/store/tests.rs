@@ -23,6 +23,8 @@ impl Bench {
         let metrics = Metrics::new();
         let (supervisor, _failures) = Supervisor::new().unwrap();
         let (store, thread) = AuditStore::start(directory.join("audit.redb"), limits, &metrics, &supervisor).unwrap();
+        // It opens the file by itself.
+        store.handle.call(|_| ()).unwrap();
         Bench { store, thread: Some(thread), metrics, _supervisor: supervisor }
     }
 
@@ -157,6 +159,9 @@ fn retention_removes_and_the_rest_still_verifies() {
     bench.store.handle.call(|writer| while writer.apply_retention() {}).unwrap();
     let found = bench.verify();
     assert_eq!((found.status, found.entries, found.first, found.last), (Soundness::Intact, 50, 92, 141), "{found:?}");
+    // What is missing in front is told, and by what.
+    let removed = found.removed.unwrap();
+    assert_eq!((removed.last, removed.by_age, removed.by_count, removed.told_by), (91, 60, 31, 141));
     assert_eq!(bench.store.history("r", None, 9).unwrap().total, 0);
     assert_eq!(bench.logs(Filter::default(), 1).1, 50);
     // Nothing more to do, and no entry that says so.
@@ -168,7 +173,7 @@ fn retention_removes_and_the_rest_still_verifies() {
     tamper(directory.path(), |write| {
         let mut entries = write.open_table(ENTRIES).unwrap();
         let gone = entries.remove(92).unwrap().unwrap().value().to_vec();
-        let link = Link { seq: 92, hash: split(&gone).unwrap().0 };
+        let link = Link { seq: 92, hash: split(&gone).0 };
         write.open_table(ANCHOR).unwrap().insert("removed", link_bytes(link).as_slice()).unwrap();
     });
     let bench = Bench::new(directory.path(), LIMITS);
@@ -190,7 +195,7 @@ fn tampering_shows() {
         let before = entries.get(4).unwrap().unwrap().value().to_vec();
         let value = entries.get(5).unwrap().unwrap().value().to_vec();
         let text = String::from_utf8_lossy(&value[32..]).replace("anna", "otto");
-        let link = Link { seq: 4, hash: split(&before).unwrap().0 }.next(text.as_bytes());
+        let link = Link { seq: 4, hash: split(&before).0 }.next(text.as_bytes());
         entries.insert(5, [link.hash.0.as_slice(), text.as_bytes()].concat().as_slice()).unwrap();
     };
     let take_out: Change = |entries| drop(entries.remove(5).unwrap());
@@ -341,7 +346,13 @@ fn what_finds_no_room_is_counted() {
     assert_eq!(bench.metrics.events_lost("audit", "full").get(), 1);
     release.send(()).unwrap();
     busy.join().unwrap().unwrap();
+    // And the trail itself says so.
     drop(bench.stop());
+    let bench = Bench::new(directory.path(), LIMITS);
+    let found = bench.verify();
+    assert_eq!(found.status, Soundness::Incidents);
+    assert!(found.incidents[0].contains("1 entries were lost, as there was no room in the queue"), "{found:?}");
+    bench.stop();
 }
 
 #[test]
@@ -363,7 +374,8 @@ fn who_may_not_enter_cannot_fill_the_trail() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(page(&bench).total, 102);
-    bench.store.handle.call(|writer| writer.tick(Instant::now() + REFUSALS_WINDOW)).unwrap();
+    assert_eq!(bench.metrics.events_lost("audit", "attempts").get(), 250);
+    bench.store.handle.call(|writer| writer.tick(Instant::now() + WINDOW)).unwrap();
     let newest = page(&bench).entries.remove(0);
     assert_eq!((newest.operation.as_str(), newest.action), ("refused attempts", Action::PolicyViolation));
     assert_eq!(
@@ -397,5 +409,196 @@ fn a_number_behind_which_there_is_none_stops_the_trail() {
     let kept = bench.store.logs(&Filter { before: Some(2), ..Filter::default() }, 1, 0).unwrap().entries;
     assert_eq!((kept, bench.written()), (first, 0));
     assert_eq!(bench.verify().status, Soundness::Broken);
+    bench.stop();
+}
+
+/// A trail of ten entries, of which some are versions of rules, changed by somebody; what a verification then finds.
+fn found_after(change: impl FnOnce(&WriteTransaction)) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record((0..4).map(|n| rule(Component::Firewall, "r", Some(json!(n)), Some(json!(n + 1)))).collect());
+    bench.record((0..3).map(|n| rule(Component::L7, "q", Some(json!(n)), Some(json!(n + 1)))).collect());
+    bench.record((0..3).map(|_| entry("explain", 200)).collect());
+    let found = bench.verify();
+    assert_eq!((found.status, found.versions, found.removed), (Soundness::Intact, 7, None));
+    drop(bench.stop());
+    tamper(directory.path(), change);
+    let bench = Bench::new(directory.path(), LIMITS);
+    // Whatever it is, readers and the writer go on.
+    bench.logs(Filter::default(), 100);
+    bench.store.history("r", None, 9).unwrap();
+    bench.record(vec![entry("explain", 200)]);
+    let found = bench.verify();
+    assert_eq!(found.status, Soundness::Broken, "{found:?}");
+    assert!(bench.store.db.is_open() && !bench.store.db.is_suspect());
+    bench.stop();
+    found.problems
+}
+
+#[test]
+fn tampering_with_the_history_shows() {
+    let key = |version| history_key("r", "firewall", version);
+    let history = |change: &dyn Fn(&mut redb::Table<'_, &'static [u8], u64>)| {
+        found_after(|write| change(&mut write.open_table(HISTORY).unwrap()))
+    };
+    assert_eq!(
+        history(&|table| drop(table.remove(key(2).as_slice()).unwrap())),
+        ["entry 2, version 2 of rule r, is not in the history"]
+    );
+    // The newest one: the next would have its number.
+    assert_eq!(
+        history(&|table| drop(table.remove(key(4).as_slice()).unwrap())),
+        ["entry 4, version 4 of rule r, is not in the history"]
+    );
+    assert_eq!(
+        history(&|table| drop(table.insert(key(2).as_slice(), 3).unwrap())),
+        [
+            "entry 2, version 2 of rule r, is not in the history, which names entry 3 instead",
+            "the history of rule r names entry 3, which is no such version"
+        ]
+    );
+    for (version, seq) in [(5, 9), (5, 3), (5, 77), (5, 5)] {
+        assert_eq!(
+            history(&|table| drop(table.insert(key(version).as_slice(), seq).unwrap())),
+            [format!("the history of rule r names entry {seq}, which is no such version")]
+        );
+    }
+    assert_eq!(
+        history(&|table| drop(table.insert([0xff; 3].as_slice(), 1).unwrap())),
+        ["the history of rule \u{fffd} names entry 1, which is no such version"]
+    );
+    let all = found_after(|write| assert!(write.delete_table(HISTORY).unwrap()));
+    assert_eq!(all.len(), 7, "{all:?}");
+}
+
+#[test]
+fn what_is_missing_in_front_or_cannot_be_read_shows() {
+    let out_of_chain = |seq: u64| format!("entry {seq} is not what was written, or what was before it is not");
+    let missing = found_after(|write| {
+        let mut entries = write.open_table(ENTRIES).unwrap();
+        (1..=3u64).for_each(|seq| drop(entries.remove(seq).unwrap()));
+        let mut history = write.open_table(HISTORY).unwrap();
+        (1..=3u64).for_each(|version| drop(history.remove(history_key("r", "firewall", version).as_slice()).unwrap()));
+    });
+    assert_eq!(missing, ["entries 1 to 3 are missing".to_owned(), out_of_chain(4)]);
+    // With an anchor as retention leaves it, which no entry tells of.
+    let anchored = found_after(|write| {
+        let mut entries = write.open_table(ENTRIES).unwrap();
+        let mut history = write.open_table(HISTORY).unwrap();
+        let mut hash = GENESIS;
+        for seq in 1..=3u64 {
+            hash = split(entries.remove(seq).unwrap().unwrap().value()).0;
+            history.remove(history_key("r", "firewall", seq).as_slice()).unwrap();
+        }
+        let removed = Removed { link: Link { seq: 3, hash }, by_age: 3, by_count: 0 };
+        removed.write(&mut write.open_table(ANCHOR).unwrap()).unwrap();
+    });
+    assert_eq!(anchored, ["entries up to 3 are missing, and retention has not written that it removed them"]);
+    for bad in [&b"short"[..], &[7; 32], &[7; 500]] {
+        let problems = found_after(|write| drop(write.open_table(ENTRIES).unwrap().insert(9, bad).unwrap()));
+        assert_eq!(problems, [out_of_chain(9), "entry 9 cannot be read".to_owned(), out_of_chain(10)]);
+    }
+    // The last one, to which the next is chained.
+    let problems = found_after(|write| drop(write.open_table(ENTRIES).unwrap().insert(10, &b""[..]).unwrap()));
+    assert_eq!(problems[..2], [out_of_chain(10), "entry 10 cannot be read".to_owned()]);
+}
+
+#[test]
+fn counts_of_retention_are_in_the_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let bench = Bench::new(directory.path(), LIMITS);
+    bench.record((0..30).map(|_| entry("explain", 200)).collect());
+    let less = Limits { count: 10, ..LIMITS };
+    bench.store.handle.call(move |writer| writer.set_limits(less)).unwrap();
+    bench.store.handle.call(|writer| while writer.apply_retention() {}).unwrap();
+    let removed = bench.verify().removed.unwrap();
+    assert_eq!((removed.last, removed.by_age, removed.by_count, removed.told_by), (21, 0, 21, 31));
+    drop(bench.stop());
+    tamper(directory.path(), |write| {
+        let mut anchor = write.open_table(ANCHOR).unwrap();
+        let removed = Removed::read(&anchor).unwrap().unwrap();
+        Removed { by_age: 21, by_count: 0, ..removed }.write(&mut anchor).unwrap();
+    });
+    let bench = Bench::new(directory.path(), LIMITS);
+    let found = bench.verify();
+    assert_eq!((found.status, found.removed), (Soundness::Broken, None));
+    assert_eq!(found.problems, ["entries up to 21 are missing, and retention has not written that it removed them"]);
+    bench.stop();
+}
+
+#[test]
+fn what_cannot_be_read_is_skipped_counted_and_told_once() {
+    let directory = tempfile::tempdir().unwrap();
+    // Nothing is too old at first.
+    let all = Limits { age: Duration::from_secs(4_000_000_000), ..LIMITS };
+    let bench = Bench::new(directory.path(), all);
+    let old = |n: u64| Entry { time_ns: n, ..rule(Component::Firewall, "r", None, Some(json!(n))) };
+    bench.record((1..=10).map(old).collect());
+    bench.record((0..10).map(|_| entry("explain", 200)).collect());
+    drop(bench.stop());
+    tamper(directory.path(), |write| {
+        let mut entries = write.open_table(ENTRIES).unwrap();
+        for seq in [1, 5, 20] {
+            entries.insert(seq, [7; 100].as_slice()).unwrap();
+        }
+    });
+    // It goes on after the last one, though that cannot be read, and says that it is not what the head file says.
+    let bench = Bench::new(directory.path(), all);
+    bench.record(vec![entry("config reload", 200)]);
+    let unreadable = || bench.metrics.events_lost("audit", "unreadable_entry").get();
+    for _ in 0..3 {
+        let (seqs, total, ..) = bench.logs(Filter::default(), 100);
+        assert_eq!((seqs.len(), total), (19, 22));
+        assert_eq!(bench.logs(Filter { actor: Some("anna".into()), ..Filter::default() }, 100).0.len(), 18);
+        assert_eq!(bench.store.history("r", None, 100).unwrap().entries.len(), 8);
+    }
+    assert_eq!(unreadable(), 3);
+    let told: Vec<_> = bench.store.health().into_iter().filter(|text| text.contains("cannot be read")).collect();
+    assert!(told.len() == 1 && told[0].contains("unreadable_entry"), "{told:?}");
+    // Nor do they stop retention; what cannot be read is as old as what follows it.
+    bench.store.handle.call(|writer| writer.set_limits(LIMITS)).unwrap();
+    bench.store.handle.call(|writer| while writer.apply_retention() {}).unwrap();
+    let found = bench.verify();
+    assert_eq!((found.first, found.last, found.removed.unwrap().by_age), (11, 23, 10));
+    assert_eq!(bench.store.history("r", None, 100).unwrap().total, 0);
+    assert!(bench.store.db.is_open() && !bench.store.db.is_suspect());
+    bench.stop();
+}
+
+#[test]
+fn retention_does_not_live_on_what_it_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { age: Duration::from_secs(2400), ..LIMITS };
+    let bench = Bench::new(directory.path(), limits);
+    let ago = |seconds: u64| Entry { time_ns: now_ns() - seconds * 1_000_000_000, ..entry("explain", 200) };
+    let pass = |bench: &Bench| {
+        let more = bench.store.handle.call(|writer| writer.apply_retention()).unwrap();
+        assert!(!more);
+        bench.verify()
+    };
+    // Not for an entry that has only just become too old: there will be more of them.
+    bench.record(vec![ago(2450), ago(100)]);
+    assert_eq!(pass(&bench).last, 2);
+    bench.record(vec![ago(2600)]);
+    assert_eq!((pass(&bench).last, pass(&bench).first), (3, 1), "the first of them says when");
+    drop(bench.stop());
+    // Its own entries, of whatever age, are no reason for another one.
+    let bench = Bench::new(directory.path(), Limits { age: Duration::ZERO, ..LIMITS });
+    let found = pass(&bench);
+    assert_eq!((found.first, found.last), (4, 4));
+    for _ in 0..3 {
+        assert_eq!(pass(&bench).last, 4);
+    }
+    // Another entry is, and takes them along.
+    bench.record(vec![entry("explain", 200)]);
+    let found = pass(&bench);
+    assert_eq!((found.status, found.first, found.last), (Soundness::Intact, 6, 6));
+    drop(bench.stop());
+    // By number it removes a hundredth more, so that the next entry does not have a pass of its own.
+    let bench = Bench::new(directory.path(), Limits { count: 1000, ..LIMITS });
+    bench.record((0..1000).map(|_| entry("explain", 200)).collect());
+    assert_eq!(pass(&bench).entries, 990);
+    bench.record((0..10).map(|_| entry("explain", 200)).collect());
+    assert_eq!(pass(&bench).entries, 1000);
     bench.stop();
 }

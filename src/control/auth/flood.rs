@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand;
 use sha2::{Digest, Sha256};
 
+use crate::api::whose;
 use crate::config::auth::API_KEYS_MAX;
 
 /// What an address may do.
@@ -133,7 +134,7 @@ enum Which {
 /// Whose an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Whose {
-    /// A [`client`]'s.
+    /// A client (see [`whose`])'s.
     Address(IpAddr),
     /// A /48's.
     Net(Ipv6Addr),
@@ -278,7 +279,7 @@ impl Flood {
 
     /// How long the client must wait before a key is looked at; `None` when it is now.
     pub fn refuses(&self, address: IpAddr, key: &Fingerprint, now: Instant) -> Option<Duration> {
-        let address = client(address);
+        let address = whose(address);
         let mut table = self.lock();
         if table.good.get(key).is_some_and(|known| known.iter().any(|(from, _)| *from == address)) {
             return None;
@@ -290,13 +291,13 @@ impl Flood {
     /// A bad credential came; with how long the client must wait when there were too many.
     pub fn failed(&self, address: IpAddr, kind: Kind, now: Instant) -> Result<(), Duration> {
         let mut table = self.lock();
-        let whose = table.whose(client(address), &self.limits, now);
+        let whose = table.whose(whose(address), &self.limits, now);
         table.take(&whose, Which::Bad(kind), &self.limits, now)
     }
 
     /// A good key came.
     pub fn succeeded(&self, address: IpAddr, key: Fingerprint, now: Instant) {
-        let address = client(address);
+        let address = whose(address);
         let mut table = self.lock();
         let good = &mut table.good;
         if good.len() >= GOOD_MAX && !good.contains_key(&key) {
@@ -322,7 +323,7 @@ impl Flood {
     /// that were forgotten meanwhile; the others are only counted.
     pub fn may_tell(&self, address: IpAddr, now: Instant) -> Option<u64> {
         let mut table = self.lock();
-        let whose = table.whose(client(address), &self.limits, now);
+        let whose = table.whose(whose(address), &self.limits, now);
         match table.take(&whose, Which::Told, &self.limits, now) {
             Ok(()) => {
                 let own: u64 = whose.iter().map(|&one| std::mem::take(&mut table.entry(one).untold)).sum();
@@ -337,14 +338,6 @@ impl Flood {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The address for which a client answers: who has one address of a /64 has all.
-fn client(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
     }
 }
 
@@ -503,7 +496,7 @@ mod tests {
             flood.succeeded(network(n), own, at(n.into()));
         }
         assert_eq!(flood.lock().good[&own].len(), GOOD_ADDRESSES);
-        assert!(flood.lock().good[&own].iter().any(|(from, _)| *from == client(network(999))));
+        assert!(flood.lock().good[&own].iter().any(|(from, _)| *from == whose(network(999))));
         assert!(flood.lock().good[&other].iter().any(|(from, _)| *from == office));
         for n in 0..2 * GOOD_MAX as u64 {
             flood.succeeded(office, flood.fingerprint(&n.to_string()), at(1000 + n));

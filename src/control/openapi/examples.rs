@@ -278,7 +278,8 @@ const EXAMPLES: &[Example] = &[
         "",
         r#"{
   "status": "intact", "entries": 2, "first": 1, "last": 2,
-  "last_hash": "04fad8657c9843de4cbf6227f6f77b268366289fffff52a8fd914f106e271685", "problems": [], "incidents": []
+  "last_hash": "04fad8657c9843de4cbf6227f6f77b268366289fffff52a8fd914f106e271685", "removed": null,
+  "versions": 3, "problems": [], "incidents": []
 }"#,
     ),
     example("openapi", "", r#"{"openapi": "3.1.0", "info": {"title": "eBPFsentinel"}, "paths": {}}"#),

@@ -23,6 +23,8 @@ impl Bench {
         let (supervisor, _failures) = Supervisor::new().unwrap();
         let path = directory.join("alerts.redb");
         let (store, thread) = AlertStore::start(path, limits, &Arc::default(), &metrics, &supervisor).unwrap();
+        // It opens the file by itself.
+        store.handle.call(|_| ()).unwrap();
         let sink = Box::new(store.sink());
         Bench { store, sink, thread: Some(thread), metrics, _supervisor: supervisor }
     }
@@ -343,19 +345,65 @@ fn a_directory_that_is_not_there_yet_is_no_end() {
 }
 
 #[test]
-fn a_document_that_is_none_is_damage() {
+fn what_cannot_be_read_is_skipped_counted_told_once_and_made_anew() {
     let directory = tempfile::tempdir().unwrap();
-    let id = AlertId::next();
+    let mut bench = Bench::new(directory.path(), LIMITS);
+    bench.put((0..2500).map(alert));
+    let ids: Vec<AlertId> = bench.find(Wanted::default(), 2500, 0).alerts.iter().rev().map(|one| one.id).collect();
+    for n in [10, 900] {
+        let (id, mark) = (ids[n], Mark { by: "anna".into(), at: "t".into(), comment: String::new() });
+        let suppress = Suppress { until_ns: now_ns() + 3_600_000_000_000, by: "anna".into() };
+        bench.store.handle.call(move |writer| writer.mark(id, Some(mark), Some(suppress))).unwrap().unwrap();
+    }
+    drop(bench.stop());
+    // Of the four blocks the first has no summary that can be read; the second, and the one that is being filled, are
+    // none; in the third is an alert that is none.
     let db = Db::new(directory.path().join("alerts.redb"), "alerts", SCHEMA);
-    db.mend(false).unwrap();
-    let written = db.write(|write| {
-        write.open_table(ALERTS)?.insert(id.0.as_u128(), b"[1]".as_slice())?;
+    assert_eq!(db.mend(false).unwrap(), None);
+    db.write(|write| {
+        let mut summaries = write.open_table(SUMMARIES)?;
+        let keys: Vec<u128> = summaries.iter()?.map(|item| item.unwrap().0.value()).collect();
+        assert_eq!(keys.len(), 4);
+        summaries.insert(keys[0], &b"?"[..])?;
+        let mut blocks = write.open_table(BLOCKS)?;
+        blocks.insert(keys[1], &[7; 81][..])?;
+        blocks.insert(keys[3], &b"?"[..])?;
+        write.open_table(ALERTS)?.insert(ids[1700].0.as_u128(), &b"\"?\""[..])?;
+        write.open_table(MARKS)?.insert(ids[10].0.as_u128(), &b"?"[..])?;
+        let mut suppressions = write.open_table(SUPPRESSIONS)?;
+        let first = suppressions.first()?.unwrap().0.value().to_owned();
+        suppressions.insert(first.as_str(), &b"?"[..])?;
         Ok(())
-    });
-    written.unwrap();
+    })
+    .unwrap();
     drop(db);
-    let bench = Bench::new(directory.path(), LIMITS);
-    let error = bench.store.get(id).unwrap_err();
-    assert_eq!(error.to_string(), "the file is damaged: an alert cannot be read");
+
+    let mut bench = Bench::new(directory.path(), LIMITS);
+    assert_eq!(bench.store.suppressions.list(now_ns()).len(), 1);
+    // It goes on, also in the block that cannot be read.
+    bench.put((2500..2600).map(alert));
+    let (ports, _) = bench.walk(&Wanted::default(), Some("number <"), 1000);
+    assert!(ports.starts_with(&(2400..2600).rev().collect::<Vec<_>>()) && ports.len() >= 899, "{}", ports.len());
+    assert_eq!(bench.store.get(ids[1700]).unwrap(), None);
+    assert_eq!(bench.store.after(ids[1699], 2).unwrap()[0].id, ids[1701]);
+    assert!(bench.store.db.is_open() && !bench.store.db.is_suspect());
+    // Retention makes the blocks anew from their alerts, marks and all. It may have done so by itself already.
+    let pass = |bench: &Bench| bench.store.handle.call(|writer| writer.apply_retention()).unwrap();
+    assert!(!pass(&bench));
+    let want: Vec<u64> = (0..2600).rev().filter(|&n| n != 1700).collect();
+    assert_eq!(bench.walk(&Wanted::default(), None, 1000).0, want);
+    let marked = bench.find(Wanted { marked: Some(true), ..Wanted::default() }, 10, 0).alerts;
+    let marked: Vec<_> = marked.iter().map(|one| (one.id, one.document["mark"]["by"].as_str())).collect();
+    assert_eq!(marked, [(ids[900], Some("anna")), (ids[10], None)]);
+    let counted = |sort| bench.metrics.events_lost("alert_store", sort).get();
+    assert_eq!([ALERT, BLOCK, MARK, SUPPRESSION].map(counted), [1, 3, 1, 1]);
+    let health = bench.store.health();
+    assert_eq!(health.len(), 4, "one for each sort: {health:?}");
+    // What cannot be read goes like all else.
+    bench.store.handle.call(|writer| writer.set_limits(Limits { count: 100, ..LIMITS })).unwrap();
+    while pass(&bench) {}
+    assert_eq!(bench.find(Wanted::default(), 1, 0).total, 100);
+    let left = bench.store.db.read(|read| Ok(existing(read.open_table(ALERTS))?.unwrap().len().unwrap())).unwrap();
+    assert_eq!(left, 100);
     bench.stop();
 }
