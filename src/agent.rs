@@ -130,6 +130,7 @@ struct Front {
     sandbox: Arc<Sandbox>,
     /// Where gRPC listens.
     grpc: Option<SocketAddr>,
+    metrics: Arc<Metrics>,
     started: Instant,
 }
 
@@ -304,6 +305,7 @@ pub fn run(options: Options) -> Result<()> {
         stores: stores.clone(),
         sandbox: sandbox.clone(),
         grpc: None,
+        metrics: metrics.clone(),
         tls: tls.clone(),
         started: Instant::now(),
     };
@@ -881,6 +883,10 @@ impl AgentControl for Front {
         let mut degraded = self.degraded();
         // The certificate of before is in use, so nothing is refused for it.
         degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
+        // Nothing that happens now is lost by it.
+        degraded.extend(self.metrics.spools_left().into_iter().map(|(spool, bytes)| {
+            format!("{bytes} bytes of alerts in the spool {spool} wait for a route of that name; nobody sends them")
+        }));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);

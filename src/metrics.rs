@@ -115,6 +115,8 @@ metrics! {
         time that one is to be sent again), failed (refused for good, or given up)";
     SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
     SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
+    SPOOL_LEFT = Gauge "alert_spool_left" in "bytes" ["destination"] "Bytes on disk of alerts that nobody sends: their route was \
+        removed or renamed, and the spool is kept until there is a route of its name again";
     ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route of the configuration (no_route), or alerting.enabled is false (disabled)";
@@ -397,6 +399,20 @@ impl Metrics {
         self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
+    /// Bytes of alerts in the spool of a route that is no more; 0: nothing is left in it.
+    pub fn set_spool_left(&self, spool: &str, bytes: u64) {
+        let mut left = lock(&self.state.spools_left);
+        match bytes {
+            0 => left.remove(spool),
+            _ => left.insert(spool.to_owned(), bytes),
+        };
+    }
+
+    /// Spools of routes that are no more, and the bytes of alerts in each.
+    pub fn spools_left(&self) -> BTreeMap<String, u64> {
+        lock(&self.state.spools_left).clone()
+    }
+
     /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
     /// [`Metrics::events_lost`].
     pub fn alerts_dropped(&self, reason: &str) -> Counter {
@@ -589,6 +605,7 @@ struct State {
     sender_alerts: Counters,
     sender_queue: Gauges,
     sender_spool: Gauges,
+    spools_left: Mutex<BTreeMap<String, u64>>,
     alerts_dropped: Counters,
     alerts_told: Counters,
     processing: Histograms,
@@ -621,6 +638,7 @@ impl Default for State {
             sender_alerts: Counters::default(),
             sender_queue: Gauges::default(),
             sender_spool: Gauges::default(),
+            spools_left: Mutex::default(),
             alerts_dropped: Counters::default(),
             alerts_told: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
@@ -716,6 +734,8 @@ impl Collector for State {
         out.family(&SENDER_ALERTS, &self.sender_alerts)?;
         out.family(&SENDER_QUEUE, &self.sender_queue)?;
         out.family(&SENDER_SPOOL, &self.sender_spool)?;
+        let left = lock(&self.spools_left).clone();
+        out.gauges(&SPOOL_LEFT, left.iter().map(|(spool, bytes)| ([spool.as_str()], *bytes as f64)))?;
         out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
         out.family(&PROCESSING, &self.processing)?;
@@ -1010,6 +1030,9 @@ mod tests {
         sender.queue.set(30);
         sender.spool_bytes.set(31);
         sender.delivered.inc_by(32);
+        metrics.set_spool_left("old-hook", 35);
+        metrics.set_spool_left("gone", 36);
+        metrics.set_spool_left("gone", 0);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
         metrics.false_positive("firewall", "ssh");
@@ -1084,6 +1107,7 @@ mod tests {
             "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
             "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
             "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
+            "ebpfsentinel_alert_spool_left_bytes{destination=\"old-hook\"} 35.0",
             "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
             "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",

@@ -117,6 +117,78 @@ fn a_spool_outlives_a_change_of_its_destination() {
     assert_eq!(left.collect::<Vec<_>>(), ["cursor"]);
 }
 
+/// Bytes of alerts in the spools of routes that are no more, as Prometheus and the status see them.
+fn left(running: &Running) -> Vec<(String, bool)> {
+    let left: Vec<_> = running.metrics.spools_left().into_iter().map(|(spool, bytes)| (spool, bytes > 0)).collect();
+    let shown = running.metrics.render();
+    assert!(left.iter().all(|(spool, _)| shown.contains(&format!("alert_spool_left_bytes{{destination=\"{spool}\"}}"))));
+    left
+}
+
+#[test]
+fn a_spool_that_is_taken_off_its_route_is_sent_first() {
+    let scene = Scene::new();
+    let (nobody, port) = (free_port(), free_port());
+    let receiver = scene.receiver("webhook", port);
+    let mut running = Running::new(&scene, &[("hook", webhook(&scene, nobody, "spool = '1MiB'"))]);
+    running.tell(0..50);
+    until("it is tried", || running.metrics.sender("hook").retried.get() > 0);
+    // By a reload. What comes meanwhile waits in the queue, and so it does when one more comes.
+    running.reload(&[("hook", webhook(&scene, nobody, ""))]);
+    running.tell(50..60);
+    running.reload(&[("hook", webhook(&scene, nobody, "webhook_batch = 7"))]);
+    running.tell(60..70);
+    running.reload(&[("hook", webhook(&scene, port, ""))]);
+    running.tell(70..80);
+    until("all arrive", || receiver.records().len() >= 80);
+    assert_eq!(numbers_of(&receiver.records()), (0..80).collect::<Vec<_>>());
+    until("the spool is empty", || running.metrics.sender("hook").spool_bytes.get() == 0);
+    // By a restart.
+    running.reload(&[("hook", webhook(&scene, nobody, "spool = '1MiB'"))]);
+    running.tell(80..90);
+    until("it is spooled", || running.metrics.sender("hook").spool_bytes.get() > 0);
+    running.stop();
+    let mut running = Running::new(&scene, &[("hook", webhook(&scene, port, ""))]);
+    running.tell(90..95);
+    until("all arrive", || receiver.records().len() >= 95);
+    assert_eq!(numbers_of(&receiver.records()), (0..95).collect::<Vec<_>>());
+    assert!(left(&running).is_empty());
+    running.stop();
+    let left = fs::read_dir(scene.path("state/spool/hook")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["cursor"]);
+}
+
+#[test]
+fn what_is_left_of_a_route_that_is_no_more_is_told_and_kept() {
+    let scene = Scene::new();
+    let (nobody, port) = (free_port(), free_port());
+    let spooled = |port: u16| webhook(&scene, port, "spool = '1MiB'");
+    let mut running = Running::new(&scene, &[("old", spooled(nobody))]);
+    running.tell(0..20);
+    until("it is tried", || running.metrics.sender("old").retried.get() > 0);
+    // Renamed: nobody says that the new one is the old one.
+    running.reload(&[("new", spooled(nobody))]);
+    until("the old one has ended", || left(&running) == [("old".to_owned(), true)]);
+    running.tell(20..30);
+    until("it is tried", || running.metrics.sender("new").retried.get() > 0);
+    running.stop();
+    // After a restart it is seen on the disk, and another reload says it again.
+    let mut running = Running::new(&scene, &[]);
+    let both = [("new".to_owned(), true), ("old".to_owned(), true)];
+    assert_eq!(left(&running), both);
+    running.reload(&[]);
+    assert_eq!(left(&running), both);
+    let receiver = scene.receiver("webhook", port);
+    running.reload(&[("old", spooled(port))]);
+    until("all arrive", || receiver.records().len() >= 20);
+    assert_eq!(numbers_of(&receiver.records()), (0..20).collect::<Vec<_>>());
+    until("nobody waits for it", || left(&running) == [("new".to_owned(), true)]);
+    fs::remove_dir_all(scene.path("state/spool/new")).unwrap();
+    running.reload(&[("old", spooled(port))]);
+    assert!(left(&running).is_empty());
+    running.stop();
+}
+
 #[test]
 fn a_webhook_that_refuses_is_counted_and_one_that_cannot_is_tried_again() {
     let scene = Scene::new();

@@ -9,6 +9,7 @@
 //! `kill -9` loses nothing that was appended; the kernel writes it out. A power failure loses at most what came since the
 //! last [`Spool::sync`], once a second.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -106,16 +107,7 @@ impl Spool {
     /// Opens or makes the spool of a folder, which keeps at most `cap` bytes.
     pub fn open(folder: &Path, cap: u64, bytes: Gauge, torn: Counter) -> io::Result<Spool> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut segments = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|digits| digits.len() == 16);
-            if let Some(number) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
-                segments.push(Segment { number, size: entry.metadata()?.len() });
-            }
-        }
-        segments.sort_by_key(|segment| segment.number);
+        let segments = segments_of(folder)?;
         let cursor_path = folder.join("cursor");
         let cursor =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(cursor_path)?;
@@ -356,13 +348,16 @@ impl Spool {
                 inner.acknowledged = Cursor { segment, offset: end };
                 self.remove_done(&mut inner, SEGMENT_MIN);
                 // Before the files go it says what was sent; after, that nothing is left of them.
-                let bytes = cursor_bytes(inner.acknowledged);
-                if let Err(error) = inner.cursor.write_all_at(&bytes, 0) {
-                    log::debug!("{}: {}", self.folder.display(), plain(&error));
-                }
+                self.write_cursor(&inner);
             }
         }
         self.bytes.set(inner.waiting() as i64);
+    }
+
+    fn write_cursor(&self, inner: &Inner) {
+        if let Err(error) = inner.cursor.write_all_at(&cursor_bytes(inner.acknowledged), 0) {
+            log::debug!("{}: {}", self.folder.display(), plain(&error));
+        }
     }
 
     /// Removes the segments of which all is sent, but for one that is appended to and small.
@@ -394,6 +389,24 @@ impl Spool {
         }
     }
 
+    /// Whether everything that is there was read. Then nobody waits for it any more: what could not be read of it was
+    /// counted, and its files go. Call it when all that was read is acknowledged.
+    pub fn end(&self) -> bool {
+        let mut inner = self.lock();
+        let read = inner.read;
+        let is_left = |segment: &Segment| {
+            segment.number > read.segment || segment.number == read.segment && segment.size > read.offset
+        };
+        if inner.segments.iter().any(is_left) || !inner.memory.is_empty() {
+            return false;
+        }
+        inner.acknowledged = read;
+        self.remove_done(&mut inner, 0);
+        self.write_cursor(&inner);
+        self.bytes.set(inner.waiting() as i64);
+        true
+    }
+
     /// Leaves no file of alerts that were sent. It may be used on.
     pub fn tidy(&self) {
         self.remove_done(&mut self.lock(), 0);
@@ -405,6 +418,32 @@ impl Spool {
         inner.read = inner.acknowledged;
         inner.memory_lent = 0;
     }
+}
+
+/// The segments in a folder, oldest first.
+fn segments_of(folder: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|digits| digits.len() == 16);
+        if let Some(number) = number.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
+            segments.push(Segment { number, size: entry.metadata()?.len() });
+        }
+    }
+    segments.sort_by_key(|segment| segment.number);
+    Ok(segments)
+}
+
+/// Bytes that wait to be sent in a folder of which nobody has the spool open. Changes nothing.
+pub fn waiting_in(folder: &Path) -> io::Result<u64> {
+    let sent = File::open(folder.join("cursor")).ok().and_then(|file| read_cursor(&file)).unwrap_or_default();
+    let waiting = |segment: &Segment| match segment.number.cmp(&sent.segment) {
+        Ordering::Less => 0,
+        Ordering::Equal => segment.size.saturating_sub(sent.offset),
+        Ordering::Greater => segment.size,
+    };
+    Ok(segments_of(folder)?.iter().map(waiting).sum())
 }
 
 /// Keeps a record in memory.

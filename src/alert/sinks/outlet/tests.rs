@@ -107,7 +107,7 @@ impl Bench {
         let torn = metrics.events_lost("sink_fake", "spool_torn");
         let mut spooler = None;
         let source = match spool {
-            None => Source::Queue(queue.clone()),
+            None => Source::Queue { queue: queue.clone(), left: None },
             Some(folder) => {
                 let spool = Arc::new(Spool::open(folder, 1 << 20, sender.spool_bytes.clone(), torn).unwrap());
                 let (wake, woken) = bounded(1);
