@@ -665,8 +665,8 @@ impl Agent {
             log::warn!("{error}");
         }
         // It cannot be refused any more: if the router's thread has ended, so does the agent.
-        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
-            log::error!("putting [alerting] in force: {gone}");
+        if let Err(error) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force, of which nothing changed: {error:#}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &spared);
         if let (Some(store), Some(state)) = (&self.tls, tls) {

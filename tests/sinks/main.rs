@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use ebpfsentinel::outbound::{Client, ClientConfig, Fetched, OutboundError, Url, Validators};
+use ebpfsentinel::supervise::Gone;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
@@ -187,6 +188,43 @@ fn what_is_left_of_a_route_that_is_no_more_is_told_and_kept() {
     running.reload(&[("old", spooled(port))]);
     assert!(left(&running).is_empty());
     running.stop();
+}
+
+/// Two configurations are prepared, and one comes into force after the other: each route has its own destination, also where
+/// it was to stay as it was and is not any more.
+#[test]
+fn what_was_prepared_before_others_came_into_force_is_prepared_anew() {
+    let scene = Scene::new();
+    let file = |name: &str| format!("destination = 'eve'\npath = {}", scene.quoted(name));
+    let mut running = Running::new(&scene, &[("a", file("a1")), ("b", file("b1")), ("c", file("c1"))]);
+    let wanted = [("a", file("a1")), ("b", file("b1")), ("c", file("c2"))];
+    let wanted = wanted.map(|(name, toml)| (name, support::destination(&toml)));
+    let prepared = running.outlets.as_mut().unwrap().prepare(wanted.iter().map(|(name, to)| (*name, to))).unwrap();
+    // Without a, with another b, and with a c that has its own.
+    running.reload(&[("b", file("b2")), ("c", file("c3"))]);
+    running.commit(prepared);
+    let names: Vec<&str> = running.sinks.iter().map(|sink| sink.name()).collect();
+    assert_eq!(names, ["sink_a", "sink_b", "sink_c"]);
+    running.tell(0..3);
+    running.stop();
+    let lines = ["a1", "b1", "c2", "b2", "c3"].map(|name| records(&scene.path(name)).len());
+    assert_eq!(lines, [3, 3, 3, 0, 0]);
+}
+
+/// A router that cannot be told keeps what it has, and so do the outlets.
+#[test]
+fn nothing_changes_if_the_router_cannot_be_told() {
+    let scene = Scene::new();
+    let file = |name: &str| support::destination(&format!("destination = 'eve'\npath = {}", scene.quoted(name)));
+    let mut running = Running::new(&scene, &[("a", format!("destination = 'eve'\npath = {}", scene.quoted("a1")))]);
+    let outlets = running.outlets.as_mut().unwrap();
+    let (other, new) = (file("a2"), file("b"));
+    let prepared = outlets.prepare([("a", &other), ("b", &new)]).unwrap();
+    let error = outlets.commit(prepared, |_| Err(Gone::Busy("router".to_owned()))).unwrap_err();
+    assert!(error.to_string().contains("nothing was changed"), "{error}");
+    running.tell(0..3);
+    running.stop();
+    assert_eq!(["a1", "a2", "b"].map(|name| records(&scene.path(name)).len()), [3, 0, 0]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The outlets that run, by the names of their routes; started, exchanged at a reload, and stopped.
 //!
-//! A spool belongs to the name of its route. One whose route wants no spool any more is sent all the same, before what is
-//! new. One whose route is no more is kept until there is a route of its name again: where it led nobody wishes to send, and
-//! elsewhere nobody asked for. The log says so, and [`Metrics::spools_left`].
+//! A spool belongs to the name of its route. One whose route wants no spool any more is sent all the same, before what
+//! is new. One whose route is no more is kept until there is a route of its name again: where it led nobody wishes to
+//! send, and elsewhere nobody asked for. The log says so, and [`Metrics::spools_left`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -61,6 +61,8 @@ pub struct Outlets {
     /// Threads of routes that are no more.
     ending: BTreeMap<String, Threads>,
     next: usize,
+    /// How often outlets were put in force.
+    generation: u64,
 }
 
 /// A new outlet's threads, which wait for their predecessor or for being dropped.
@@ -79,12 +81,18 @@ type Begun = (Outlet, Alerts, Waiting);
 pub struct Prepared {
     /// Name, destination, and what is new.
     outlets: Vec<(String, Destination, Option<Begun>)>,
+    /// That of the outlets of which those without anything new stay.
+    generation: u64,
 }
+
+/// The router's ends of outlets, by the names of their routes.
+pub type Sinks = BTreeMap<String, Box<dyn Sink>>;
 
 impl Outlets {
     /// None yet. Spools are kept in `state_dir/spool/NAME`.
     pub fn new(supervisor: Supervisor, metrics: Arc<Metrics>, state_dir: PathBuf) -> Outlets {
-        Outlets { supervisor, metrics, state_dir, running: BTreeMap::new(), ending: BTreeMap::new(), next: 0 }
+        let (running, ending) = (BTreeMap::new(), BTreeMap::new());
+        Outlets { supervisor, metrics, state_dir, running, ending, next: 0, generation: 0 }
     }
 
     /// Makes what these destinations need, by the names of their routes. Those that are as before stay. Nothing changes
@@ -105,7 +113,7 @@ impl Outlets {
             };
             outlets.push((name.to_owned(), destination.clone(), new));
         }
-        Ok(Prepared { outlets })
+        Ok(Prepared { outlets, generation: self.generation })
     }
 
     /// Starts the threads of an outlet; they wait.
@@ -201,14 +209,42 @@ impl Outlets {
         Ok(Arc::new(spool.with_context(|| format!("opening the spool {}", folder.display()))?))
     }
 
-    /// Puts outlets in force, and gives their sinks in the order in which they were wanted. Routes that are no more have
-    /// some seconds to send what they have.
-    pub fn commit(&mut self, prepared: Prepared) -> Vec<Box<dyn Sink>> {
-        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    /// Puts outlets in force. `tell` gives their sinks to the router; until it has them the old ones are as they were,
+    /// and if it fails they stay. Routes that are no more have some seconds to send what they have. What was prepared
+    /// before others were put in force is prepared anew.
+    ///
+    /// # Errors
+    /// That of `tell`, or of preparing anew.
+    pub fn commit<E>(&mut self, prepared: Prepared, tell: impl FnOnce(Sinks) -> Result<(), E>) -> anyhow::Result<()>
+    where
+        anyhow::Error: From<E>,
+    {
+        let prepared = match prepared.generation == self.generation {
+            true => prepared,
+            false => {
+                let wanted: Vec<(String, Destination)> =
+                    prepared.outlets.into_iter().map(|(name, destination, _)| (name, destination)).collect();
+                self.prepare(wanted.iter().map(|(name, destination)| (name.as_str(), destination)))?
+            }
+        };
+        let mut sinks = Sinks::new();
+        for (name, _, new) in &prepared.outlets {
+            let stays = || self.running.get(name).map(|running| &running.outlet);
+            let outlet = new.as_ref().map(|(outlet, ..)| outlet).or_else(stays);
+            sinks.extend(outlet.map(|outlet| (name.clone(), Box::new(outlet.clone()) as Box<dyn Sink>)));
+        }
+        tell(sinks)?;
+        self.put_in_force(prepared);
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, prepared: Prepared) {
+        self.generation += 1;
         let mut before = std::mem::take(&mut self.running);
         for (name, destination, new) in prepared.outlets {
             let running = match (new, before.remove(&name)) {
                 (None, Some(running)) => running,
+                // Those that stay were there a moment ago.
                 (None, None) => continue,
                 (Some((outlet, alerts, waiting)), old) => {
                     let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
@@ -221,7 +257,6 @@ impl Outlets {
                     Running { destination, outlet, alerts, threads: waiting.threads }
                 }
             };
-            sinks.push(Box::new(running.outlet.clone()));
             self.running.insert(name, running);
         }
         for (name, gone) in before {
@@ -237,7 +272,6 @@ impl Outlets {
         }
         self.ending.retain(|_, threads| !threads.courier.is_finished());
         self.tell_of_orphans();
-        sinks
     }
 
     /// Says which spools have alerts that no route will send. Those that are still being sent say it when they end.
