@@ -140,7 +140,7 @@ pub struct Destination {
     pub way: Way,
     /// How long a delivery may take, in seconds, 1 to 60.
     pub timeout_secs: u64,
-    /// How long an alert is tried again, in seconds, 60 to 2592000.
+    /// Age of alerts, in seconds, 60 to 2592000, that an attempt that fails gives up, in queue and spool.
     pub give_up_secs: u64,
     /// Failures in a row after which nothing is tried for a while, 1 to 100.
     pub breaker_failures: u32,

@@ -1,9 +1,10 @@
 //! An outlet: the queue and the thread of one destination.
 //!
-//! Without a spool the thread takes alerts from the queue; with one a second thread writes them to the disk and the first
-//! reads them there, so that a destination that hangs does not keep alerts from the disk. A destination whose spool was
-//! taken away has what is left in it first, and then the queue. Alerts go out in order. A failure
-//! is tried again, after pauses, until it succeeds or the alert is too old; a refusal is counted and logged.
+//! Without a spool the thread takes alerts from the queue; with one a second thread writes them to the disk and the
+//! first reads them there, so that a destination that hangs does not keep alerts from the disk. A destination whose
+//! spool was taken away has what is left in it first, and then the queue. Alerts go out in order. A failure is tried
+//! again, after pauses, until it succeeds. Each failure gives up whatever is too old by then, in the hand, the queue
+//! and the spool, so that what is new finds room; a refusal is counted and logged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub struct OutletConfig {
     pub batch_max: usize,
     /// Time between two deliveries, unless there are `batch_max` alerts. The first alert goes at once.
     pub linger: Duration,
-    /// How long an alert is tried again.
+    /// How old an alert is when a failure gives it up.
     pub give_up: Duration,
     /// The circuit breaker.
     pub circuit: CircuitConfig,
@@ -197,6 +198,8 @@ struct Hand {
     tokens: VecDeque<Token>,
     /// What another courier left: between the spool and the queue.
     inherited: VecDeque<Notice>,
+    /// How many went out of the hand until now.
+    done: usize,
 }
 
 impl Courier {
@@ -204,7 +207,7 @@ impl Courier {
     pub fn run(mut self, inherited: Estate) -> Estate {
         let mut circuit = Circuit::new(self.config.circuit);
         let mut hand =
-            Hand { notices: VecDeque::new(), tokens: VecDeque::new(), inherited: inherited.notices.into() };
+            Hand { notices: VecDeque::new(), tokens: VecDeque::new(), inherited: inherited.notices.into(), done: 0 };
         let mut order = None;
         // Alerts that go one by one after a batch was refused.
         let mut alone = 0;
@@ -250,7 +253,7 @@ impl Courier {
             self.tell(&circuit, &hand);
             let size = hand.notices.len().min(most);
             let result = self.deliver.deliver(&hand.notices.make_contiguous()[..size]);
-            let before = hand.notices.len();
+            let before = hand.done;
             match result {
                 Ok(()) => {
                     // A failure is tried again when the circuit says so, not when the next digest is due.
@@ -266,7 +269,7 @@ impl Courier {
                     alone = self.failed(&failure, size - delivered, &mut hand, &mut circuit, &mut refusals).max(alone);
                 }
             }
-            alone = alone.saturating_sub(before - hand.notices.len());
+            alone = alone.saturating_sub(hand.done - before);
         }
         self.finish(hand, order)
     }
@@ -275,9 +278,7 @@ impl Courier {
     fn tell(&self, circuit: &Circuit, hand: &Hand) {
         self.metrics.circuit.set(circuit.state() as i64);
         let queue = match &self.source {
-            Source::Queue { queue, .. } => {
-                queue.len() + hand.inherited.len() + hand.notices.len() - hand.tokens.len()
-            }
+            Source::Queue { queue, .. } => queue.len() + hand.inherited.len() + hand.notices.len() - hand.tokens.len(),
             Source::Spool { spool, .. } => spool.in_memory(),
         };
         self.metrics.queue.set(queue as i64);
@@ -352,6 +353,7 @@ impl Courier {
     /// These will not be sent again.
     fn done(&self, hand: &mut Hand, count: usize) {
         hand.notices.drain(..count);
+        hand.done += count;
         if let Source::Spool { spool, .. } | Source::Queue { left: Some(spool), .. } = &self.source {
             // On the disk the last token speaks for all before it; in memory each for itself.
             let tokens: Vec<Token> = hand.tokens.drain(..count.min(hand.tokens.len())).collect();
@@ -408,17 +410,30 @@ impl Courier {
                 } else {
                     log::debug!(sink; "alerts were not delivered: {message}");
                 }
-                let now = now_ms();
-                let give_up_ms = self.config.give_up.as_millis() as u64;
-                let is_old = |notice: &&Notice| now.saturating_sub(notice.accepted_ms()) > give_up_ms;
-                let old = hand.notices.iter().take(count).take_while(is_old).count();
-                if old > 0 {
-                    self.metrics.failed.inc_by(old as u64);
-                    self.losses.add("gave_up", old);
-                    refusals.add(&self.name, old, "too old to be tried again");
-                    self.done(hand, old);
-                }
+                self.give_up(hand, refusals);
                 0
+            }
+        }
+    }
+
+    /// Gives up all that is too old, here and in the queue or the spool, which are in the order of their age.
+    fn give_up(&mut self, hand: &mut Hand, refusals: &mut Refusals) {
+        let oldest_ms = now_ms().saturating_sub(self.config.give_up.as_millis() as u64);
+        // Much may be there, and an order does not wait for it: who goes on finds the rest.
+        loop {
+            let old = hand.notices.iter().take_while(|notice| notice.accepted_ms() < oldest_ms).count();
+            if old > 0 {
+                self.metrics.failed.inc_by(old as u64);
+                self.losses.add("gave_up", old);
+                refusals.add(&self.name, old, "too old to be tried again");
+                self.done(hand, old);
+            }
+            if !hand.notices.is_empty() || !self.orders.is_empty() {
+                return;
+            }
+            self.fill(hand);
+            if hand.notices.is_empty() {
+                return;
             }
         }
     }
