@@ -128,10 +128,6 @@ fn url_text<S: Serializer>(url: &Url, serializer: S) -> Result<S::Ok, S::Error> 
     serializer.collect_str(url)
 }
 
-fn template_text<S: Serializer>(template: &Option<Template>, serializer: S) -> Result<S::Ok, S::Error> {
-    template.as_ref().map(Template::text).serialize(serializer)
-}
-
 /// Where a route's alerts go, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Destination {
@@ -213,9 +209,8 @@ pub struct WebhookConfig {
     pub webhook_headers: Vec<(String, Secret)>,
     /// The key of the signature.
     pub webhook_secret: Option<Secret>,
-    /// The body for one alert; `null`: the alert as it is.
-    #[serde(serialize_with = "template_text")]
-    #[schemars(with = "Option<String>")]
+    /// The body for one alert, which is not shown, as it may hold a key; `null`: the alert as it is.
+    #[schemars(with = "Option<Secret>")]
     pub webhook_template: Option<Template>,
     /// Alerts in one body, 1 to 1000: 1 is an object, more are an array.
     pub webhook_batch: usize,
