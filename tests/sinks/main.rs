@@ -190,8 +190,8 @@ fn what_is_left_of_a_route_that_is_no_more_is_told_and_kept() {
     running.stop();
 }
 
-/// Two configurations are prepared, and one comes into force after the other: each route has its own destination, also where
-/// it was to stay as it was and is not any more.
+/// Two configurations are prepared, and one comes into force after the other: each route has its own destination, also
+/// where it was to stay as it was and is not any more.
 #[test]
 fn what_was_prepared_before_others_came_into_force_is_prepared_anew() {
     let scene = Scene::new();
@@ -390,6 +390,40 @@ fn mails_that_are_refused_are_not_sent_again() {
     assert!(receiver.records().is_empty());
     let got = wrapped.records();
     assert_eq!((got.len(), &got[0]["to"], &got[0]["tls"]), (1, &serde_json::json!(["soc@example.org"]), &true.into()));
+}
+
+/// Of three recipients one is refused and one comes later: he alone gets the mail again, and what came meanwhile goes
+/// to all.
+#[test]
+fn a_mail_that_one_recipient_takes_later_goes_again_to_him_alone() {
+    let scene = Scene::new();
+    let port = free_port();
+    let receiver = scene.receiver("smtp", port);
+    fs::write(scene.path("b@example.org"), "").unwrap();
+    let to = "email_to = ['SOC <soc@example.org>', 'gone@example.org', 'b@example.org']";
+    let route = email(&scene, port, "digest_secs = 0") + LOGIN;
+    let route = route.replace("email_to = ['SOC <soc@example.org>', 'b@example.org']", to);
+    let mut running = Running::new(&scene, &[("mail", route)]);
+    running.tell(0..1);
+    let later = || receiver.records().iter().filter(|record| record["later"] == "b@example.org").count();
+    until("he is tried again", || later() >= 3);
+    assert_eq!(running.sender("mail").1, 0, "it is not delivered as long as somebody waits for it");
+    running.tell(1..3);
+    fs::remove_file(scene.path("b@example.org")).unwrap();
+    until("all is delivered", || running.sender("mail").1 == 3);
+    let mails: Vec<Value> = receiver.records().into_iter().filter(|record| record["text"].is_string()).collect();
+    let tells =
+        |mail: &Value, number: usize| mail["text"].as_str().unwrap().contains(&format!("message: {number}\r\n"));
+    let heard = |number: usize| -> Vec<Value> {
+        mails.iter().filter(|mail| tells(mail, number)).map(|mail| mail["to"].clone()).collect()
+    };
+    let both = serde_json::json!(["soc@example.org", "b@example.org"]);
+    assert_eq!(heard(0), [serde_json::json!(["soc@example.org"]), serde_json::json!(["b@example.org"])]);
+    assert_eq!((heard(1), heard(2)), (vec![both.clone()], vec![both]));
+    assert_eq!(running.sender("mail").2, 0);
+    assert_eq!(running.metrics.events_lost("sink_mail", "recipient_refused").get(), 3);
+    assert_eq!(running.metrics.events_lost("sink_mail", "recipient_late").get(), 0);
+    running.stop();
 }
 
 /// logrotate renames the file while lines are written: no line is lost, torn or twice there.

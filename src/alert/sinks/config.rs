@@ -13,7 +13,7 @@ use super::circuit::CircuitConfig;
 use super::email::{EmailSink, Encryption, Server};
 use super::eve::EveSink;
 use super::log::LogSink;
-use super::outlet::OutletConfig;
+use super::outlet::{Losses, OutletConfig};
 use super::syslog::{Format, Header, SyslogSink, Target, Transport};
 use super::webhook::{SIGNATURE_HEADER, Shape, TIMESTAMP_HEADER, Template, WebhookSink};
 use crate::outbound::{Client, ClientConfig, Url, certificates};
@@ -367,8 +367,8 @@ impl Destination {
         config
     }
 
-    /// What sends there.
-    pub fn deliver(&self) -> Result<Box<dyn Deliver>, String> {
+    /// What sends there, and counts whom of several it does not reach.
+    pub(super) fn deliver(&self, losses: &Losses) -> Result<Box<dyn Deliver>, String> {
         let timeout = Duration::from_secs(self.timeout_secs);
         Ok(match &self.way {
             Way::Log => Box::new(LogSink),
@@ -413,7 +413,7 @@ impl Destination {
                     ca_file: smtp.ca_file.as_ref().map(CaFile::path),
                     timeout,
                 };
-                Box::new(EmailSink::new(&server, mailbox(&smtp.from_address)?, to)?)
+                Box::new(EmailSink::new(&server, mailbox(&smtp.from_address)?, to, losses.clone())?)
             }
         })
     }

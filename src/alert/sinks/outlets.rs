@@ -107,8 +107,8 @@ impl Outlets {
             let new = if stays {
                 None
             } else {
-                let deliver =
-                    destination.deliver().map_err(anyhow::Error::msg).with_context(|| format!("alert route {name}"))?;
+                let deliver = destination.deliver(&Losses::new(name, &self.metrics)).map_err(anyhow::Error::msg);
+                let deliver = deliver.with_context(|| format!("alert route {name}"))?;
                 Some(self.start(name, deliver, destination.outlet(), destination.spool)?)
             };
             outlets.push((name.to_owned(), destination.clone(), new));
