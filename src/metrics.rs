@@ -120,6 +120,8 @@ metrics! {
     ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route of the configuration (no_route), or alerting.enabled is false (disabled)";
+    ALERT_PROCESSES = Counter "alert_process_searches" ["result"] "Searches for the process of the socket that an alert of a \
+        packet is about: found, nobody (it is no process's), late (no answer in time), too_many (not begun)";
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
@@ -419,6 +421,11 @@ impl Metrics {
         self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
     }
 
+    /// The counter of searches for the process of an alert with this result. Keep it, too.
+    pub fn alert_processes(&self, result: &str) -> Counter {
+        self.state.alert_processes.get_or_create_owned(&ALERT_PROCESSES.set([result]))
+    }
+
     /// The counter of what a route told. Keep it, too.
     pub fn alerts_told(&self, route: &str) -> Counter {
         self.state.alerts_told.get_or_create_owned(&ALERTS_TOLD.set([route]))
@@ -608,6 +615,7 @@ struct State {
     spools_left: Mutex<BTreeMap<String, u64>>,
     alerts_dropped: Counters,
     alerts_told: Counters,
+    alert_processes: Counters,
     processing: Histograms,
     config_reloads: Counters,
     false_positives: Counters,
@@ -641,6 +649,7 @@ impl Default for State {
             spools_left: Mutex::default(),
             alerts_dropped: Counters::default(),
             alerts_told: Counters::default(),
+            alert_processes: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
             false_positives: Counters::default(),
@@ -738,6 +747,7 @@ impl Collector for State {
         out.gauges(&SPOOL_LEFT, left.iter().map(|(spool, bytes)| ([spool.as_str()], *bytes as f64)))?;
         out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
+        out.family(&ALERT_PROCESSES, &self.alert_processes)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&FALSE_POSITIVES, &self.false_positives)?;
@@ -1035,6 +1045,7 @@ mod tests {
         metrics.set_spool_left("gone", 0);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.alert_processes("late").inc_by(37);
         metrics.false_positive("firewall", "ssh");
         metrics.store_records("alerts").inc_by(32);
         metrics.store_failures("audit").inc();
@@ -1110,6 +1121,7 @@ mod tests {
             "ebpfsentinel_alert_spool_left_bytes{destination=\"old-hook\"} 35.0",
             "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
             "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
+            "ebpfsentinel_alert_process_searches_total{result=\"late\"} 37",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",
