@@ -99,9 +99,14 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<Forbidden> {
         // IPv4 in another coat: compatible, mapped, translated, NAT64, 6to4.
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => return v4(high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => return v4(high, low),
+        [0x64, 0xff9b, 1, _, _, _, high, low] if matches!(v4(high, low), Some(Never(_))) => return v4(high, low),
         [0x64, 0xff9b, 1, ..] => Private("local NAT64"),
         [0x2001, 0, ..] => Never("Teredo"),
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Never("metadata service of a cloud"),
+        // Where clouds tell a machine its secrets: all that Amazon (also those of a pod), Google and Oracle keep for
+        // their own services, and the one of Scaleway, whose block is anybody's.
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, ..] | [0xfd00, 0xc1, ..] | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => {
+            Never("metadata service of a cloud")
+        }
         [0xfc00..=0xfdff, ..] => Private("unique local"),
         [0xfe80..=0xfebf, ..] => Never("link-local"),
         [0xfec0..=0xfeff, ..] => Private("site-local"),
