@@ -187,6 +187,11 @@ fn what_is_left_of_a_route_that_is_no_more_is_told_and_kept() {
     fs::remove_dir_all(scene.path("state/spool/new")).unwrap();
     running.reload(&[("old", spooled(port))]);
     assert!(left(&running).is_empty());
+    // Removed and back at once.
+    running.reload(&[]);
+    running.reload(&[("old", spooled(nobody))]);
+    running.tell(30..31);
+    until("the spool is seen", || running.metrics.sender("old").spool_bytes.get() > 0);
     running.stop();
 }
 

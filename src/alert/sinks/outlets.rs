@@ -249,8 +249,10 @@ impl Outlets {
                 (Some((outlet, alerts, waiting)), old) => {
                     let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
                     old.iter().for_each(|old| old.order(Order::HandOver));
-                    if let (Some(spool), Some(cap)) = (&waiting.threads.spool, destination.spool) {
-                        spool.set_cap(cap);
+                    if let Some(spool) = &waiting.threads.spool {
+                        // A route that was removed and is back is shown anew.
+                        spool.show_in(self.metrics.sender(&name).spool_bytes);
+                        destination.spool.iter().for_each(|cap| spool.set_cap(*cap));
                     }
                     // The thread waits for nothing else.
                     let _ = waiting.go.send(old);

@@ -86,6 +86,8 @@ struct Inner {
     memory_lent: usize,
     failing: bool,
     dirty: bool,
+    /// Shows what waits on the disk.
+    bytes: Gauge,
 }
 
 impl Inner {
@@ -99,7 +101,6 @@ impl Inner {
 pub struct Spool {
     folder: PathBuf,
     inner: Mutex<Inner>,
-    bytes: Gauge,
     torn: Counter,
 }
 
@@ -133,13 +134,21 @@ impl Spool {
             memory_lent: 0,
             failing: false,
             dirty: false,
+            bytes,
         };
-        bytes.set(inner.waiting() as i64);
-        Ok(Spool { folder: folder.to_owned(), inner: Mutex::new(inner), bytes, torn })
+        inner.bytes.set(inner.waiting() as i64);
+        Ok(Spool { folder: folder.to_owned(), inner: Mutex::new(inner), torn })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows what waits on the disk in another gauge.
+    pub fn show_in(&self, bytes: Gauge) {
+        let mut inner = self.lock();
+        bytes.set(inner.waiting() as i64);
+        inner.bytes = bytes;
     }
 
     /// Another limit. What is there already stays.
@@ -173,7 +182,7 @@ impl Spool {
         } else {
             keep(&mut inner, json, accepted_ms)
         };
-        self.bytes.set(inner.waiting() as i64);
+        inner.bytes.set(inner.waiting() as i64);
         result
     }
 
@@ -351,7 +360,7 @@ impl Spool {
                 self.write_cursor(&inner);
             }
         }
-        self.bytes.set(inner.waiting() as i64);
+        inner.bytes.set(inner.waiting() as i64);
     }
 
     fn write_cursor(&self, inner: &Inner) {
@@ -403,7 +412,7 @@ impl Spool {
         inner.acknowledged = read;
         self.remove_done(&mut inner, 0);
         self.write_cursor(&inner);
-        self.bytes.set(inner.waiting() as i64);
+        inner.bytes.set(inner.waiting() as i64);
         true
     }
 
