@@ -131,6 +131,7 @@ struct Front {
     sandbox: Arc<Sandbox>,
     /// Where gRPC listens.
     grpc: Option<SocketAddr>,
+    metrics: Arc<Metrics>,
     started: Instant,
 }
 
@@ -368,6 +369,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         stores: stores.clone(),
         sandbox: sandbox.clone(),
         grpc: grpc_address,
+        metrics: metrics.clone(),
         tls: tls.clone(),
         started: Instant::now(),
     };
@@ -670,9 +672,9 @@ impl Agent {
         if let Err(error) = crate::logging::reconfigure(loaded.config.agent.log_level, loaded.config.agent.log_format) {
             log::warn!("{error}");
         }
-        // If the router's thread has ended, so does the agent.
-        if let Err(gone) = self.alerting.commit(&loaded.config.alerting, sinks) {
-            log::error!("putting [alerting] in force: {gone}");
+        // It cannot be refused any more: if the router's thread has ended, so does the agent.
+        if let Err(error) = self.alerting.commit(&loaded.config.alerting, sinks) {
+            log::error!("putting [alerting] in force, of which nothing changed: {error:#}");
         }
         self.engines.spare(loaded.config.firewall.dhcp, &guard);
         if let (Some(store), Some(state)) = (&self.tls, tls) {
@@ -961,6 +963,10 @@ impl AgentControl for Front {
         let mut degraded = self.degraded();
         // The certificate of before is in use, so nothing is refused for it.
         degraded.extend(self.tls.as_ref().and_then(|tls| tls.complaint()));
+        // Nothing that happens now is lost by it.
+        degraded.extend(self.metrics.spools_left().into_iter().map(|(spool, bytes)| {
+            format!("{bytes} bytes of alerts in the spool {spool} wait for a route of that name; nobody sends them")
+        }));
         let facts = self.engines.facts().inspect_err(|gone| degraded.push(gone.clone())).ok();
         let config = self.shared.lock().unwrap_or_else(PoisonError::into_inner).firewall.clone();
         let number = |of: fn(&Facts) -> usize| facts.as_ref().map_or(0, |facts| of(facts) as u64);

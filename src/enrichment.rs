@@ -2,7 +2,8 @@
 //!
 //! The kernel is asked by addresses and ports (sock_diag), never by the task that happened to run when a packet was
 //! seen: that is often another one. It is asked only when an alert is made, and not too often; who was not found is
-//! left out.
+//! left out. Going through the open files of all processes is another thread's work, for which nobody has to wait: who
+//! asks may come back for the answer.
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,10 +28,10 @@ const SCANS_PART: u32 = 10;
 const SCANS_TIME: Duration = Duration::from_millis(100);
 /// Files that one search looks at.
 const FILES_MAX: usize = 200_000;
-/// Searches that wait for the one under way, and how long one waits for its answer: going through the open files of a
-/// busy host takes a tenth of a second.
+/// Searches that wait for the one under way.
 const SEARCHES_MAX: usize = 64;
-const SEARCH_FOR: Duration = Duration::from_secs(1);
+/// How long an answer is waited for: going through the open files of a busy host takes a tenth of a second.
+pub const SEARCH_FOR: Duration = Duration::from_secs(1);
 /// Sockets whose process is remembered, and for how long: a socket may be handed on.
 const KNOWN_MAX: usize = 4096;
 const KNOWN_FOR: Duration = Duration::from_secs(10);
@@ -50,11 +51,59 @@ pub struct Process {
     pub uid: u32,
 }
 
-/// A search that another thread is asked for: a socket's inode and user, and where the answer goes.
-struct Search {
+/// What another thread is asked for.
+pub struct Search {
     inode: u32,
     uid: u32,
-    answer: Sender<Option<Process>>,
+    answer: Sender<Answer>,
+}
+
+impl Search {
+    /// Goes through the open files of all processes, and answers.
+    fn run(self) {
+        let begun = Instant::now();
+        let process = owner_of(self.inode, self.uid);
+        self.answer(process, begun.elapsed());
+    }
+
+    /// Answers; `took` is what the search cost.
+    pub fn answer(self, process: Option<Process>, took: Duration) {
+        // Who asked may have given up.
+        let _ = self.answer.send(Answer { process, took });
+    }
+}
+
+struct Answer {
+    process: Option<Process>,
+    took: Duration,
+}
+
+/// What is known about the process of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is this one, or nobody's of this host.
+    Known(Option<Process>),
+    /// It is being looked for; [`Processes::answer`] says what comes of it.
+    Asked(Ticket),
+    /// It is somebody's, and was not looked for: there were too many searches.
+    TooMany,
+}
+
+/// Stands for a search that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    inode: u32,
+}
+
+/// What became of a search.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is no answer yet.
+    Open,
+    /// It was found, or nobody was.
+    Done(Option<Process>),
+    /// It took too long.
+    Late,
 }
 
 /// The thread that goes through open files. It may see processes that the threads which ask may not see any more
@@ -73,20 +122,24 @@ impl Scanner {
         let (searches, queue): (_, Receiver<Search>) = bounded(SEARCHES_MAX);
         supervisor.spawn("proc-scan", move |_| {
             prepare();
-            for search in queue {
-                // Who asked may have given up.
-                let _ = search.answer.send(owner_of(search.inode, search.uid));
-            }
+            queue.into_iter().for_each(Search::run);
             Ok(())
         })?;
         Ok(Scanner { searches })
     }
 
-    /// The process that has this socket, if it is found in time.
-    fn owner_of(&self, inode: u32, uid: u32) -> Option<Process> {
-        let (answer, found) = bounded(1);
+    /// A scanner without a thread, and what it is asked for: for tests.
+    #[cfg(test)]
+    pub fn manual() -> (Scanner, Receiver<Search>) {
+        let (searches, queue) = bounded(SEARCHES_MAX);
+        (Scanner { searches }, queue)
+    }
+
+    /// Where the answer comes; `None` if there are too many questions.
+    fn ask(&self, inode: u32, uid: u32) -> Option<Receiver<Answer>> {
+        let (answer, answered) = bounded(1);
         self.searches.try_send(Search { inode, uid, answer }).ok()?;
-        found.recv_timeout(SEARCH_FOR).ok()?
+        Some(answered)
     }
 }
 
@@ -95,6 +148,8 @@ pub struct Processes {
     socket: Socket,
     scanner: Scanner,
     known: HashMap<u32, (Instant, Option<Process>)>,
+    /// Searches under way, and since when.
+    asked: HashMap<u32, (Instant, Receiver<Answer>)>,
     scans_left: u32,
     /// What searches took beyond their part of the time.
     spent: Duration,
@@ -112,33 +167,97 @@ impl Processes {
             socket,
             scanner,
             known: HashMap::new(),
+            asked: HashMap::new(),
             scans_left: SCANS_PER_SECOND,
             spent: Duration::ZERO,
             refilled: now,
         })
     }
 
-    /// The process of this host that has an end of a flow of TCP (6) or UDP (17), if one has.
+    /// The process of this host that has an end of a flow of TCP (6) or UDP (17), if one has. May wait for
+    /// [`SEARCH_FOR`].
     pub fn of_flow(&mut self, protocol: u8, ends: [SocketAddr; 2], now: Instant) -> Option<Process> {
+        match self.look(protocol, ends, now) {
+            Found::Known(process) => process,
+            Found::TooMany => None,
+            Found::Asked(Ticket { inode }) => {
+                let (since, answered) = self.asked.remove(&inode)?;
+                match answered.recv_timeout(SEARCH_FOR) {
+                    Ok(answer) => self.learn(inode, answer, now),
+                    Err(_) => {
+                        self.spent += since.elapsed();
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same without waiting.
+    pub fn look(&mut self, protocol: u8, ends: [SocketAddr; 2], now: Instant) -> Found {
         let [first, second] = ends;
-        let (inode, uid) = self.inode_of(protocol, first, second).or_else(|| self.inode_of(protocol, second, first))?;
+        let socket = self.inode_of(protocol, first, second).or_else(|| self.inode_of(protocol, second, first));
+        let Some((inode, uid)) = socket else { return Found::Known(None) };
         if let Some((when, process)) = self.known.get(&inode)
             && now.duration_since(*when) < KNOWN_FOR
         {
-            return process.clone();
+            return Found::Known(process.clone());
+        }
+        // Those for which nobody came back.
+        let spent = &mut self.spent;
+        self.asked.retain(|_, (since, _)| {
+            let is_open = now.duration_since(*since) < SEARCH_FOR;
+            *spent += if is_open { Duration::ZERO } else { SEARCH_FOR };
+            is_open
+        });
+        if self.asked.contains_key(&inode) {
+            return Found::Asked(Ticket { inode });
         }
         let passed = now.duration_since(self.refilled);
         if passed >= Duration::from_secs(1) {
             (self.scans_left, self.refilled) = (SCANS_PER_SECOND, now);
             self.spent = self.spent.saturating_sub(passed / SCANS_PART);
         }
-        if self.spent > SCANS_TIME {
-            return None;
+        if self.spent > SCANS_TIME || self.scans_left == 0 {
+            return Found::TooMany;
         }
-        self.scans_left = self.scans_left.checked_sub(1)?;
-        let begun = Instant::now();
-        let process = self.scanner.owner_of(inode, uid);
-        self.spent += begun.elapsed();
+        let Some(answered) = self.scanner.ask(inode, uid) else { return Found::TooMany };
+        self.scans_left -= 1;
+        self.asked.insert(inode, (now, answered));
+        Found::Asked(Ticket { inode })
+    }
+
+    /// As if searches had taken so long: for tests.
+    #[cfg(test)]
+    pub fn spend(&mut self, time: Duration) {
+        self.spent += time;
+    }
+
+    /// What became of a search, however often it is asked for.
+    pub fn answer(&mut self, ticket: Ticket, now: Instant) -> Outcome {
+        let Some((since, answered)) = self.asked.get(&ticket.inode) else {
+            return match self.known.get(&ticket.inode) {
+                Some((_, process)) => Outcome::Done(process.clone()),
+                None => Outcome::Late,
+            };
+        };
+        let waited = now.duration_since(*since);
+        let answer = answered.try_recv();
+        if answer.is_err() && waited < SEARCH_FOR {
+            return Outcome::Open;
+        }
+        self.asked.remove(&ticket.inode);
+        match answer {
+            Ok(answer) => Outcome::Done(self.learn(ticket.inode, answer, now)),
+            Err(_) => {
+                self.spent += waited;
+                Outcome::Late
+            }
+        }
+    }
+
+    fn learn(&mut self, inode: u32, Answer { process, took }: Answer, now: Instant) -> Option<Process> {
+        self.spent += took;
         if self.known.len() >= KNOWN_MAX {
             self.known.retain(|_, (when, _)| now.duration_since(*when) < KNOWN_FOR);
         }

@@ -115,9 +115,13 @@ metrics! {
         time that one is to be sent again), failed (refused for good, or given up)";
     SENDER_QUEUE = Gauge "alert_sender_queue" ["destination"] "Alerts in memory that wait to be sent, or to be spooled";
     SENDER_SPOOL = Gauge "alert_sender_spool" in "bytes" ["destination"] "Bytes on disk of alerts that wait to be sent";
+    SPOOL_LEFT = Gauge "alert_spool_left" in "bytes" ["destination"] "Bytes on disk of alerts that nobody sends: their route was \
+        removed or renamed, and the spool is kept until there is a route of its name again";
     ALERTS_DROPPED = Counter "alerts_dropped" ["reason"] "Events of alerts of which nobody was told by themselves: folded \
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route of the configuration (no_route), or alerting.enabled is false (disabled)";
+    ALERT_PROCESSES = Counter "alert_process_searches" ["result"] "Searches for the process of the socket that an alert of a \
+        packet is about: found, nobody (it is no process's), late (no answer in time), too_many (not begun)";
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";
@@ -397,10 +401,29 @@ impl Metrics {
         self.state.sender_spool.remove(&SENDER_SPOOL.set([destination]));
     }
 
+    /// Bytes of alerts in the spool of a route that is no more; 0: nothing is left in it.
+    pub fn set_spool_left(&self, spool: &str, bytes: u64) {
+        let mut left = lock(&self.state.spools_left);
+        match bytes {
+            0 => left.remove(spool),
+            _ => left.insert(spool.to_owned(), bytes),
+        };
+    }
+
+    /// Spools of routes that are no more, and the bytes of alerts in each.
+    pub fn spools_left(&self) -> BTreeMap<String, u64> {
+        lock(&self.state.spools_left).clone()
+    }
+
     /// The counter of events of alerts that were not told by themselves, for `reason`. Keep it, as that of
     /// [`Metrics::events_lost`].
     pub fn alerts_dropped(&self, reason: &str) -> Counter {
         self.state.alerts_dropped.get_or_create_owned(&ALERTS_DROPPED.set([reason]))
+    }
+
+    /// The counter of searches for the process of an alert with this result. Keep it, too.
+    pub fn alert_processes(&self, result: &str) -> Counter {
+        self.state.alert_processes.get_or_create_owned(&ALERT_PROCESSES.set([result]))
     }
 
     /// The counter of what a route told. Keep it, too.
@@ -589,8 +612,10 @@ struct State {
     sender_alerts: Counters,
     sender_queue: Gauges,
     sender_spool: Gauges,
+    spools_left: Mutex<BTreeMap<String, u64>>,
     alerts_dropped: Counters,
     alerts_told: Counters,
+    alert_processes: Counters,
     processing: Histograms,
     config_reloads: Counters,
     false_positives: Counters,
@@ -621,8 +646,10 @@ impl Default for State {
             sender_alerts: Counters::default(),
             sender_queue: Gauges::default(),
             sender_spool: Gauges::default(),
+            spools_left: Mutex::default(),
             alerts_dropped: Counters::default(),
             alerts_told: Counters::default(),
+            alert_processes: Counters::default(),
             processing: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS_SECONDS)),
             config_reloads: Counters::default(),
             false_positives: Counters::default(),
@@ -716,8 +743,11 @@ impl Collector for State {
         out.family(&SENDER_ALERTS, &self.sender_alerts)?;
         out.family(&SENDER_QUEUE, &self.sender_queue)?;
         out.family(&SENDER_SPOOL, &self.sender_spool)?;
+        let left = lock(&self.spools_left).clone();
+        out.gauges(&SPOOL_LEFT, left.iter().map(|(spool, bytes)| ([spool.as_str()], *bytes as f64)))?;
         out.family(&ALERTS_DROPPED, &self.alerts_dropped)?;
         out.family(&ALERTS_TOLD, &self.alerts_told)?;
+        out.family(&ALERT_PROCESSES, &self.alert_processes)?;
         out.family(&PROCESSING, &self.processing)?;
         out.family(&CONFIG_RELOADS, &self.config_reloads)?;
         out.family(&FALSE_POSITIVES, &self.false_positives)?;
@@ -1010,8 +1040,12 @@ mod tests {
         sender.queue.set(30);
         sender.spool_bytes.set(31);
         sender.delivered.inc_by(32);
+        metrics.set_spool_left("old-hook", 35);
+        metrics.set_spool_left("gone", 36);
+        metrics.set_spool_left("gone", 0);
         metrics.alerts_dropped("dedup").inc_by(30);
         metrics.alerts_told("default-log").inc_by(31);
+        metrics.alert_processes("late").inc_by(37);
         metrics.false_positive("firewall", "ssh");
         metrics.store_records("alerts").inc_by(32);
         metrics.store_failures("audit").inc();
@@ -1084,8 +1118,10 @@ mod tests {
             "ebpfsentinel_alert_sender_queue{destination=\"hook\"} 30",
             "ebpfsentinel_alert_sender_spool_bytes{destination=\"hook\"} 31",
             "ebpfsentinel_alert_sender_alerts_total{destination=\"hook\",result=\"delivered\"} 32",
+            "ebpfsentinel_alert_spool_left_bytes{destination=\"old-hook\"} 35.0",
             "ebpfsentinel_alerts_dropped_total{reason=\"dedup\"} 30",
             "ebpfsentinel_alerts_told_total{route=\"default-log\"} 31",
+            "ebpfsentinel_alert_process_searches_total{result=\"late\"} 37",
             "ebpfsentinel_processing_duration_seconds_count{domain=\"firewall\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"success\"} 1",
             "ebpfsentinel_config_reloads_total{status=\"failure\"} 1",

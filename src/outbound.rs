@@ -31,8 +31,8 @@ use crate::secret::MASK;
 pub const URL_MAX: usize = 2048;
 /// Longest head of an answer, in bytes.
 const HEAD_MAX: usize = 16 << 10;
-/// How much of the answer to a POST is read: enough to say in the log why it was refused.
-const REASON_MAX: u64 = 4 << 10;
+/// How much of an answer that is no document is read and left.
+const SCRAP_MAX: u64 = 4 << 10;
 /// Certificates in a `ca_file`, at most.
 const CA_MAX: usize = 1000;
 /// Longest `ca_file`, in bytes.
@@ -102,9 +102,14 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<Forbidden> {
         // IPv4 in another coat: compatible, mapped, translated, NAT64, 6to4.
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => return v4(high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => return v4(high, low),
+        [0x64, 0xff9b, 1, _, _, _, high, low] if matches!(v4(high, low), Some(Never(_))) => return v4(high, low),
         [0x64, 0xff9b, 1, ..] => Private("local NAT64"),
         [0x2001, 0, ..] => Never("Teredo"),
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Never("metadata service of a cloud"),
+        // Where clouds tell a machine its secrets: all that Amazon (also those of a pod), Google and Oracle keep for
+        // their own services, and the one of Scaleway, whose block is anybody's.
+        [0xfd00, 0xec2, ..] | [0xfd20, 0xce, ..] | [0xfd00, 0xc1, ..] | [0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42] => {
+            Never("metadata service of a cloud")
+        }
         [0xfc00..=0xfdff, ..] => Private("unique local"),
         [0xfe80..=0xfebf, ..] => Never("link-local"),
         [0xfec0..=0xfeff, ..] => Private("site-local"),
@@ -241,15 +246,16 @@ pub enum OutboundError {
     Failed(String),
 }
 
-/// The answer to a POST.
+/// The answer to a POST. What its body says is nobody's to know: it may repeat the URL, a header or the body that was
+/// sent, as they are or in another writing, and any of them may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Of HTTP.
     pub status: u16,
     /// `Retry-After`, in whichever of its two forms.
     pub retry_after: Option<Duration>,
-    /// The beginning of the body, for people: one line, printable.
-    pub reason: String,
+    /// Bytes of the body, as far as they were read: at most 4096.
+    pub body_len: u64,
 }
 
 /// What a document was when it was read last: its `ETag` and `Last-Modified`, for the next question.
@@ -367,16 +373,13 @@ impl Client {
 
     fn answer(&self, head: &ureq::http::response::Parts, body: Body) -> Answer {
         let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let mut bytes = Vec::new();
-        // What of it cannot be read is not told; the status is what counts.
-        let _ = body.into_reader().take(REASON_MAX).read_to_end(&mut bytes);
-        let reason = String::from_utf8_lossy(&bytes);
-        let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-        let location = text("location").filter(|_| head.status.is_redirection()).map(|_| "it redirects elsewhere");
+        let mut scrap = Vec::new();
+        // What of it cannot be read is not counted; the status is what counts.
+        let _ = body.into_reader().take(SCRAP_MAX).read_to_end(&mut scrap);
         Answer {
             status: head.status.as_u16(),
             retry_after: text("retry-after").and_then(|value| retry_after(value, jiff::Timestamp::now())),
-            reason: location.map_or_else(|| reason.trim().to_owned(), str::to_owned),
+            body_len: scrap.len() as u64,
         }
     }
 

@@ -243,6 +243,11 @@ pub trait Owned: Send + Sized + 'static {
     /// Called each [`Self::TICK`], also when events never cease.
     fn tick(&mut self, _now: Instant) {}
 
+    /// When it has something to do on its own; `None`, or later than the next tick: at the next tick.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
     /// Called once after the last event and call, before the state is given back.
     fn finish(&mut self, _now: Instant) {}
 }
@@ -384,10 +389,11 @@ fn own<T: Owned>(mut state: T, calls: &Receiver<Call<T>>, mut events: Receiver<T
     loop {
         pulse.beat();
         let now = Instant::now();
-        if now >= next_tick {
+        if now >= next_tick || state.due().is_some_and(|due| now >= due) {
             state.tick(now);
             next_tick = now + T::TICK;
         }
+        let wake = state.due().map_or(next_tick, |due| due.min(next_tick));
         select! {
             recv(calls) -> call => match call {
                 Ok(Call::Run(run)) => run(&mut state),
@@ -403,7 +409,7 @@ fn own<T: Owned>(mut state: T, calls: &Receiver<Call<T>>, mut events: Receiver<T
                 // No source is left; the calls go on.
                 Err(_) => events = never(),
             },
-            default(next_tick.saturating_duration_since(now)) => {}
+            default(wake.saturating_duration_since(now)) => {}
         }
     }
     // What was taken in before the stop is still told, and the queue's size bounds it.
@@ -462,6 +468,44 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;
+
+    /// An owner whose ticks are far apart, and which has something to do before.
+    struct Alarm {
+        due: Option<Instant>,
+        rung: Sender<Instant>,
+    }
+
+    impl Owned for Alarm {
+        type Event = std::convert::Infallible;
+
+        const TICK: Duration = Duration::from_secs(3600);
+
+        fn event(&mut self, event: std::convert::Infallible, _now: Instant) {
+            match event {}
+        }
+
+        fn tick(&mut self, now: Instant) {
+            self.due = None;
+            let _ = self.rung.send(now);
+        }
+
+        fn due(&self) -> Option<Instant> {
+            self.due
+        }
+    }
+
+    #[test]
+    fn who_has_something_to_do_is_woken_for_it() {
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let (rung, rings) = bounded(8);
+        let due = Instant::now() + Duration::from_millis(20);
+        let (_events, queue) = bounded(1);
+        let (handle, thread) = supervisor.spawn_owner("alarm", Alarm { due: Some(due), rung }, queue).unwrap();
+        assert!(rings.recv_timeout(Duration::from_secs(30)).unwrap() >= due);
+        handle.stop().unwrap();
+        thread.join(Duration::from_secs(5)).unwrap();
+        assert!(rings.is_empty());
+    }
 
     /// An owner that remembers what it was told.
     #[derive(Default)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::Receiver;
 
 use super::config::AlertingConfig;
-use super::sinks::{Outlets, Prepared, Sink};
+use super::sinks::{Outlets, Prepared, Sinks};
 use super::{Alert, Route, Router, Suppressions};
 use crate::enrichment::Processes;
 use crate::metrics::Metrics;
@@ -49,9 +49,14 @@ impl Alerting {
         let Start { config, own, suppressions, processes, alerts, state_dir, metrics } = start;
         let mut outlets = Outlets::new(supervisor.clone(), metrics.clone(), state_dir);
         let prepared = outlets.prepare(config.destinations())?;
-        let routes = routes_of(&own, config, outlets.commit(prepared));
-        let router = Router::new(config.limits(), routes, suppressions, processes, &metrics, Instant::now());
-        let (router, thread) = supervisor.spawn_owner("alert-router", router, alerts)?;
+        let mut started = None;
+        outlets.commit(prepared, |sinks| {
+            let routes = routes_of(&own, config, sinks);
+            let router = Router::new(config.limits(), routes, suppressions, processes, &metrics, Instant::now());
+            started = Some(supervisor.spawn_owner("alert-router", router, alerts)?);
+            anyhow::Ok(())
+        })?;
+        let (router, thread) = started.context("the router was not started")?;
         Ok((Alerting { router, own, outlets: Mutex::new(Some(outlets)) }, thread))
     }
 
@@ -62,23 +67,30 @@ impl Alerting {
         outlets.as_mut().context("the alert sinks have stopped")?.prepare(config.destinations())
     }
 
-    /// Puts another configuration in force.
+    /// Puts another configuration in force, all of it or nothing.
     ///
     /// # Errors
-    /// The router has ended or is stuck.
-    pub fn commit(&self, config: &AlertingConfig, prepared: Prepared) -> Result<(), Gone> {
+    /// The router has ended or is stuck; or another configuration came into force since this one was prepared, and beside
+    /// that one it cannot be.
+    pub fn commit(&self, config: &AlertingConfig, prepared: Prepared) -> Result<()> {
         let mut outlets = self.outlets.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(outlets) = outlets.as_mut() else { return Ok(()) };
-        let routes = routes_of(&self.own, config, outlets.commit(prepared));
         let limits = config.limits();
-        // Sinks that are no more end on this thread: the router has no time for it.
-        self.router.call(move |router| router.reconfigure(limits, routes)).map(drop)
+        outlets.commit(prepared, |sinks| {
+            let routes = routes_of(&self.own, config, sinks);
+            // Sinks that are no more end on this thread: the router has no time for it.
+            match self.router.call(move |router| router.reconfigure(limits, routes)) {
+                // It has begun and only has to exchange some lists: it tells the new ones in a moment, if not already.
+                Err(Gone::Unanswered(_)) => Ok(()),
+                told => told.map(drop),
+            }
+        })
     }
 
     /// Both in one.
     pub fn replace(&self, config: &AlertingConfig) -> Result<()> {
         let prepared = self.prepare(config)?;
-        Ok(self.commit(config, prepared)?)
+        self.commit(config, prepared)
     }
 
     /// Ends the router, then the sinks, each within `timeout`. What the engines have told is told on before.
@@ -92,9 +104,11 @@ impl Alerting {
     }
 }
 
-/// The agent's own routes and those of the configuration, which has as many as there are sinks.
-fn routes_of(own: &[Route], config: &AlertingConfig, sinks: Vec<Box<dyn Sink>>) -> Vec<Route> {
-    let configured = config.routes_in_force().iter().zip(sinks);
-    let configured = configured.map(|(route, sink)| Route::new(&route.name, route.filter.clone(), sink));
+/// The agent's own routes and those of the configuration, each with the sink of its name.
+fn routes_of(own: &[Route], config: &AlertingConfig, mut sinks: Sinks) -> Vec<Route> {
+    let configured = config.routes_in_force().iter().filter_map(|route| {
+        let sink = sinks.remove(&route.name)?;
+        Some(Route::new(&route.name, route.filter.clone(), sink))
+    });
     own.iter().cloned().chain(configured).collect()
 }

@@ -6,9 +6,13 @@
 //! and source and the ceiling of all allow it; what they withhold is counted, and told in one summary at the end of their
 //! windows. Then each route hears what its filter wants.
 //!
+//! An alert of a packet whose process is being looked for is held until that is known, for a second at most; the others
+//! do not wait for it.
+//!
 //! Nothing is unbounded: a full queue loses alerts, which are counted; a full table of windows only ends its oldest window
 //! early. Updates need no bound of their own: there is one for an alert and window, and one more when it becomes worse.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,9 +25,14 @@ use super::suppress::Suppressions;
 use super::throttle::{Ceiling, Throttle, Who, Windows};
 use super::{Alert, AlertId, Severity};
 use crate::component::Component;
-use crate::enrichment::Processes;
+use crate::enrichment::{Found, Outcome, Process, Processes, Ticket};
 use crate::metrics::Metrics;
 use crate::supervise::Owned;
+
+/// How often it is looked whether a process was found, while one is looked for.
+const LOOK: Duration = Duration::from_millis(10);
+/// Alerts that wait for their processes.
+const HELD_MAX: usize = 1024;
 
 /// An alert that goes on and on begins anew after so long (or a fold window, if that is longer), so that who looks at the
 /// last hours sees it.
@@ -117,6 +126,8 @@ impl Kind {
 /// An alert that was told, and what came since.
 struct Fold {
     told: Arc<Alert>,
+    /// It is held, and will be told as soon as its process is known.
+    is_held: bool,
     begun: Instant,
     repeats: u64,
     last_seen_ns: u64,
@@ -124,8 +135,8 @@ struct Fold {
 }
 
 impl Fold {
-    fn new(told: Arc<Alert>, begun: Instant) -> Fold {
-        Fold { begun, repeats: 0, last_seen_ns: told.last_seen_ns, severity: told.severity, told }
+    fn new(told: Arc<Alert>, is_held: bool, begun: Instant) -> Fold {
+        Fold { begun, repeats: 0, last_seen_ns: told.last_seen_ns, severity: told.severity, told, is_held }
     }
 
     fn add(&mut self, repeat: &Alert) {
@@ -148,6 +159,32 @@ impl Fold {
             ..Alert::clone(&self.told)
         });
         Some((self.told.clone(), repeats))
+    }
+}
+
+/// An alert whose process is being looked for.
+struct Held {
+    kind: Arc<Kind>,
+    alert: Alert,
+    ticket: Ticket,
+}
+
+/// Counters of searches for processes, by what came of them.
+struct Searches {
+    found: Counter,
+    nobody: Counter,
+    late: Counter,
+    too_many: Counter,
+}
+
+impl Searches {
+    fn new(metrics: &Metrics) -> Searches {
+        Searches {
+            found: metrics.alert_processes("found"),
+            nobody: metrics.alert_processes("nobody"),
+            late: metrics.alert_processes("late"),
+            too_many: metrics.alert_processes("too_many"),
+        }
     }
 }
 
@@ -186,6 +223,11 @@ pub struct Router {
     routes: Vec<Served>,
     suppressions: Arc<Suppressions>,
     processes: Option<Processes>,
+    /// The oldest first, at most [`HELD_MAX`].
+    held: VecDeque<Held>,
+    /// When it was looked last whether their processes are known.
+    looked: Instant,
+    searches: Searches,
     metrics: Arc<Metrics>,
     dropped: Dropped,
     folds: Windows<Kind, Fold>,
@@ -211,6 +253,9 @@ impl Router {
             routes: Vec::new(),
             suppressions,
             processes,
+            held: VecDeque::new(),
+            looked: now,
+            searches: Searches::new(metrics),
             metrics: metrics.clone(),
             dropped: Dropped::new(metrics),
             folds: Windows::new(),
@@ -254,7 +299,10 @@ impl Router {
             fold.add(&alert);
             // What became worse does not wait.
             if fold.severity > fold.told.severity {
-                let update = fold.update();
+                if fold.is_held {
+                    self.tell_held(|held| *held.kind == kind);
+                }
+                let update = self.folds.get_mut(&kind).and_then(Fold::update);
                 self.tell_update(update);
             }
             return;
@@ -277,18 +325,79 @@ impl Router {
     }
 
     fn begin_fold(&mut self, kind: Kind, mut alert: Alert, now: Instant) {
-        self.name_process(&mut alert, now);
-        let told = self.begin(alert);
+        let kind = Arc::new(kind);
+        let ticket = self.name_process(&mut alert, now);
+        let told = match ticket {
+            None => self.begin(alert),
+            Some(ticket) => {
+                let told = Arc::new(alert.clone());
+                self.held.push_back(Held { kind: kind.clone(), alert, ticket });
+                told
+            }
+        };
         if self.limits.fold_window.is_zero() {
             return;
         }
         while self.folds.len() >= self.limits.folds_max.max(1) {
             self.folds_cut.inc();
-            if let Some((_, mut fold)) = self.folds.end_oldest(None) {
-                self.tell_update(fold.update());
+            if let Some((kind, fold)) = self.folds.end_oldest(None) {
+                let update = self.settled(&kind, fold).update();
+                self.tell_update(update);
             }
         }
-        self.folds.open(Arc::new(kind), Fold::new(told, now), now + self.limits.fold_window);
+        self.folds.open(kind, Fold::new(told, ticket.is_some(), now), now + self.limits.fold_window);
+    }
+
+    /// A fold of which the first telling is not held any more.
+    fn settled(&mut self, kind: &Kind, fold: Fold) -> Fold {
+        if !fold.is_held {
+            return fold;
+        }
+        let told = self.tell_held(|held| *held.kind == *kind).unwrap_or_else(|| fold.told.clone());
+        Fold { told, is_held: false, ..fold }
+    }
+
+    /// Tells the first held alert that `is_it`, with its process if that is known by now.
+    fn tell_held(&mut self, is_it: impl Fn(&Held) -> bool) -> Option<Arc<Alert>> {
+        let at = self.held.iter().position(is_it)?;
+        let Held { kind, mut alert, ticket } = self.held.remove(at)?;
+        let now = self.looked;
+        match self.processes.as_mut().map_or(Outcome::Late, |processes| processes.answer(ticket, now)) {
+            Outcome::Done(process) => self.set_process(&mut alert, process),
+            Outcome::Open | Outcome::Late => {
+                self.searches.late.inc();
+            }
+        }
+        let told = self.begin(alert);
+        if let Some(fold) = self.folds.get_mut(&kind).filter(|fold| fold.is_held) {
+            (fold.told, fold.is_held) = (told.clone(), false);
+        }
+        Some(told)
+    }
+
+    fn set_process(&self, alert: &mut Alert, process: Option<Process>) {
+        let result = if process.is_some() { &self.searches.found } else { &self.searches.nobody };
+        result.inc();
+        alert.process = process.map(|process| (process.pid, process.command));
+    }
+
+    /// Tells what is held no longer, the oldest first.
+    fn look_at_held(&mut self, now: Instant) {
+        if self.held.is_empty() {
+            return;
+        }
+        self.looked = now;
+        let mut at = 0;
+        while let (Some(held), Some(processes)) = (self.held.get(at), &mut self.processes) {
+            match processes.answer(held.ticket, now) {
+                Outcome::Open => at += 1,
+                // All that are of this socket, in their order.
+                Outcome::Done(_) | Outcome::Late => {
+                    let ticket = held.ticket;
+                    self.tell_held(|held| held.ticket == ticket);
+                }
+            }
+        }
     }
 
     /// Tells an alert for the first time. Ids are in the order in which alerts are told, whatever the order in which
@@ -306,19 +415,23 @@ impl Router {
     }
 
     /// Asks the kernel whose socket it is. The inspection does so for itself, while the flow lives; where a packet was
-    /// judged alone, it is asked for now.
-    fn name_process(&mut self, alert: &mut Alert, now: Instant) {
+    /// judged alone, it is asked for now. The ticket says that the answer is on its way.
+    fn name_process(&mut self, alert: &mut Alert, now: Instant) -> Option<Ticket> {
         let is_of_packet = matches!(alert.component, Component::Firewall | Component::Ratelimit);
         if alert.process.is_some() || !is_of_packet {
-            return;
+            return None;
         }
-        if let (Some(processes), Some(protocol)) = (&mut self.processes, alert.protocol)
-            && let (Some(src), Some(dst)) = (alert.src_ip, alert.dst_ip)
-            && let (Some(src_port), Some(dst_port)) = (alert.src_port, alert.dst_port)
-        {
-            let ends = [SocketAddr::new(src, src_port), SocketAddr::new(dst, dst_port)];
-            alert.process = processes.of_flow(protocol, ends, now).map(|process| (process.pid, process.command));
+        let (processes, protocol) = self.processes.as_mut().zip(alert.protocol)?;
+        let source = SocketAddr::new(alert.src_ip?, alert.src_port?);
+        let destination = SocketAddr::new(alert.dst_ip?, alert.dst_port?);
+        match processes.look(protocol, [source, destination], now) {
+            Found::Asked(ticket) if self.held.len() < HELD_MAX => return Some(ticket),
+            Found::Known(process) => alert.process = process.map(|process| (process.pid, process.command)),
+            Found::Asked(_) | Found::TooMany => {
+                self.searches.too_many.inc();
+            }
         }
+        None
     }
 
     fn tell_update(&mut self, update: Option<(Arc<Alert>, u64)>) {
@@ -347,7 +460,8 @@ impl Router {
 
     /// Ends the windows that are over by `now`, with `None` all of them, and tells what they have to say.
     fn end_windows(&mut self, now: Option<Instant>) {
-        while let Some((kind, mut fold)) = self.folds.end_oldest(now) {
+        while let Some((kind, fold)) = self.folds.end_oldest(now) {
+            let mut fold = self.settled(&kind, fold);
             let update = fold.update();
             let Some(now) = now.filter(|_| update.is_some()) else {
                 self.tell_update(update);
@@ -379,11 +493,18 @@ impl Owned for Router {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.look_at_held(now);
         self.end_windows(Some(now));
     }
 
-    /// Open windows are told before the end, so that no repeat goes unheard.
-    fn finish(&mut self, _now: Instant) {
+    fn due(&self) -> Option<Instant> {
+        (!self.held.is_empty()).then(|| self.looked + LOOK)
+    }
+
+    /// What is held and open windows are told before the end, so that nothing goes unheard.
+    fn finish(&mut self, now: Instant) {
+        self.looked = now;
+        while self.tell_held(|_| true).is_some() {}
         self.end_windows(None);
     }
 }
@@ -391,7 +512,7 @@ impl Owned for Router {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::sync::Mutex;
 
     use super::*;
@@ -399,6 +520,7 @@ mod tests {
     use crate::alert::sinks::Sink;
     use crate::alert::suppress::Suppression;
     use crate::alert::throttle::WITHHELD;
+    use crate::enrichment::Scanner;
     use crate::supervise::Supervisor;
 
     /// Keeps what it is told; fails when asked to.
@@ -553,6 +675,98 @@ mod tests {
         check("action", Alert { action: "pass", ..like.clone() }, 2);
         check("component", Alert { component: Component::L7, ..like.clone() }, 2);
         check("v6 that ends alike", alert("2001:db8::1", 22), 2);
+    }
+
+    /// An alert of a packet from here to there.
+    fn alert_between(client: &TcpStream) -> Alert {
+        let (src, dst) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        Alert { src_port: Some(src.port()), dst_ip: Some(dst.ip()), ..alert(&src.ip().to_string(), dst.port()) }
+    }
+
+    #[test]
+    fn a_process_that_is_looked_for_delays_no_other_alert() {
+        let (scanner, searches) = Scanner::manual();
+        let mut bench = Bench::new(|_| ());
+        bench.router.processes = Some(Processes::open(scanner, bench.start).unwrap());
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let clients = listeners.each_ref().map(|one| TcpStream::connect(one.local_addr().unwrap()).unwrap());
+        let of = clients.each_ref().map(alert_between);
+        let port = |number: usize| of[number].dst_port.unwrap();
+        let process = || Some(Process { pid: 7, command: "nc -l".into(), uid: 0 });
+        let searched = |metrics: &Metrics| {
+            ["found", "nobody", "late", "too_many"].map(|result| metrics.alert_processes(result).get())
+        };
+
+        bench.at(0, of[0].clone());
+        bench.at(0, Alert { count: 2, ..of[0].clone() });
+        bench.at(0, alert(SOURCE, 22));
+        assert_eq!(bench.heard.take(), [told(SOURCE, 22, 1, 0)]);
+        assert!(bench.router.due().is_some_and(|due| due <= bench.start + Duration::from_secs(1)));
+        bench.tick(0);
+        assert_eq!(bench.heard.take(), []);
+        searches.try_recv().unwrap().answer(process(), Duration::ZERO);
+        assert!(searches.is_empty(), "one is enough for a socket");
+        bench.tick(0);
+        let first = bench.heard.all().remove(0);
+        assert_eq!((first.count, first.revision, &first.process), (1, 0, &Some((7, "nc -l".to_owned()))));
+        assert_eq!((bench.router.due(), searched(&bench.metrics)), (None, [1, 0, 0, 0]));
+        bench.tick(60);
+        let update = bench.heard.all().remove(0);
+        assert_eq!((update.id, update.count, update.revision, &update.process), (first.id, 3, 1, &first.process));
+
+        // Nobody answers in time.
+        bench.at(100, of[1].clone());
+        bench.tick(100);
+        assert_eq!(bench.heard.take(), []);
+        bench.tick(101);
+        assert_eq!(bench.heard.take(), [told("127.0.0.1", port(1), 1, 0)]);
+        assert_eq!((bench.router.due(), searched(&bench.metrics)), (None, [1, 0, 1, 0]));
+        drop(searches.try_recv().unwrap());
+
+        // What becomes worse meanwhile does not wait.
+        bench.at(200, of[2].clone());
+        bench.at(200, Alert { severity: Severity::High, ..of[2].clone() });
+        let both = [told("127.0.0.1", port(2), 1, 0), told("127.0.0.1", port(2), 2, 1)];
+        assert_eq!((bench.heard.take(), searched(&bench.metrics)), (both.to_vec(), [1, 0, 2, 0]));
+        searches.try_recv().unwrap().answer(None, Duration::ZERO);
+        bench.tick(200);
+        assert_eq!(bench.heard.take(), []);
+
+        // The end does not wait either, and loses nothing; nor does a full table.
+        for ended in [true, false] {
+            bench.router.limits.folds_max = if ended { 100 } else { 1 };
+            let second = if ended { 300 } else { 400 };
+            bench.tick(second);
+            bench.at(second, of[0].clone());
+            bench.at(second, of[0].clone());
+            if ended {
+                bench.router.finish(bench.start + Duration::from_secs(second));
+            } else {
+                bench.at(second, alert(SOURCE, 22));
+            }
+            let mut all = bench.heard.take();
+            all.retain(|told| told.0 != SOURCE);
+            assert_eq!(all, [told("127.0.0.1", port(0), 1, 0), told("127.0.0.1", port(0), 2, 1)], "ended: {ended}");
+            drop(searches.try_recv().unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_not_folded_is_held_all_the_same() {
+        let (scanner, searches) = Scanner::manual();
+        let mut bench = Bench::new(|limits| limits.fold_window = Duration::ZERO);
+        bench.router.processes = Some(Processes::open(scanner, bench.start).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (0..3).for_each(|_| bench.at(0, alert_between(&client)));
+        assert_eq!(bench.heard.take(), []);
+        searches.try_recv().unwrap().answer(None, Duration::ZERO);
+        bench.tick(0);
+        assert_eq!((bench.heard.take().len(), bench.metrics.alert_processes("nobody").get()), (3, 3));
+        // Where there are too many searches none is begun, and nothing waits.
+        bench.router.processes.as_mut().unwrap().spend(Duration::from_secs(9));
+        bench.at(11, alert_between(&client));
+        assert_eq!((bench.heard.take().len(), bench.metrics.alert_processes("too_many").get()), (1, 1));
     }
 
     #[test]

@@ -37,6 +37,20 @@ fn only_the_internet_is_outside() {
     check(&never, |got| matches!(got, Some(Forbidden::Never(_))), "closed");
     let never = ["::", "fe80::1", "febf::1", "ff02::1", "fd00:ec2::254", "2001::1", "2001:10::1", "100::1", "4000::1"];
     check(&never, |got| matches!(got, Some(Forbidden::Never(_))), "closed");
+    // Also to those who set allow_private, as the rest of fc00::/7 is not.
+    let never =
+        ["fd00:ec2::23", "fd00:ec2::253", "fd00:ec2:ffff::1", "fd20:ce::254", "fd20:ce:0:1::", "fd00:c1::a9fe:a9fe"];
+    check(&never, |got| got == Some(Forbidden::Never("metadata service of a cloud")), "closed");
+    let never = ["fd00:42::42", "64:ff9b:1::169.254.169.254", "64:ff9b:1:2:3:4:100.100.100.200"];
+    check(&never, |got| got == Some(Forbidden::Never("metadata service of a cloud")), "closed");
+    let private = ["fd00:ec1:ffff::254", "fd00:ec3::254", "fd20:cd::254", "fd20:cf::254", "fd00:c0::1", "fd00:c2::1"];
+    check(&private, |got| got == Some(Forbidden::Private("unique local")), "private");
+    let private = ["fd00:42::41", "fd00:42:0:1::42"];
+    check(&private, |got| got == Some(Forbidden::Private("unique local")), "private");
+    for host in ["fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "::ffff:169.254.169.254"] {
+        let error = Url::parse(&format!("https://[{host}]/"), false, true).unwrap_err();
+        assert!(error.contains("never connected to"), "{error}");
+    }
     let never =
         ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "2606:4700::5efe:169.254.169.254"];
     check(&never, |got| matches!(got, Some(Forbidden::Never(_))), "closed");

@@ -14,6 +14,7 @@ writes what it gets to OUT, a JSON object a line.
 import gzip
 import http.server
 import json
+import os
 import socket
 import ssl
 import sys
@@ -132,6 +133,10 @@ def smtp(from_start):
         async def handle_RCPT(self, server, session, envelope, address, options):
             if address.startswith("gone@"):
                 return "550 no such user"
+            # Its mailbox is full as long as a file of this name is beside OUT.
+            if os.path.exists(os.path.join(os.path.dirname(OUT), address)):
+                record({"later": address})
+                return "452 4.2.2 mailbox full"
             envelope.rcpt_tos.append(address)
             return "250 OK"
 

@@ -1,5 +1,6 @@
 //! Receivers in Python, and outlets that send to them.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::alert::sinks::config::{Destination, SmtpConfig};
-use ebpfsentinel::alert::sinks::{Outlets, Sink};
+use ebpfsentinel::alert::sinks::{Outlets, Prepared, Sink, Sinks};
 use ebpfsentinel::alert::{Alert, Severity};
 use ebpfsentinel::component::Component;
 use ebpfsentinel::metrics::Metrics;
@@ -174,7 +175,16 @@ impl Running {
         let wanted: Vec<(&str, Destination)> = routes.iter().map(|(name, toml)| (*name, destination(toml))).collect();
         let outlets = self.outlets.as_mut().unwrap();
         let prepared = outlets.prepare(wanted.iter().map(|(name, destination)| (*name, destination))).unwrap();
-        self.sinks = outlets.commit(prepared);
+        self.commit(prepared);
+    }
+
+    /// What was prepared.
+    pub fn commit(&mut self, prepared: Prepared) {
+        let take = |sinks: Sinks| {
+            self.sinks = sinks.into_values().collect();
+            Ok::<(), Infallible>(())
+        };
+        self.outlets.as_mut().unwrap().commit(prepared, take).unwrap();
     }
 
     /// Tells all sinks of these alerts, as the router does.

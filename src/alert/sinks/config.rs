@@ -12,7 +12,7 @@ use super::circuit::CircuitConfig;
 use super::email::{EmailSink, Encryption, Server};
 use super::eve::EveSink;
 use super::log::LogSink;
-use super::outlet::OutletConfig;
+use super::outlet::{Losses, OutletConfig};
 use super::syslog::{Format, Header, SyslogSink, Target, Transport};
 use super::webhook::{SIGNATURE_HEADER, Shape, TIMESTAMP_HEADER, Template, WebhookSink};
 use crate::outbound::{CaFile, Client, ClientConfig, Url};
@@ -127,10 +127,6 @@ fn url_text<S: Serializer>(url: &Url, serializer: S) -> Result<S::Ok, S::Error> 
     serializer.collect_str(url)
 }
 
-fn template_text<S: Serializer>(template: &Option<Template>, serializer: S) -> Result<S::Ok, S::Error> {
-    template.as_ref().map(Template::text).serialize(serializer)
-}
-
 /// Where a route's alerts go, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Destination {
@@ -139,7 +135,7 @@ pub struct Destination {
     pub way: Way,
     /// How long a delivery may take, in seconds, 1 to 60.
     pub timeout_secs: u64,
-    /// How long an alert is tried again, in seconds, 60 to 2592000.
+    /// Age of alerts, in seconds, 60 to 2592000, that an attempt that fails gives up, in queue and spool.
     pub give_up_secs: u64,
     /// Failures in a row after which nothing is tried for a while, 1 to 100.
     pub breaker_failures: u32,
@@ -212,9 +208,8 @@ pub struct WebhookConfig {
     pub webhook_headers: Vec<(String, Secret)>,
     /// The key of the signature.
     pub webhook_secret: Option<Secret>,
-    /// The body for one alert; `null`: the alert as it is.
-    #[serde(serialize_with = "template_text")]
-    #[schemars(with = "Option<String>")]
+    /// The body for one alert, which is not shown, as it may hold a key; `null`: the alert as it is.
+    #[schemars(with = "Option<Secret>")]
     pub webhook_template: Option<Template>,
     /// Alerts in one body, 1 to 1000: 1 is an object, more are an array.
     pub webhook_batch: usize,
@@ -351,8 +346,8 @@ impl Destination {
         config
     }
 
-    /// What sends there.
-    pub fn deliver(&self) -> Result<Box<dyn Deliver>, String> {
+    /// What sends there, and counts whom of several it does not reach.
+    pub(super) fn deliver(&self, losses: &Losses) -> Result<Box<dyn Deliver>, String> {
         let timeout = Duration::from_secs(self.timeout_secs);
         Ok(match &self.way {
             Way::Log => Box::new(LogSink),
@@ -397,7 +392,7 @@ impl Destination {
                     ca_file: smtp.ca_file.as_ref().map(CaFile::path),
                     timeout,
                 };
-                Box::new(EmailSink::new(&server, mailbox(&smtp.from_address)?, to)?)
+                Box::new(EmailSink::new(&server, mailbox(&smtp.from_address)?, to, losses.clone())?)
             }
         })
     }

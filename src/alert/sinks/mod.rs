@@ -24,7 +24,7 @@ pub use circuit::CircuitConfig;
 pub use log::LogSink;
 pub use notice::Notice;
 pub use outlet::{Outlet, OutletConfig};
-pub use outlets::{Outlets, Prepared};
+pub use outlets::{Outlets, Prepared, Sinks};
 
 use super::Alert;
 

@@ -1,8 +1,10 @@
 //! An outlet: the queue and the thread of one destination.
 //!
-//! Without a spool the thread takes alerts from the queue; with one a second thread writes them to the disk and the first
-//! reads them there, so that a destination that hangs does not keep alerts from the disk. Alerts go out in order. A failure
-//! is tried again, after pauses, until it succeeds or the alert is too old; a refusal is counted and logged.
+//! Without a spool the thread takes alerts from the queue; with one a second thread writes them to the disk and the
+//! first reads them there, so that a destination that hangs does not keep alerts from the disk. A destination whose
+//! spool was taken away has what is left in it first, and then the queue. Alerts go out in order. A failure is tried
+//! again, after pauses, until it succeeds. Each failure gives up whatever is too old by then, in the hand, the queue
+//! and the spool, so that what is new finds room; a refusal is counted and logged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ pub struct OutletConfig {
     pub batch_max: usize,
     /// Time between two deliveries, unless there are `batch_max` alerts. The first alert goes at once.
     pub linger: Duration,
-    /// How long an alert is tried again.
+    /// How old an alert is when a failure gives it up.
     pub give_up: Duration,
     /// The circuit breaker.
     pub circuit: CircuitConfig,
@@ -114,6 +116,11 @@ impl Losses {
         Losses { place: place(name), metrics: metrics.clone() }
     }
 
+    /// So many bytes of alerts stay in the spool, and nobody sends them.
+    pub fn left(&self, spool: &str, bytes: u64) {
+        self.metrics.set_spool_left(spool, bytes);
+    }
+
     pub fn add(&self, reason: &'static str, alerts: usize) {
         if alerts > 0 {
             self.metrics.events_lost(self.place.clone(), reason).inc_by(alerts as u64);
@@ -167,8 +174,8 @@ impl Spooler {
 
 /// Where the sending thread finds its alerts.
 pub(super) enum Source {
-    /// The router's queue.
-    Queue(Receiver<Arc<Alert>>),
+    /// The router's queue, and before it what is left in a spool that is no more wanted.
+    Queue { queue: Receiver<Arc<Alert>>, left: Option<Arc<Spool>> },
     /// The spool; the channel tells of something new, and is closed when nothing will come any more.
     Spool { spool: Arc<Spool>, wake: Receiver<()> },
 }
@@ -189,13 +196,18 @@ struct Hand {
     notices: VecDeque<Notice>,
     /// Of each notice that came from the spool.
     tokens: VecDeque<Token>,
+    /// What another courier left: between the spool and the queue.
+    inherited: VecDeque<Notice>,
+    /// How many went out of the hand until now.
+    done: usize,
 }
 
 impl Courier {
     /// Runs until it is told to end; gives what it did not send and nobody else has.
     pub fn run(mut self, inherited: Estate) -> Estate {
         let mut circuit = Circuit::new(self.config.circuit);
-        let mut hand = Hand { notices: inherited.notices.into(), tokens: VecDeque::new() };
+        let mut hand =
+            Hand { notices: VecDeque::new(), tokens: VecDeque::new(), inherited: inherited.notices.into(), done: 0 };
         let mut order = None;
         // Alerts that go one by one after a batch was refused.
         let mut alone = 0;
@@ -241,7 +253,7 @@ impl Courier {
             self.tell(&circuit, &hand);
             let size = hand.notices.len().min(most);
             let result = self.deliver.deliver(&hand.notices.make_contiguous()[..size]);
-            let before = hand.notices.len();
+            let before = hand.done;
             match result {
                 Ok(()) => {
                     // A failure is tried again when the circuit says so, not when the next digest is due.
@@ -257,7 +269,7 @@ impl Courier {
                     alone = self.failed(&failure, size - delivered, &mut hand, &mut circuit, &mut refusals).max(alone);
                 }
             }
-            alone = alone.saturating_sub(before - hand.notices.len());
+            alone = alone.saturating_sub(hand.done - before);
         }
         self.finish(hand, order)
     }
@@ -266,7 +278,7 @@ impl Courier {
     fn tell(&self, circuit: &Circuit, hand: &Hand) {
         self.metrics.circuit.set(circuit.state() as i64);
         let queue = match &self.source {
-            Source::Queue(queue) => queue.len() + hand.notices.len(),
+            Source::Queue { queue, .. } => queue.len() + hand.inherited.len() + hand.notices.len() - hand.tokens.len(),
             Source::Spool { spool, .. } => spool.in_memory(),
         };
         self.metrics.queue.set(queue as i64);
@@ -276,8 +288,25 @@ impl Courier {
     fn fill(&mut self, hand: &mut Hand) -> bool {
         let missing = self.config.batch_max.saturating_sub(hand.notices.len());
         match &mut self.source {
-            Source::Queue(queue) => {
-                hand.notices.extend(queue.try_iter().take(missing).map(Notice::new));
+            Source::Queue { queue, left } => {
+                if let Some(spool) = left {
+                    while lend(spool, missing, hand, &self.name, &self.losses) && hand.tokens.is_empty() {}
+                    if !hand.tokens.is_empty() {
+                        return false;
+                    }
+                    if !spool.end() {
+                        // The disk fails. What comes now must not wait for it.
+                        self.losses.left(&folder_of(&self.name), spool.bytes());
+                        log::error!(
+                            sink = self.name.as_str(), bytes = spool.bytes();
+                            "what is left in the spool cannot be read and stays there"
+                        );
+                    }
+                    *left = None;
+                }
+                let inherited = hand.inherited.len().min(missing);
+                hand.notices.extend(hand.inherited.drain(..inherited));
+                hand.notices.extend(queue.try_iter().take(missing - inherited).map(Notice::new));
                 true
             }
             Source::Spool { spool, wake } => {
@@ -286,22 +315,7 @@ impl Courier {
                 if missing == 0 {
                     return false;
                 }
-                for lent in spool.read(missing) {
-                    match Notice::stored(&lent.json, lent.accepted_ms) {
-                        Ok(notice) => {
-                            hand.notices.push_back(notice);
-                            hand.tokens.push_back(lent.token);
-                        }
-                        // Written by another version, or by somebody else. It goes with the next that is acknowledged.
-                        Err(why) => {
-                            self.losses.add("spool_torn", 1);
-                            log::warn!(sink = self.name.as_str(); "an alert in the spool cannot be read: {why}");
-                            if hand.tokens.is_empty() {
-                                spool.acknowledge(lent.token);
-                            }
-                        }
-                    }
-                }
+                while lend(spool, missing, hand, &self.name, &self.losses) && hand.tokens.is_empty() {}
                 ended
             }
         }
@@ -315,7 +329,9 @@ impl Courier {
         let wants = news && hand.notices.len() < self.config.batch_max;
         let (queue, wake) = match &self.source {
             _ if !wants => (&no_alerts, &no_wake),
-            Source::Queue(queue) => (queue, &no_wake),
+            // The spool goes first, and nothing more will come into it.
+            Source::Queue { left: Some(_), .. } => (&no_alerts, &no_wake),
+            Source::Queue { queue, .. } => (queue, &no_wake),
             Source::Spool { wake, .. } => (&no_alerts, wake),
         };
         select! {
@@ -337,7 +353,8 @@ impl Courier {
     /// These will not be sent again.
     fn done(&self, hand: &mut Hand, count: usize) {
         hand.notices.drain(..count);
-        if let Source::Spool { spool, .. } = &self.source {
+        hand.done += count;
+        if let Source::Spool { spool, .. } | Source::Queue { left: Some(spool), .. } = &self.source {
             // On the disk the last token speaks for all before it; in memory each for itself.
             let tokens: Vec<Token> = hand.tokens.drain(..count.min(hand.tokens.len())).collect();
             for (at, token) in tokens.iter().enumerate() {
@@ -393,53 +410,102 @@ impl Courier {
                 } else {
                     log::debug!(sink; "alerts were not delivered: {message}");
                 }
-                let now = now_ms();
-                let give_up_ms = self.config.give_up.as_millis() as u64;
-                let is_old = |notice: &&Notice| now.saturating_sub(notice.accepted_ms()) > give_up_ms;
-                let old = hand.notices.iter().take(count).take_while(is_old).count();
-                if old > 0 {
-                    self.metrics.failed.inc_by(old as u64);
-                    self.losses.add("gave_up", old);
-                    refusals.add(&self.name, old, "too old to be tried again");
-                    self.done(hand, old);
-                }
+                self.give_up(hand, refusals);
                 0
+            }
+        }
+    }
+
+    /// Gives up all that is too old, here and in the queue or the spool, which are in the order of their age.
+    fn give_up(&mut self, hand: &mut Hand, refusals: &mut Refusals) {
+        let oldest_ms = now_ms().saturating_sub(self.config.give_up.as_millis() as u64);
+        // Much may be there, and an order does not wait for it: who goes on finds the rest.
+        loop {
+            let old = hand.notices.iter().take_while(|notice| notice.accepted_ms() < oldest_ms).count();
+            if old > 0 {
+                self.metrics.failed.inc_by(old as u64);
+                self.losses.add("gave_up", old);
+                refusals.add(&self.name, old, "too old to be tried again");
+                self.done(hand, old);
+            }
+            if !hand.notices.is_empty() || !self.orders.is_empty() {
+                return;
+            }
+            self.fill(hand);
+            if hand.notices.is_empty() {
+                return;
             }
         }
     }
 
     fn finish(&mut self, hand: Hand, order: Option<Order>) -> Estate {
         let handed_over = matches!(order, Some(Order::HandOver));
-        match &self.source {
-            Source::Queue(queue) => {
-                let rest = hand.notices.into_iter().chain(queue.try_iter().map(Notice::new));
-                let notices: Vec<Notice> = rest.collect();
-                if handed_over {
-                    return Estate { notices };
-                }
-                if !notices.is_empty() {
-                    self.losses.add("stopped", notices.len());
-                    log::warn!(
-                        sink = self.name.as_str(), alerts = notices.len();
-                        "alerts that were not delivered are lost; a spool would keep them"
-                    );
+        if let Source::Spool { spool, .. } | Source::Queue { left: Some(spool), .. } = &self.source {
+            spool.rewind();
+            if !handed_over {
+                spool.tidy();
+                self.losses.add("stopped", spool.in_memory());
+                let bytes = spool.bytes();
+                self.losses.left(&folder_of(&self.name), bytes);
+                if bytes > 0 {
+                    log::warn!(sink = self.name.as_str(), bytes; "alerts that were not delivered stay in the spool");
                 }
             }
-            Source::Spool { spool, .. } => {
-                spool.rewind();
-                if !handed_over {
-                    spool.tidy();
-                    self.losses.add("stopped", spool.in_memory());
-                    let bytes = spool.bytes();
-                    if bytes > 0 {
-                        log::info!(sink = self.name.as_str(), bytes; "alerts that were not delivered stay in the spool");
-                    }
-                }
+        }
+        if let Source::Queue { queue, .. } = &self.source {
+            // What is in the spool is in no estate.
+            let rest = hand.notices.into_iter().skip(hand.tokens.len()).chain(hand.inherited);
+            let notices: Vec<Notice> = rest.chain(queue.try_iter().map(Notice::new)).collect();
+            if handed_over {
+                return Estate { notices };
+            }
+            if !notices.is_empty() {
+                self.losses.add("stopped", notices.len());
+                log::warn!(
+                    sink = self.name.as_str(), alerts = notices.len();
+                    "alerts that were not delivered are lost; a spool would keep them"
+                );
             }
         }
         self.metrics.queue.set(0);
         Estate::default()
     }
+}
+
+/// Takes up to `max` records from the spool; whether there was any.
+fn lend(spool: &Spool, max: usize, hand: &mut Hand, sink: &str, losses: &Losses) -> bool {
+    let records = spool.read(max);
+    let any = !records.is_empty();
+    for lent in records {
+        match Notice::stored(&lent.json, lent.accepted_ms) {
+            Ok(notice) => {
+                hand.notices.push_back(notice);
+                hand.tokens.push_back(lent.token);
+            }
+            // Written by another version, or by somebody else. It goes with the next that is acknowledged.
+            Err(why) => {
+                losses.add("spool_torn", 1);
+                log::warn!(sink; "an alert in the spool cannot be read: {why}");
+                if hand.tokens.is_empty() {
+                    spool.acknowledge(lent.token);
+                }
+            }
+        }
+    }
+    any
+}
+
+/// A route's name as that of a folder: other characters than letters, digits, `-` and `_` as `%` and their number.
+pub(super) fn folder_of(name: &str) -> String {
+    let mut folder = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            folder.push(byte.into());
+        } else {
+            folder.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    folder
 }
 
 /// Says now and then what was refused.

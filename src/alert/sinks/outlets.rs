@@ -1,6 +1,10 @@
 //! The outlets that run, by the names of their routes; started, exchanged at a reload, and stopped.
+//!
+//! A spool belongs to the name of its route. One whose route wants no spool any more is sent all the same, before what
+//! is new. One whose route is no more is kept until there is a route of its name again: where it led nobody wishes to
+//! send, and elsewhere nobody asked for. The log says so, and [`Metrics::spools_left`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,11 +14,12 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::config::Destination;
-use super::outlet::{Courier, Estate, Losses, Order, Outlet, OutletConfig, QUEUE_MAX, Source, Spooler};
-use super::spool::Spool;
+use super::outlet::{Courier, Estate, Losses, Order, Outlet, OutletConfig, QUEUE_MAX, Source, Spooler, folder_of};
+use super::spool::{Spool, waiting_in};
 use super::{Deliver, Sink};
 use crate::alert::Alert;
 use crate::metrics::Metrics;
+use crate::outbound::plain;
 use crate::supervise::{Supervisor, Thread};
 
 /// How long an outlet may go on sending when its route is no more.
@@ -27,6 +32,7 @@ struct Threads {
     orders: Vec<Sender<Order>>,
     courier: Thread<Estate>,
     spooler: Option<Thread<()>>,
+    /// What it writes to, or, without a spooler, what is left.
     spool: Option<Arc<Spool>>,
 }
 
@@ -55,6 +61,8 @@ pub struct Outlets {
     /// Threads of routes that are no more.
     ending: BTreeMap<String, Threads>,
     next: usize,
+    /// How often outlets were put in force.
+    generation: u64,
 }
 
 /// A new outlet's threads, which wait for their predecessor or for being dropped.
@@ -73,12 +81,18 @@ type Begun = (Outlet, Alerts, Waiting);
 pub struct Prepared {
     /// Name, destination, and what is new.
     outlets: Vec<(String, Destination, Option<Begun>)>,
+    /// That of the outlets of which those without anything new stay.
+    generation: u64,
 }
+
+/// The router's ends of outlets, by the names of their routes.
+pub type Sinks = BTreeMap<String, Box<dyn Sink>>;
 
 impl Outlets {
     /// None yet. Spools are kept in `state_dir/spool/NAME`.
     pub fn new(supervisor: Supervisor, metrics: Arc<Metrics>, state_dir: PathBuf) -> Outlets {
-        Outlets { supervisor, metrics, state_dir, running: BTreeMap::new(), ending: BTreeMap::new(), next: 0 }
+        let (running, ending) = (BTreeMap::new(), BTreeMap::new());
+        Outlets { supervisor, metrics, state_dir, running, ending, next: 0, generation: 0 }
     }
 
     /// Makes what these destinations need, by the names of their routes. Those that are as before stay. Nothing changes
@@ -93,13 +107,13 @@ impl Outlets {
             let new = if stays {
                 None
             } else {
-                let deliver =
-                    destination.deliver().map_err(anyhow::Error::msg).with_context(|| format!("alert route {name}"))?;
+                let deliver = destination.deliver(&Losses::new(name, &self.metrics)).map_err(anyhow::Error::msg);
+                let deliver = deliver.with_context(|| format!("alert route {name}"))?;
                 Some(self.start(name, deliver, destination.outlet(), destination.spool)?)
             };
             outlets.push((name.to_owned(), destination.clone(), new));
         }
-        Ok(Prepared { outlets })
+        Ok(Prepared { outlets, generation: self.generation })
     }
 
     /// Starts the threads of an outlet; they wait.
@@ -118,14 +132,17 @@ impl Outlets {
         let outlet = Outlet::new(name, alerts.0.clone(), &self.metrics);
         let metrics = self.metrics.sender(name);
         let losses = Losses::new(name, &self.metrics);
-        let spool = spool.map(|cap| self.spool(name, cap)).transpose()?;
+        let wants_spool = spool.is_some();
+        let spool = match spool {
+            Some(cap) => Some(self.spool(name, cap)?),
+            None => self.spool_left(name),
+        };
         let (go, gone) = bounded::<Option<Threads>>(1);
         let (inherited, heir) = bounded(1);
         let (orders, order) = bounded(1);
         let mut threads_orders = vec![orders];
         let (source, spooler) = match &spool {
-            None => (Source::Queue(alerts.1.clone()), None),
-            Some(spool) => {
+            Some(spool) if wants_spool => {
                 let (wake, woken) = bounded(1);
                 let (orders, order) = bounded(1);
                 threads_orders.push(orders);
@@ -141,13 +158,16 @@ impl Outlets {
                 let spooler = spooler.context("starting a thread for alerts")?;
                 (Source::Spool { spool: spool.clone(), wake: woken }, Some(spooler))
             }
+            left => (Source::Queue { queue: alerts.1.clone(), left: left.clone() }, None),
         };
-        let has_spool = spool.is_some();
+        let metrics_left = self.metrics.clone();
         let courier = Courier { name: name.to_owned(), deliver, config, source, orders: order, metrics, losses };
         let courier = self.supervisor.spawn(&format!("sink-{number}"), move |_| {
             let Ok(predecessor) = gone.recv() else { return Ok(Estate::default()) };
             let estate = predecessor.map(|before| before.inherit(&courier.name)).unwrap_or_default();
-            if has_spool {
+            // Somebody sends what the one before may have left.
+            metrics_left.set_spool_left(&folder_of(&courier.name), 0);
+            if wants_spool {
                 let _ = inherited.send(estate);
                 return Ok(courier.run(Estate::default()));
             }
@@ -158,73 +178,130 @@ impl Outlets {
         Ok((outlet, alerts, Waiting { threads, go }))
     }
 
-    fn spool(&self, name: &str, cap: u64) -> anyhow::Result<Arc<Spool>> {
+    /// The spool of a route that wants none, if there is something in it or may still come into it.
+    fn spool_left(&self, name: &str) -> Option<Arc<Spool>> {
+        if let Some(spool) = self.known_spool(name) {
+            return Some(spool);
+        }
+        let folder = self.folder(name);
+        let bytes = waiting_in(&folder).ok().filter(|bytes| *bytes > 0)?;
+        log::info!(sink = name, bytes; "alerts are left in the spool, which the route has no more; they are sent first");
+        // Nothing is put there.
+        self.spool(name, 0).inspect_err(|error| log::error!(sink = name; "what is left in it stays: {error:#}")).ok()
+    }
+
+    fn known_spool(&self, name: &str) -> Option<Arc<Spool>> {
         let known = self.running.get(name).map(|running| &running.threads).or_else(|| self.ending.get(name));
-        if let Some(spool) = known.and_then(|threads| threads.spool.clone()) {
+        known.and_then(|threads| threads.spool.clone())
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.state_dir.join("spool").join(folder_of(name))
+    }
+
+    fn spool(&self, name: &str, cap: u64) -> anyhow::Result<Arc<Spool>> {
+        if let Some(spool) = self.known_spool(name) {
             return Ok(spool);
         }
-        let folder = self.state_dir.join("spool").join(folder_of(name));
+        let folder = self.folder(name);
         let torn = self.metrics.events_lost(super::outlet::place(name), "spool_torn");
         let spool = Spool::open(&folder, cap, self.metrics.sender(name).spool_bytes, torn);
         Ok(Arc::new(spool.with_context(|| format!("opening the spool {}", folder.display()))?))
     }
 
-    /// Puts outlets in force, and gives their sinks in the order in which they were wanted. Routes that are no more have
-    /// some seconds to send what they have.
-    pub fn commit(&mut self, prepared: Prepared) -> Vec<Box<dyn Sink>> {
-        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    /// Puts outlets in force. `tell` gives their sinks to the router; until it has them the old ones are as they were,
+    /// and if it fails they stay. Routes that are no more have some seconds to send what they have. What was prepared
+    /// before others were put in force is prepared anew.
+    ///
+    /// # Errors
+    /// That of `tell`, or of preparing anew.
+    pub fn commit<E>(&mut self, prepared: Prepared, tell: impl FnOnce(Sinks) -> Result<(), E>) -> anyhow::Result<()>
+    where
+        anyhow::Error: From<E>,
+    {
+        let prepared = match prepared.generation == self.generation {
+            true => prepared,
+            false => {
+                let wanted: Vec<(String, Destination)> =
+                    prepared.outlets.into_iter().map(|(name, destination, _)| (name, destination)).collect();
+                self.prepare(wanted.iter().map(|(name, destination)| (name.as_str(), destination)))?
+            }
+        };
+        let mut sinks = Sinks::new();
+        for (name, _, new) in &prepared.outlets {
+            let stays = || self.running.get(name).map(|running| &running.outlet);
+            let outlet = new.as_ref().map(|(outlet, ..)| outlet).or_else(stays);
+            sinks.extend(outlet.map(|outlet| (name.clone(), Box::new(outlet.clone()) as Box<dyn Sink>)));
+        }
+        tell(sinks)?;
+        self.put_in_force(prepared);
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, prepared: Prepared) {
+        self.generation += 1;
         let mut before = std::mem::take(&mut self.running);
         for (name, destination, new) in prepared.outlets {
             let running = match (new, before.remove(&name)) {
                 (None, Some(running)) => running,
+                // Those that stay were there a moment ago.
                 (None, None) => continue,
                 (Some((outlet, alerts, waiting)), old) => {
                     let old = old.map(|old| old.threads).or_else(|| self.ending.remove(&name));
                     old.iter().for_each(|old| old.order(Order::HandOver));
-                    if let (Some(spool), Some(cap)) = (&waiting.threads.spool, destination.spool) {
-                        spool.set_cap(cap);
+                    if let Some(spool) = &waiting.threads.spool {
+                        // A route that was removed and is back is shown anew.
+                        spool.show_in(self.metrics.sender(&name).spool_bytes);
+                        destination.spool.iter().for_each(|cap| spool.set_cap(*cap));
                     }
                     // The thread waits for nothing else.
                     let _ = waiting.go.send(old);
                     Running { destination, outlet, alerts, threads: waiting.threads }
                 }
             };
-            sinks.push(Box::new(running.outlet.clone()));
             self.running.insert(name, running);
         }
         for (name, gone) in before {
+            if let Some(bytes) = gone.threads.spool.as_ref().map(|spool| spool.bytes()).filter(|bytes| *bytes > 0) {
+                log::warn!(
+                    sink = name.as_str(), bytes;
+                    "the route is no more, and has {FLUSH:?} to send its spool; what is left waits for a route of its name"
+                );
+            }
             gone.threads.order(Order::Flush(Instant::now() + FLUSH));
             self.metrics.forget_sender(&name);
             self.ending.insert(name, gone.threads);
         }
         self.ending.retain(|_, threads| !threads.courier.is_finished());
         self.tell_of_orphans();
-        sinks
     }
 
-    /// Says which spools have alerts that no route will send.
+    /// Says which spools have alerts that no route will send. Those that are still being sent say it when they end.
     fn tell_of_orphans(&self) {
-        let folder = self.state_dir.join("spool");
-        let used: Vec<String> = self
-            .running
-            .iter()
-            .filter(|(_, running)| running.threads.spool.is_some())
-            .map(|(name, _)| folder_of(name))
-            .chain(self.ending.keys().map(|name| folder_of(name)))
-            .collect();
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let running = self.running.iter().filter(|(_, running)| running.threads.spool.is_some());
+        let used: BTreeSet<String> =
+            running.map(|(name, _)| name).chain(self.ending.keys()).map(|name| folder_of(name)).collect();
+        let mut gone = self.metrics.spools_left();
+        for entry in fs::read_dir(self.state_dir.join("spool")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let segments = fs::read_dir(entry.path()).into_iter().flatten().flatten();
-            let segments =
-                segments.filter(|segment| segment.path().extension().is_some_and(|end| end == "seg")).count();
-            if segments > 0 && !used.contains(&name) {
-                let path = entry.path().display().to_string();
-                log::warn!(
-                    path = path.as_str(), segments;
-                    "alerts in this spool wait for a route of its name; remove the folder if they are not wanted"
-                );
+            if used.contains(&name) || !entry.path().is_dir() {
+                continue;
             }
+            let path = entry.path().display().to_string();
+            match waiting_in(&entry.path()) {
+                Ok(0) => continue,
+                Ok(bytes) => {
+                    log::warn!(
+                        path = path.as_str(), bytes;
+                        "alerts in this spool wait for a route of its name; remove the folder if they are not wanted"
+                    );
+                    self.metrics.set_spool_left(&name, bytes);
+                }
+                Err(error) => log::warn!(path = path.as_str(); "whether alerts wait in this spool: {}", plain(&error)),
+            }
+            gone.remove(&name);
         }
+        gone.keys().filter(|name| !used.contains(*name)).for_each(|name| self.metrics.set_spool_left(name, 0));
     }
 
     /// Ends all, at the latest after `timeout`: what is there is sent, or stays in the spool, or is counted as lost.
@@ -256,19 +333,6 @@ impl Threads {
             }
         }
     }
-}
-
-/// A route's name as that of a folder: other characters than letters, digits, `-` and `_` as `%` and their number.
-fn folder_of(name: &str) -> String {
-    let mut folder = String::new();
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
-            folder.push(byte.into());
-        } else {
-            folder.push_str(&format!("%{byte:02x}"));
-        }
-    }
-    folder
 }
 
 #[cfg(test)]

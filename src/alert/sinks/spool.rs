@@ -9,6 +9,7 @@
 //! `kill -9` loses nothing that was appended; the kernel writes it out. A power failure loses at most what came since the
 //! last [`Spool::sync`], once a second.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -87,6 +88,8 @@ struct Inner {
     memory_lent: usize,
     failing: bool,
     dirty: bool,
+    /// Shows what waits on the disk.
+    bytes: Gauge,
 }
 
 impl Inner {
@@ -100,7 +103,6 @@ impl Inner {
 pub struct Spool {
     folder: PathBuf,
     inner: Mutex<Inner>,
-    bytes: Gauge,
     torn: Counter,
 }
 
@@ -108,17 +110,7 @@ impl Spool {
     /// Opens or makes the spool of a folder, which keeps at most `cap` bytes.
     pub fn open(folder: &Path, cap: u64, bytes: Gauge, torn: Counter) -> io::Result<Spool> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut segments = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|digits| digits.len() == 16);
-            let number = number.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            if let Some(number) = number.filter(|number| *number <= NUMBER_MAX) {
-                segments.push(Segment { number, size: entry.metadata()?.len() });
-            }
-        }
-        segments.sort_by_key(|segment| segment.number);
+        let segments = segments_of(folder)?;
         let cursor_path = folder.join("cursor");
         let cursor =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(cursor_path)?;
@@ -144,13 +136,21 @@ impl Spool {
             memory_lent: 0,
             failing: false,
             dirty: false,
+            bytes,
         };
-        bytes.set(inner.waiting() as i64);
-        Ok(Spool { folder: folder.to_owned(), inner: Mutex::new(inner), bytes, torn })
+        inner.bytes.set(inner.waiting() as i64);
+        Ok(Spool { folder: folder.to_owned(), inner: Mutex::new(inner), torn })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows what waits on the disk in another gauge.
+    pub fn show_in(&self, bytes: Gauge) {
+        let mut inner = self.lock();
+        bytes.set(inner.waiting() as i64);
+        inner.bytes = bytes;
     }
 
     /// Another limit. What is there already stays.
@@ -184,7 +184,7 @@ impl Spool {
         } else {
             keep(&mut inner, json, accepted_ms)
         };
-        self.bytes.set(inner.waiting() as i64);
+        inner.bytes.set(inner.waiting() as i64);
         result
     }
 
@@ -359,13 +359,16 @@ impl Spool {
                 inner.acknowledged = Cursor { segment, offset: end };
                 self.remove_done(&mut inner, SEGMENT_MIN);
                 // Before the files go it says what was sent; after, that nothing is left of them.
-                let bytes = cursor_bytes(inner.acknowledged);
-                if let Err(error) = inner.cursor.write_all_at(&bytes, 0) {
-                    log::debug!("{}: {}", self.folder.display(), plain(&error));
-                }
+                self.write_cursor(&inner);
             }
         }
-        self.bytes.set(inner.waiting() as i64);
+        inner.bytes.set(inner.waiting() as i64);
+    }
+
+    fn write_cursor(&self, inner: &Inner) {
+        if let Err(error) = inner.cursor.write_all_at(&cursor_bytes(inner.acknowledged), 0) {
+            log::debug!("{}: {}", self.folder.display(), plain(&error));
+        }
     }
 
     /// Removes the segments of which all is sent, but for one that is appended to and small.
@@ -397,6 +400,24 @@ impl Spool {
         }
     }
 
+    /// Whether everything that is there was read. Then nobody waits for it any more: what could not be read of it was
+    /// counted, and its files go. Call it when all that was read is acknowledged.
+    pub fn end(&self) -> bool {
+        let mut inner = self.lock();
+        let read = inner.read;
+        let is_left = |segment: &Segment| {
+            segment.number > read.segment || segment.number == read.segment && segment.size > read.offset
+        };
+        if inner.segments.iter().any(is_left) || !inner.memory.is_empty() {
+            return false;
+        }
+        inner.acknowledged = read;
+        self.remove_done(&mut inner, 0);
+        self.write_cursor(&inner);
+        inner.bytes.set(inner.waiting() as i64);
+        true
+    }
+
     /// Leaves no file of alerts that were sent. It may be used on.
     pub fn tidy(&self) {
         self.remove_done(&mut self.lock(), 0);
@@ -408,6 +429,33 @@ impl Spool {
         inner.read = inner.acknowledged;
         inner.memory_lent = 0;
     }
+}
+
+/// The segments in a folder, oldest first.
+fn segments_of(folder: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".seg")).filter(|digits| digits.len() == 16);
+        let number = number.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        if let Some(number) = number.filter(|number| *number <= NUMBER_MAX) {
+            segments.push(Segment { number, size: entry.metadata()?.len() });
+        }
+    }
+    segments.sort_by_key(|segment| segment.number);
+    Ok(segments)
+}
+
+/// Bytes that wait to be sent in a folder of which nobody has the spool open. Changes nothing.
+pub fn waiting_in(folder: &Path) -> io::Result<u64> {
+    let sent = File::open(folder.join("cursor")).ok().and_then(|file| read_cursor(&file)).unwrap_or_default();
+    let waiting = |segment: &Segment| match segment.number.cmp(&sent.segment) {
+        Ordering::Less => 0,
+        Ordering::Equal => segment.size.saturating_sub(sent.offset),
+        Ordering::Greater => segment.size,
+    };
+    Ok(segments_of(folder)?.iter().map(waiting).sum())
 }
 
 /// Keeps a record in memory.

@@ -1,15 +1,17 @@
 //! Webhooks: alerts as JSON by POST, signed where there is a secret, or in the shape of a template.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Serialize, Serializer};
 use sha2::Sha256;
 
 use super::notice::{now_ms, text_of};
 use super::{Deliver, Failure, FailureKind, Notice};
 use crate::alert::Field;
 use crate::outbound::{Answer, Client, Url};
-use crate::secret::Secret;
+use crate::secret::{MASK, Secret};
 
 /// When the signature was made, in seconds since 1970.
 pub const TIMESTAMP_HEADER: &str = "X-Ebpfsentinel-Timestamp";
@@ -81,7 +83,6 @@ impl Deliver for WebhookSink {
 
 /// What an answer means. Of the 4xx only two say "later"; redirects are not followed.
 fn judge(answer: &Answer, alerts: usize) -> Result<(), Failure> {
-    let reason = if answer.reason.is_empty() { String::new() } else { format!(": {}", answer.reason) };
     let kind = match answer.status {
         200..=299 => return Ok(()),
         // It may be one alert of many that it does not like, or that they are too many.
@@ -89,7 +90,14 @@ fn judge(answer: &Answer, alerts: usize) -> Result<(), Failure> {
         408 | 429 | 500..=599 => FailureKind::Retry(answer.retry_after),
         _ => FailureKind::Refused,
     };
-    Err(Failure { delivered: 0, kind, message: format!("answers {}{reason}", answer.status) })
+    let more = match answer.status {
+        300..=399 => ", a redirect, which is not followed".to_owned(),
+        _ if answer.body_len > 0 => {
+            format!("; {} bytes say why, and are not shown, as they may repeat a secret", answer.body_len)
+        }
+        _ => String::new(),
+    };
+    Err(Failure { delivered: 0, kind, message: format!("answers {}{more}", answer.status) })
 }
 
 fn sign(secret: &Secret, timestamp: &str, body: &str) -> String {
@@ -159,13 +167,26 @@ const NUMBERS: &[&str] = &["timestamp_ns", "count"];
 const WHOLE: &str = "alert";
 
 /// A JSON text with `{message}`, `{severity}` and the like in its strings. `{{message}}` stands for `{message}` itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// It is not shown: some services have their key in the body.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Template {
     text: String,
     parts: Vec<Part>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(MASK)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
     Field(&'static str),
@@ -221,11 +242,6 @@ impl Template {
         Ok(template)
     }
 
-    /// The template as it was written.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
     fn fill(&self, notice: &Notice) -> String {
         let fields: Vec<(&str, Field<'_>)> = notice.fields();
         let find = |name: &str| fields.iter().find(|(known, _)| *known == name).map(|(_, field)| text_of(field));
@@ -257,12 +273,15 @@ fn word_in<'t>(text: &'t str, open: &str, close: &str) -> Option<&'t str> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
     use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
     use crate::alert::{Alert, Severity};
     use crate::component::Component;
+    use crate::outbound::ClientConfig;
 
     #[test]
     fn a_template_gives_valid_json_whatever_an_alert_holds() {
@@ -298,10 +317,40 @@ mod tests {
         assert_eq!(signature, "sha256=1698a50bc74d1ff1db85c4e0a5297c2ad9fdba245d5737cdb789e4cc6e098940");
     }
 
+    /// A receiver that says back all that it was told: the URL, the headers, the body.
+    #[test]
+    fn nothing_of_an_answer_is_told_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/s3cret?token=s3cret", listener.local_addr().unwrap());
+        let echo = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                let mut some = [0; 4096];
+                let read = stream.read(&mut some).unwrap();
+                assert!(read > 0, "the request ends early");
+                request.extend_from_slice(&some[..read]);
+            }
+            let head = format!("HTTP/1.1 400 s3cret\r\nX-Echo: s3cret\r\nContent-Length: {}\r\n\r\n", request.len());
+            stream.write_all(&[head.as_bytes(), &request].concat()).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        let config = ClientConfig { allow_private: true, insecure: true, ..ClientConfig::default() };
+        let headers = vec![("Authorization".to_owned(), Secret::new("Bearer s3cret"))];
+        let shape = Shape::Template(Template::parse(r#"{"key": "s3cret", "text": "{message}"}"#).unwrap());
+        let url = Url::parse(&url, true, true).unwrap();
+        let mut sink = WebhookSink::new(Client::new(config).unwrap(), url, headers, None, shape);
+        let alert = Alert::new(Component::L7, Severity::High, "r", "log", 1, "m");
+        let failure = sink.deliver(&[Notice::new(Arc::new(alert))]).unwrap_err();
+        assert_eq!(echo.join().unwrap().matches("s3cret").count(), 4, "it was told");
+        assert_eq!(failure.kind, FailureKind::Refused);
+        assert!(failure.message.contains("/*** answers 400; ") && !failure.message.contains("s3cret"), "{failure:?}");
+    }
+
     #[test]
     fn an_answer_is_taken_refused_or_tried_again() {
         let kind = |status: u16, alerts: usize| {
-            let answer = Answer { status, retry_after: Some(Duration::from_secs(3)), reason: "why".into() };
+            let answer = Answer { status, retry_after: Some(Duration::from_secs(3)), body_len: 3 };
             judge(&answer, alerts).map_err(|failure| failure.kind)
         };
         let later = Err(FailureKind::Retry(Some(Duration::from_secs(3))));

@@ -44,12 +44,14 @@ fn defaults_are_those_that_are_documented() {
 #[test]
 fn secrets_are_not_shown() {
     let text = "destination = 'webhook'\nwebhook_url = 'https://example.org/s3cret'\nwebhook_secret = 's3cret'\n\
-                webhook_headers.Authorization = 'Bearer s3cret'";
+                webhook_headers.Authorization = 'Bearer s3cret'\n\
+                webhook_template = '{\"routing_key\": \"s3cret\", \"summary\": \"{message}\"}'";
     let webhook = read(text).unwrap();
     let shown = serde_json::to_value(&webhook).unwrap();
     assert_eq!(shown["webhook_url"], "https://example.org/***");
     assert_eq!((&shown["destination"], &shown["webhook_secret"]), (&"webhook".into(), &"***".into()));
     assert_eq!(shown["webhook_headers"], serde_json::json!([["Authorization", "***"]]));
+    assert_eq!(shown["webhook_template"], "***");
     assert!(!format!("{webhook:?} {shown}").contains("s3cret"));
     let text = "destination = 'email'\nemail_to = ['a@example.org']\n[smtp]\nhost = 'm'\nfrom_address = 'a@example.org'\n\
                 username = 'u'\npassword = 's3cret'";

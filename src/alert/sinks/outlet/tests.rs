@@ -107,7 +107,7 @@ impl Bench {
         let torn = metrics.events_lost("sink_fake", "spool_torn");
         let mut spooler = None;
         let source = match spool {
-            None => Source::Queue(queue.clone()),
+            None => Source::Queue { queue: queue.clone(), left: None },
             Some(folder) => {
                 let spool = Arc::new(Spool::open(folder, 1 << 20, sender.spool_bytes.clone(), torn).unwrap());
                 let (wake, woken) = bounded(1);
@@ -260,6 +260,47 @@ fn what_is_too_old_is_given_up() {
     bench.write(8..9);
     bench.flush();
     assert_eq!((fake.taken(), bench.result("failed")), (numbers(8..9), 8));
+}
+
+/// An alert that was told so long ago.
+fn aged(number: usize, age: Duration) -> Notice {
+    let json = serde_json::to_string(&*alert(number)).unwrap();
+    Notice::stored(json.as_bytes(), now_ms() - age.as_millis() as u64).unwrap()
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One is tried, and with it go all that are as old.
+#[test]
+fn one_failure_gives_up_everything_that_is_too_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), 1 << 20, Default::default(), Default::default()).unwrap();
+    let notices: Vec<Notice> =
+        (0..1000).map(|number| aged(number, if number < 900 { 25 * HOUR } else { HOUR })).collect();
+    for notice in &notices {
+        spool.append(notice.json().as_bytes(), notice.accepted_ms()).unwrap();
+    }
+    let full = spool.bytes();
+    drop(spool);
+    for spool in [Some(folder.path()), None] {
+        let fake = Fake::default();
+        fake.answer(|_| Err(Failure::retry("down")));
+        let estate = if spool.is_none() { Estate { notices: notices.clone() } } else { Estate::default() };
+        // After the first failure nothing is tried for as long as the test takes.
+        let circuit = CircuitConfig { failures_max: 1, open: HOUR, ..quick().circuit };
+        let mut bench = Bench::with(&fake, OutletConfig { circuit, ..quick() }, spool, estate);
+        until("all that is old is given up", || bench.lost("gave_up") == 900);
+        assert_eq!((fake.tried(), bench.result("failed")), (1, 900));
+        let bytes = bench.metrics.sender("fake").spool_bytes.get();
+        assert!(spool.is_none() || (1..full as i64 / 9).contains(&bytes), "{bytes} of {full} wait");
+        let estate = bench.end(Order::HandOver);
+        assert_eq!((bench.lost("gave_up"), estate.notices.len()), (900, if spool.is_some() { 0 } else { 100 }));
+    }
+    // A destination that takes alerts gets all that is there, however old: nothing has to make room.
+    let fake = Fake::default();
+    let mut bench = Bench::with(&fake, quick(), None, Estate { notices });
+    bench.flush();
+    assert_eq!(fake.taken(), numbers(0..1000));
 }
 
 #[test]

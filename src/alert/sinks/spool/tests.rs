@@ -133,6 +133,31 @@ fn a_torn_tail_ends_its_segment_and_is_counted() {
 }
 
 #[test]
+fn what_waits_is_seen_from_outside_and_the_end_leaves_nothing() {
+    let bench = Bench::new();
+    let spool = bench.open(1 << 20);
+    fill(&spool, 0..10);
+    assert_eq!(waiting_in(&bench.path()).unwrap(), 170, "ten records of 17 bytes");
+    let lent = spool.read(4);
+    spool.acknowledge(lent[3].token);
+    assert_eq!((waiting_in(&bench.path()).unwrap(), spool.end()), (102, false));
+    // The last one is torn.
+    let first = bench.segments()[0].clone();
+    let bytes = fs::read(&first).unwrap();
+    fs::write(&first, &bytes[..160]).unwrap();
+    let spool = bench.open(1 << 20);
+    let lent = spool.read(100);
+    assert_eq!((texts(&lent), bench.torn.get()), (numbers(4..9), 1));
+    spool.acknowledge(lent[4].token);
+    assert!(spool.end());
+    assert_eq!((waiting_in(&bench.path()).unwrap(), spool.bytes(), bench.bytes.get()), (0, 0, 0));
+    assert!(bench.segments().is_empty());
+    fill(&spool, 10..12);
+    assert_eq!((texts(&spool.read(100)), spool.end()), (numbers(10..12), true));
+    assert!(waiting_in(&bench.folder.path().join("none")).is_err());
+}
+
+#[test]
 fn a_cursor_that_cannot_be_read_starts_at_the_beginning() {
     let bench = Bench::new();
     let spool = bench.open(1 << 20);

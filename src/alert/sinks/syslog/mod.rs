@@ -21,6 +21,8 @@ use crate::outbound::{plain, trusted};
 
 pub use message::{Format, Header};
 
+/// What is wrong with a peer for which a time was over.
+const SLOW: &str = "the receiver does not take what is sent";
 /// How often the kernel is asked whether the peer has everything.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -62,8 +64,41 @@ pub struct SyslogSink {
 
 enum Link {
     Udp(UdpSocket),
-    Tcp(TcpStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Tcp(Bounded),
+    Tls(Box<StreamOwned<ClientConnection, Bounded>>),
+}
+
+/// A stream of which all reads and writes together end at a time. A time-out of the socket is for each of them, and a
+/// peer that takes a byte now and then never lets it pass.
+struct Bounded {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Bounded {
+    /// The time that is left for the next call.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::Error::new(io::ErrorKind::TimedOut, SLOW)) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(bytes)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 impl SyslogSink {
@@ -75,6 +110,9 @@ impl SyslogSink {
 
     /// The link, which is there when this returns without an error.
     fn connect(&mut self) -> io::Result<&mut Link> {
+        if let Some(bounded) = self.link.as_mut().and_then(Link::bounded) {
+            bounded.until = Instant::now() + self.target.timeout;
+        }
         if self.link.as_mut().is_some_and(Link::has_ended) {
             self.link = None;
         }
@@ -87,8 +125,12 @@ impl SyslogSink {
 
     fn open(&self) -> io::Result<Link> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
-        for address in (self.target.host.as_str(), self.target.port).to_socket_addrs()? {
-            match self.open_to(address) {
+        let addresses: Vec<SocketAddr> = (self.target.host.as_str(), self.target.port).to_socket_addrs()?.collect();
+        let until = Instant::now() + self.target.timeout;
+        for (tried, address) in addresses.iter().enumerate() {
+            // One that does not answer leaves their part of the time to the others.
+            let left = until.saturating_duration_since(Instant::now()) / (addresses.len() - tried) as u32;
+            match self.open_to(*address, left.max(LOOK)) {
                 Ok(link) => return Ok(link),
                 Err(error) => last = error,
             }
@@ -96,28 +138,24 @@ impl SyslogSink {
         Err(last)
     }
 
-    fn open_to(&self, address: SocketAddr) -> io::Result<Link> {
+    fn open_to(&self, address: SocketAddr, timeout: Duration) -> io::Result<Link> {
         if self.target.transport == Transport::Udp {
             let any: IpAddr =
                 if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = UdpSocket::bind((any, 0))?;
-            socket.set_write_timeout(Some(self.target.timeout))?;
+            socket.set_write_timeout(Some(timeout))?;
             socket.connect(address)?;
             return Ok(Link::Udp(socket));
         }
-        let stream = TcpStream::connect_timeout(&address, self.target.timeout)?;
+        let until = Instant::now() + timeout;
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(self.target.timeout))?;
-        stream.set_read_timeout(Some(self.target.timeout))?;
+        let stream = Bounded { stream, until };
         let Some(tls) = &self.tls else { return Ok(Link::Tcp(stream)) };
         let name = ServerName::try_from(self.target.host.clone()).map_err(io::Error::other)?;
         let connection = ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(connection, stream);
-        let deadline = Instant::now() + self.target.timeout;
         while stream.conn.is_handshaking() {
-            if Instant::now() >= deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake takes too long"));
-            }
             stream.conn.complete_io(&mut stream.sock)?;
         }
         Ok(Link::Tls(Box::new(stream)))
@@ -144,8 +182,12 @@ impl Deliver for SyslogSink {
 impl Link {
     /// Sends all. The error says how many surely arrived.
     fn send(&mut self, messages: &[Vec<u8>], timeout: Duration) -> Result<(), (usize, io::Error)> {
+        let deadline = Instant::now() + timeout;
         if let Link::Udp(socket) = self {
             for (sent, message) in messages.iter().enumerate() {
+                if Instant::now() >= deadline {
+                    return Err((sent, io::Error::new(io::ErrorKind::TimedOut, SLOW)));
+                }
                 let result = socket.send(message).and_then(|_| socket.take_error()).and_then(|late| match late {
                     Some(error) => Err(error),
                     None => Ok(()),
@@ -159,7 +201,9 @@ impl Link {
             bytes.extend_from_slice(format!("{} ", message.len()).as_bytes());
             bytes.extend_from_slice(message);
         }
-        let deadline = Instant::now() + timeout;
+        if let Some(bounded) = self.bounded() {
+            bounded.until = deadline;
+        }
         let written = match self {
             Link::Tcp(stream) => stream.write_all(&bytes),
             Link::Tls(stream) => stream.write_all(&bytes).and_then(|()| stream.flush()),
@@ -171,8 +215,16 @@ impl Link {
     fn socket(&self) -> Option<&TcpStream> {
         match self {
             Link::Udp(_) => None,
+            Link::Tcp(stream) => Some(&stream.stream),
+            Link::Tls(stream) => Some(&stream.sock.stream),
+        }
+    }
+
+    fn bounded(&mut self) -> Option<&mut Bounded> {
+        match self {
+            Link::Udp(_) => None,
             Link::Tcp(stream) => Some(stream),
-            Link::Tls(stream) => Some(&stream.sock),
+            Link::Tls(stream) => Some(&mut stream.sock),
         }
     }
 
@@ -192,7 +244,7 @@ impl Link {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver does not take what is sent"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, SLOW));
             }
             std::thread::sleep(LOOK);
         }
@@ -233,4 +285,57 @@ fn tls_config(target: &Target) -> Result<Arc<ClientConfig>, String> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::alert::{Alert, Severity};
+    use crate::component::Component;
+
+    /// A receiver that takes a little now and then, so that no single write takes long.
+    #[test]
+    fn a_receiver_that_takes_a_little_now_and_then_does_not_hold_a_batch_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let size: libc::c_int = 8 << 10;
+        // SAFETY: the option is an int, and the descriptor is open as long as `listener` lives.
+        let set = unsafe {
+            let (value, length) = (std::ptr::from_ref(&size).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+            libc::setsockopt(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, value, length)
+        };
+        assert_eq!(set, 0);
+        let target = Target {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+            transport: Transport::Tcp,
+            ca_file: None,
+            timeout: Duration::from_secs(1),
+        };
+        let (over, is_over) = crossbeam_channel::bounded::<()>(1);
+        let receiver = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut little = [0; 1024];
+            // 20 KiB a second, and 16 MB are sent: ten minutes and more.
+            while is_over.recv_timeout(Duration::from_millis(50)).is_err_and(|error| error.is_timeout()) {
+                if stream.read(&mut little).is_ok_and(|read| read == 0) {
+                    break;
+                }
+            }
+        });
+        let (result, delivered) = crossbeam_channel::bounded(1);
+        std::thread::spawn(move || {
+            let header = Header::new(16, "host", 1);
+            let mut sink = SyslogSink::new(target, header, Format::Rfc5424, 65_000).unwrap();
+            let text = "x".repeat(16_000);
+            let alert = Arc::new(Alert::new(Component::L7, Severity::High, "r", "log", 1, text));
+            let batch: Vec<Notice> = (0..1024).map(|_| Notice::new(alert.clone())).collect();
+            let _ = result.send(sink.deliver(&batch));
+        });
+        let failure = delivered.recv_timeout(Duration::from_secs(120)).expect("the batch is held").unwrap_err();
+        assert!(failure.delivered == 0 && failure.kind == FailureKind::Retry(None), "{failure:?}");
+        drop(over);
+        receiver.join().unwrap();
+    }
 }
