@@ -38,7 +38,7 @@ use crate::control::agent::{
 use crate::control::auth::Auth;
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
-use crate::control::{Control, ControlConfig, UnixSocket, stream};
+use crate::control::{Control, ControlConfig, Port, UnixSocket, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -140,6 +140,23 @@ struct Stores {
     alerts: Option<AlertStore>,
 }
 
+/// The TCP ports, bound while the agent may bind any.
+struct Ports {
+    /// REST and metrics.
+    http: [Port; 2],
+    grpc: Option<Port>,
+}
+
+impl Ports {
+    fn bind(agent: &AgentConfig) -> Result<Ports> {
+        let bind = |port, key| Port::bind(SocketAddr::new(agent.bind_address, port), key);
+        Ok(Ports {
+            http: [bind(agent.http_port, "agent.http_port")?, bind(agent.metrics_port, "agent.metrics_port")?],
+            grpc: (agent.grpc_port != 0).then(|| bind(agent.grpc_port, "agent.grpc_port")).transpose()?,
+        })
+    }
+}
+
 /// The threads of the stores.
 struct StoreThreads {
     audit: Option<Thread<audit::store::Writer>>,
@@ -173,18 +190,18 @@ pub fn run(options: Options) -> Result<()> {
     let config = &loaded.config;
     let enclosed = config.agent.sandbox;
     // Before the walls: it looks into processes, which no thread behind them may.
-    let looking = move || {
-        if let Err(error) = if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) } {
-            log::warn!("the look-up of processes keeps more capabilities than it needs: {error:#}");
-        }
-    };
-    let scanner = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
+    let looking = move || if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) };
+    let (scanner, bounded) = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
     if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
         // Mounting is the first that ends.
         attach::prepare_pins(&pin_dir(&config.agent.state_dir))?;
     }
     let socket = bind_socket(&config.agent)?;
+    let ports = Ports::bind(&config.agent)?;
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
+    if let Err(error) = &bounded {
+        sandbox.note("dropping capabilities of the look-up of processes", error);
+    }
     let config = loaded.config;
     let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
 
@@ -308,7 +325,7 @@ pub fn run(options: Options) -> Result<()> {
         started: Instant::now(),
     };
     let started = start_grpc(
-        &config.agent,
+        ports.grpc,
         &hub,
         grpc::gate_of(auth.clone(), stores.auditor()),
         tls.as_ref(),
@@ -317,7 +334,7 @@ pub fn run(options: Options) -> Result<()> {
     )
     .and_then(|grpc| {
         let front = Front { grpc: grpc.as_ref().map(Grpc::address), ..front };
-        start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)
+        start_control(&config, &supervisor, (front, ports.http, socket), &engines, &confirmations, &hub, &metrics)
             .map(|control| (grpc, control))
     });
     let (grpc, control) = match started {
@@ -1126,17 +1143,15 @@ fn hand_over<E: 'static>(
 
 /// Starts the gRPC server, unless there is to be none.
 fn start_grpc(
-    agent: &AgentConfig,
+    port: Option<Port>,
     hub: &Hub,
     gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Grpc>> {
-    if agent.grpc_port == 0 {
-        return Ok(None);
-    }
-    let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    let Some(port) = port else { return Ok(None) };
+    let mut config = GrpcConfig::new(port, hub.clone());
     config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
@@ -1155,7 +1170,7 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
-    (front, socket): (Front, Option<UnixSocket>),
+    (front, [rest, metrics_port], socket): (Front, [Port; 2], Option<UnixSocket>),
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
     hub: &Hub,
@@ -1187,14 +1202,14 @@ fn start_control(
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
     operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
-    let rest = SocketAddr::new(agent.bind_address, agent.http_port);
     let runtime_dir = runtime_dir(&agent.state_dir);
-    let mut config = ControlConfig::new(rest, runtime_dir);
+    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    config.rest = rest;
     config.socket = socket;
     config.tls = tls;
     config.metrics_tls = whole.tls.metrics;
     config.limits.requests_per_s = agent.requests_per_second;
-    config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
+    config.metrics = Some(metrics_port);
     config.host_names = agent.host_names.clone();
     config.auditor = stores.auditor();
     config.auth = Some(auth);
@@ -1232,7 +1247,6 @@ fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
         harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
     plan.write.extend([agent.state_dir.clone(), runtime]);
     plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
-    plan.low_port = [agent.http_port, agent.metrics_port, agent.grpc_port].iter().any(|port| (1..1024).contains(port));
     plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
     Ok(plan)
 }
