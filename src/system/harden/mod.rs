@@ -156,6 +156,10 @@ impl Places {
         let there = |paths: &'static [&'static str]| paths.iter().map(PathBuf::from).filter(|path| path.exists());
         there(WRITE).chain(plan.write.iter().cloned()).for_each(|path| places.add(&path, true));
         there(READ).for_each(|path| places.add(&path, false));
+        for link in SYSTEM_FILES.iter().map(Path::new).filter(|path| path.is_symlink() && !path.exists()) {
+            let target = std::fs::read_link(link).unwrap_or_default();
+            places.add(&link.parent().unwrap_or(link).join(target), false);
+        }
         let certificates = openssl_probe::probe();
         let entries = certificates.cert_dir.iter().flat_map(|directory| links::beside_entries(directory));
         let mut beside: BTreeSet<PathBuf> = entries.collect();
@@ -170,7 +174,7 @@ impl Places {
     fn add(&mut self, path: &Path, writes: bool) {
         let there = path.exists();
         let path = real(path);
-        if self.has(&path, writes) {
+        if self.has(&path, writes) || self.is_missing(&path) {
             return;
         }
         match (there, writes) {
@@ -184,6 +188,11 @@ impl Places {
     fn has(&self, path: &Path, writes: bool) -> bool {
         let beneath = |roots: &[PathBuf]| roots.iter().any(|root| path.starts_with(root));
         beneath(&self.write) || (!writes && beneath(&self.read))
+    }
+
+    /// Whether this path, or a directory that leads to it, was not there.
+    fn is_missing(&self, path: &Path) -> bool {
+        self.missing.iter().any(|missing| path.starts_with(missing))
     }
 }
 
@@ -233,7 +242,7 @@ impl Sandbox {
             if plan.write.iter().any(|write| real(write) == *path) {
                 note("writing", &format!("{} is not there; make it and restart the agent", path.display()));
             } else {
-                log::info!("sandbox: {} is not there, and stays closed until a restart", path.display());
+                log::warn!("sandbox: {} is not there, and stays closed until a restart", path.display());
             }
         }
         let switches = [IPV4_SWITCHES, IPV6_SWITCHES].iter().filter_map(|path| PathFd::new(path).ok()).collect();
@@ -299,7 +308,7 @@ impl Sandbox {
         // What was missing at the start and is not needed for reading now is no reason: nothing changes with it.
         let closed = |path: &Path, writes| {
             let path = real(path);
-            let known = self.places.missing.contains(&path) && (writes || !path.exists());
+            let known = self.places.is_missing(&path) && (writes || !path.exists());
             !known && !self.places.has(&path, writes)
         };
         let read = plan.read.iter().find(|path| closed(path, false));
