@@ -39,7 +39,7 @@ use crate::control::agent::{
 use crate::control::auth::{self, Auth};
 use crate::control::grpc::{self, Grpc, GrpcConfig};
 use crate::control::tls::{TlsState, TlsStore};
-use crate::control::{Control, ControlConfig, UnixSocket, stream};
+use crate::control::{Control, ControlConfig, Port, UnixSocket, stream};
 use crate::engines::firewall::{self, Behind, Facts, Firewall};
 use crate::engines::l7::{self, L7};
 use crate::engines::ratelimit::{self, Ratelimit};
@@ -142,6 +142,23 @@ struct Stores {
     alerts: Option<AlertStore>,
 }
 
+/// The TCP ports, bound while the agent may bind any.
+struct Ports {
+    /// REST and metrics.
+    http: [Port; 2],
+    grpc: Option<Port>,
+}
+
+impl Ports {
+    fn bind(agent: &AgentConfig) -> Result<Ports> {
+        let bind = |port, key| Port::bind(SocketAddr::new(agent.bind_address, port), key);
+        Ok(Ports {
+            http: [bind(agent.http_port, "agent.http_port")?, bind(agent.metrics_port, "agent.metrics_port")?],
+            grpc: (agent.grpc_port != 0).then(|| bind(agent.grpc_port, "agent.grpc_port")).transpose()?,
+        })
+    }
+}
+
 /// An engine and its thread.
 type Part<O> = (Handle<O>, Thread<O>);
 
@@ -230,12 +247,8 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
     let config = &loaded.config;
     let enclosed = config.agent.sandbox;
     // Before the walls: it looks into processes, which no thread behind them may.
-    let looking = move || {
-        if let Err(error) = if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) } {
-            log::warn!("the look-up of processes keeps more capabilities than it needs: {error:#}");
-        }
-    };
-    let scanner = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
+    let looking = move || if enclosed { harden::keep_only(harden::LOOKING) } else { Ok(()) };
+    let (scanner, bounded) = Scanner::start(&supervisor, looking).context("starting the look-up of processes")?;
     let pins = pin_dir(&config.agent.state_dir);
     if config.firewall.enabled && config.agent.on_exit == OnExit::Keep {
         parts.pins = (!attach::has_pins(&pins)).then(|| pins.clone());
@@ -243,7 +256,11 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         attach::prepare_pins(&pins)?;
     }
     let socket = bind_socket(&config.agent)?;
+    let ports = Ports::bind(&config.agent)?;
     let sandbox = Arc::new(if enclosed { Sandbox::enter(&sandbox_plan(&loaded)?) } else { Sandbox::off() });
+    if let Err(error) = &bounded {
+        sandbox.note("dropping capabilities of the look-up of processes", error);
+    }
     let config = loaded.config;
     let auth = Auth::new(&config.auth, &config.tls.clients, &metrics, &supervisor).context("setting up [auth]")?;
 
@@ -357,7 +374,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
     let confirmations = Arc::new(Confirmations::default());
     let shared = Arc::new(Mutex::new(config.clone()));
     let gate = grpc::gate_of(auth.clone(), stores.auditor());
-    let grpc = start_grpc(&config.agent, &hub, gate, tls.as_ref(), &supervisor, &metrics)?;
+    let grpc = start_grpc(ports.grpc, &hub, gate, tls.as_ref(), &supervisor, &metrics)?;
     let grpc_address = grpc.as_ref().map(Grpc::address);
     parts.grpc = grpc;
     let front = Front {
@@ -373,7 +390,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let control = start_control(&config, &supervisor, (front, socket), &engines, &confirmations, &hub, &metrics)?;
+    let control = start_control(&config, &supervisor, (front, ports.http, socket), &engines, &confirmations, &hub, &metrics)?;
     let (rest, socket) = (control.addresses().rest, control.socket().map(Path::to_owned));
     parts.chain = Some(chain);
     parts.control = Some(control);
@@ -1208,17 +1225,15 @@ fn hand_over<E: 'static>(
 
 /// Starts the gRPC server, unless there is to be none.
 fn start_grpc(
-    agent: &AgentConfig,
+    port: Option<Port>,
     hub: &Hub,
     gate: grpc::Gate,
     tls: Option<&Arc<TlsStore>>,
     supervisor: &Supervisor,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Grpc>> {
-    if agent.grpc_port == 0 {
-        return Ok(None);
-    }
-    let mut config = GrpcConfig::new(SocketAddr::new(agent.bind_address, agent.grpc_port), hub.clone());
+    let Some(port) = port else { return Ok(None) };
+    let mut config = GrpcConfig::new(port, hub.clone());
     config.gate = Some(gate);
     config.tls = tls.cloned().map(|store| -> grpc::Tls { Arc::new(move || store.grpc()) });
     Grpc::start(config, supervisor, metrics).map(Some).context("starting the gRPC port")
@@ -1237,7 +1252,7 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
-    (front, socket): (Front, Option<UnixSocket>),
+    (front, [rest, metrics_port], socket): (Front, [Port; 2], Option<UnixSocket>),
     engines: &Engines,
     confirmations: &Arc<Confirmations>,
     hub: &Hub,
@@ -1269,14 +1284,14 @@ fn start_control(
     });
     operations.push(crate::explain::operation(&engines.firewall, engines.ratelimit.as_ref()));
     operations.push(stream::operation(hub.clone(), stream::STREAMS_MAX, metrics));
-    let rest = SocketAddr::new(agent.bind_address, agent.http_port);
     let runtime_dir = runtime_dir(&agent.state_dir);
-    let mut config = ControlConfig::new(rest, runtime_dir);
+    let mut config = ControlConfig::new(SocketAddr::new(agent.bind_address, agent.http_port), runtime_dir);
+    config.rest = rest;
     config.socket = socket;
     config.tls = tls;
     config.metrics_tls = whole.tls.metrics;
     config.limits.requests_per_s = agent.requests_per_second;
-    config.metrics = Some(SocketAddr::new(agent.bind_address, agent.metrics_port));
+    config.metrics = Some(metrics_port);
     config.host_names = agent.host_names.clone();
     config.auditor = stores.auditor();
     config.auth = Some(auth);
@@ -1314,7 +1329,6 @@ fn sandbox_plan(loaded: &config::Loaded) -> Result<harden::Plan> {
         harden::Plan { read: loaded.paths.read.clone(), write: loaded.paths.write.clone(), ..Default::default() };
     plan.write.extend([agent.state_dir.clone(), runtime]);
     plan.read.extend(std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from));
-    plan.low_port = [agent.http_port, agent.metrics_port, agent.grpc_port].iter().any(|port| (1..1024).contains(port));
     plan.abstract_sockets = std::env::var("NOTIFY_SOCKET").is_ok_and(|socket| socket.starts_with('@'));
     Ok(plan)
 }

@@ -114,18 +114,25 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Starts the thread. `prepare` is the first that it does, and whatever comes of it, searches are served.
+    /// Starts the thread. `prepare` is the first that it does; what comes of it is returned, and searches are served in any
+    /// case.
     ///
     /// # Errors
-    /// There is no room for another thread.
-    pub fn start(supervisor: &Supervisor, prepare: impl FnOnce() + Send + 'static) -> std::io::Result<Scanner> {
+    /// There is no room for another thread, or `prepare` panics.
+    pub fn start<T: Send + 'static>(
+        supervisor: &Supervisor,
+        prepare: impl FnOnce() -> T + Send + 'static,
+    ) -> std::io::Result<(Scanner, T)> {
         let (searches, queue): (_, Receiver<Search>) = bounded(SEARCHES_MAX);
+        let (prepared, outcome) = bounded(1);
         supervisor.spawn("proc-scan", move |_| {
-            prepare();
+            // It has room, and who waits for it does so until it is there.
+            let _ = prepared.send(prepare());
             queue.into_iter().for_each(Search::run);
             Ok(())
         })?;
-        Ok(Scanner { searches })
+        let outcome = outcome.recv().map_err(std::io::Error::other)?;
+        Ok((Scanner { searches }, outcome))
     }
 
     /// A scanner without a thread, and what it is asked for: for tests.
@@ -351,7 +358,7 @@ mod tests {
     fn this_process_has_its_connections() {
         let now = Instant::now();
         let (supervisor, _failures) = Supervisor::new().unwrap();
-        let scanner = Scanner::start(&supervisor, || ()).unwrap();
+        let (scanner, ()) = Scanner::start(&supervisor, || ()).unwrap();
         let mut processes = Processes::open(scanner, now).unwrap();
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(host).unwrap();

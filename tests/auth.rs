@@ -103,7 +103,7 @@ fn start(text: &str, operations: impl FnOnce(&Path) -> Vec<Operation>) -> Port {
     let (supervisor, _failures) = Supervisor::new().unwrap();
     let auth = Auth::new(&section, &[], &metrics, &supervisor).unwrap();
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
-    config.metrics = Some("127.0.0.1:0".parse().unwrap());
+    config.metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)).into());
     config.auth = Some(auth.clone());
     let trail = Arc::new(Trail::default());
     config.auditor = trail.clone();

@@ -880,12 +880,17 @@ fn the_places_that_a_config_speaks_of() {
         [audit]\nstorage_path = '/srv/trail/audit.redb'\n\
         [[firewall.rules]]\nid = 'a'\npriority = 1\naction = 'log'\ndescription = '/not/a/path'\n\
         [[l7.rules]]\nid = 'b'\npriority = 1\naction = 'log'\nprotocol = 'http'\npath = '/admin'\n\
-        [[alerting.routes]]\nname = 'eve'\ndestination = 'eve'\npath = '/srv/eve/eve.json'\n";
+        [[alerting.routes]]\nname = 'eve'\ndestination = 'eve'\npath = '/srv/eve/eve.json'\n\
+        [[alerting.routes]]\nname = 'chat'\ndestination = 'webhook'\nwebhook_url_file = '@/chat.url'\n\
+        webhook_template = '/usr/bin/says {message}'\n";
+    std::fs::write(folder.path().join("chat.url"), "https://chat.example.org/hook").unwrap();
+    let text = text.replace('@', folder.path().to_str().unwrap());
     std::fs::write(&file, text).unwrap();
     let paths = config::load(&file, [], &[]).unwrap().paths;
     let write: Vec<&str> = paths.write.iter().map(|path| path.to_str().unwrap()).collect();
     assert_eq!(write, ["/srv/state", "/srv/run", "/srv/trail", "/srv/eve"]);
-    assert!([folder.path(), &file].iter().all(|path| paths.read.iter().any(|read| read == path)), "{:?}", paths.read);
+    let url = folder.path().join("chat.url");
+    assert!([folder.path(), &file, &url].iter().all(|path| paths.read.iter().any(|read| read == path)), "{paths:?}");
     let canonical = folder.path().canonicalize().unwrap();
     assert!(paths.read.iter().all(|path| path.starts_with(folder.path()) || path.starts_with(&canonical)), "{paths:?}");
 }

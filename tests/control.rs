@@ -54,6 +54,9 @@ impl AgentControl for Agent {
                 no_new_privs: false,
                 seccomp: "off".to_owned(),
                 landlock: "off".to_owned(),
+                read: Vec::new(),
+                write: Vec::new(),
+                missing: Vec::new(),
                 failures: Vec::new(),
             },
             degraded: Vec::new(),
@@ -144,7 +147,7 @@ struct Port {
 fn start(change: impl FnOnce(&mut ControlConfig)) -> Port {
     let directory = tempfile::tempdir().unwrap();
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
-    config.metrics = Some("127.0.0.1:0".parse().unwrap());
+    config.metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)).into());
     change(&mut config);
     let metrics = Metrics::new();
     let gate = Arc::new(Gate::default());

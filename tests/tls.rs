@@ -50,7 +50,7 @@ fn start(tls: &TlsConfig, change: impl FnOnce(&mut ControlConfig)) -> Port {
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
     let tls = TlsStore::load(tls).unwrap();
     config.tls = Some(Arc::clone(&tls));
-    config.metrics = Some("127.0.0.1:0".parse().unwrap());
+    config.metrics = Some(SocketAddr::from(([127, 0, 0, 1], 0)).into());
     let socket = UnixSocket::bind(&directory.path().join("control.sock"), &directory.path().join("run"));
     config.socket = Some(socket.unwrap());
     change(&mut config);

@@ -55,18 +55,16 @@ impl Paths {
     fn of(config: &Path, document: &Document) -> Paths {
         let mut paths = Paths::default();
         paths.add_read(config);
-        // A link leads elsewhere, and that may be changed by renaming, too.
-        paths.read.extend(std::fs::canonicalize(config).ok().and_then(|file| file.parent().map(Path::to_owned)));
         for (key, path) in document.absolute_paths() {
             let last = key.rsplit('.').next().unwrap_or_default();
             match key.as_str() {
                 rule if rule.contains("rules[]") => {}
                 "agent.state_dir" => paths.write.push(path),
-                "agent.socket" | "audit.storage_path" => paths.write.extend(path.parent().map(Path::to_owned)),
-                // Only where alerts go is written; keys and certificates of the same tables are read.
-                alerts if alerts.starts_with("alerting.") && !last.ends_with("_file") => {
+                "agent.socket" | "audit.storage_path" | "alerting.routes[].path" => {
                     paths.write.extend(path.parent().map(Path::to_owned));
                 }
+                // Keys and certificates. Any other text of these tables is no path, whatever it begins with.
+                alerts if alerts.starts_with("alerting.") && !last.ends_with("_file") => {}
                 _ => paths.add_read(&path),
             }
         }

@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod openapi;
 mod pages;
 mod places;
+mod port;
 pub mod routes;
 mod server;
 mod socket;
@@ -33,6 +34,7 @@ use anyhow::{Context, ensure};
 use self::auth::Auth;
 pub use self::front::Limits;
 use self::front::{Front, Hosts, Kind, Socket, Stopper};
+pub use self::port::Port;
 use self::routes::Routes;
 use self::server::Server;
 use self::socket::SocketFile;
@@ -43,10 +45,10 @@ use crate::metrics::Metrics;
 
 /// What control listens on.
 pub struct ControlConfig {
-    /// `agent.bind_address` and `agent.http_port`; port 0 takes a free one.
-    pub rest: SocketAddr,
+    /// `agent.bind_address` and `agent.http_port`.
+    pub rest: Port,
     /// The same with `agent.metrics_port`. `/metrics` is on `rest` in any case.
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<Port>,
     /// What `rest` speaks TLS with, if it does.
     pub tls: Option<Arc<TlsStore>>,
     /// Whether `metrics` does too.
@@ -94,7 +96,7 @@ impl ControlConfig {
     /// REST on `rest`, plainly, nothing else, default limits, failures to the log only.
     pub fn new(rest: SocketAddr, runtime_dir: impl Into<PathBuf>) -> ControlConfig {
         ControlConfig {
-            rest,
+            rest: rest.into(),
             metrics: None,
             tls: None,
             metrics_tls: true,
@@ -132,7 +134,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Binds, then serves `operations`, and their description, on threads of its own.
+    /// Listens, and serves `operations`, and their description, on threads of its own.
     pub fn start(
         config: ControlConfig,
         mut operations: Vec<Operation>,
@@ -143,8 +145,8 @@ impl Control {
             operations.extend(pages::operations().context("reading Swagger UI")?);
         }
         let routes = Routes::new(operations)?;
-        let rest = bind(config.rest, "agent.http_port")?;
-        let metrics_socket = config.metrics.map(|address| bind(address, "agent.metrics_port")).transpose()?;
+        let rest = config.rest.listen("agent.http_port")?;
+        let metrics_socket = config.metrics.map(|port| port.listen("agent.metrics_port")).transpose()?;
         let addresses = Addresses {
             rest: rest.local_addr().context("asking for the port")?,
             metrics: metrics_socket.as_ref().map(TcpListener::local_addr).transpose().context("asking for the port")?,
@@ -229,10 +231,6 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.shut_down();
     }
-}
-
-fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("listening on {address} ({key})"))
 }
 
 fn spawn(name: String, on_failure: &OnFailure, run: impl FnOnce() + Send + 'static) -> anyhow::Result<JoinHandle<()>> {

@@ -138,7 +138,7 @@ impl AsFd for ConfigWatch {
 
 /// Directory and name of each symbolic link on the way to `path`, and of the file itself, or of the first part that
 /// does not exist. Before them the directories that are passed. Directories in the answer contain no links.
-fn names_on_the_way(path: &Path) -> (Vec<PathBuf>, Vec<(PathBuf, OsString)>) {
+pub(super) fn names_on_the_way(path: &Path) -> (Vec<PathBuf>, Vec<(PathBuf, OsString)>) {
     let mut passed = Vec::new();
     let mut names = Vec::new();
     let mut links = 0;

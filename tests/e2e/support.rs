@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -159,6 +159,11 @@ impl Lab {
     }
 
     pub fn launch_with(&self, config: &Path, state_dir: &Path) -> Agent {
+        Agent::launch(self.command(config, state_dir))
+    }
+
+    /// The agent's command, in `host`, with the BPF file system of this laboratory.
+    pub fn command(&self, config: &Path, state_dir: &Path) -> Command {
         let mut command = self.host.command(BINARY).unwrap();
         let environment = std::env::vars_os().map(|(name, _)| name);
         for name in environment.filter(|name| name.to_string_lossy().starts_with("EBPFSENTINEL_")) {
@@ -176,7 +181,7 @@ impl Lab {
                 Ok(())
             });
         }
-        Agent { process: Process::start(&mut command).unwrap() }
+        command
     }
 
     /// Starts an agent with this configuration and waits until it is ready.
@@ -335,6 +340,10 @@ impl Drop for Lab {
 }
 
 impl Agent {
+    pub fn launch(mut command: Command) -> Agent {
+        Agent { process: Process::start(&mut command).unwrap() }
+    }
+
     /// Everything that it has said so far.
     pub fn said(&self) -> String {
         self.process.output()

@@ -68,7 +68,7 @@ fn it_comes_back_after_an_interruption_and_misses_nothing() {
     // The same address twice: nobody else takes it meanwhile, as it is not one that the kernel gives away.
     let port = TcpListener::bind("127.0.0.7:0").unwrap().local_addr().unwrap().port();
     let rest: SocketAddr = format!("127.0.0.7:{port}").parse().unwrap();
-    let mut bench = Bench::with(RING, |control, _| control.rest = rest);
+    let mut bench = Bench::with(RING, |control, _| control.rest = rest.into());
     let client = watch_at("127.0.0.7", port);
     bench.listeners("sse", 1);
     bench.tell(alert("before"));

@@ -37,6 +37,7 @@ use crate::api::{ApiError, Caller, Role};
 use crate::audit::{Auditor, Entry};
 use crate::control::auth::{self, Auth};
 use crate::control::places::{Full, Place, Places};
+use crate::control::port::Port;
 use crate::control::server::actor;
 use crate::control::stream::WATCH;
 use crate::metrics::{Metrics, StreamMetrics};
@@ -203,8 +204,8 @@ pub type Tls = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
 /// What the server is made of.
 pub struct GrpcConfig {
-    /// `agent.bind_address` and `agent.grpc_port`; port 0 takes a free one.
-    pub address: SocketAddr,
+    /// `agent.bind_address` and `agent.grpc_port`.
+    pub port: Port,
     /// Where alerts come from.
     pub hub: Hub,
     /// Who may listen; everybody when absent.
@@ -216,8 +217,8 @@ pub struct GrpcConfig {
 
 impl GrpcConfig {
     /// Plain text, for everybody, with the default limits.
-    pub fn new(address: SocketAddr, hub: Hub) -> GrpcConfig {
-        GrpcConfig { address, hub, gate: None, tls: None, limits: Limits::default() }
+    pub fn new(port: impl Into<Port>, hub: Hub) -> GrpcConfig {
+        GrpcConfig { port: port.into(), hub, gate: None, tls: None, limits: Limits::default() }
     }
 }
 
@@ -230,14 +231,13 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Binds, then serves on a thread of its own.
+    /// Listens, and serves on a thread of its own.
     pub fn start(config: GrpcConfig, supervisor: &Supervisor, metrics: &Arc<Metrics>) -> anyhow::Result<Grpc> {
-        let address = config.address;
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("listening on {address} (agent.grpc_port)"))?;
+        let GrpcConfig { port, hub, gate, tls, limits } = config;
+        let listener = port.listen("agent.grpc_port")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let stop_timeout = config.limits.stop_timeout;
+        let stop_timeout = limits.stop_timeout;
         let (stop, stopped) = oneshot::channel();
         let metrics = metrics.clone();
         let thread = supervisor.spawn("grpc", move |pulse| {
@@ -250,7 +250,7 @@ impl Grpc {
                 .build()
                 .context("setting up the runtime")?;
             let pulse = pulse.clone();
-            let served = runtime.block_on(serve(listener, config, stopped, pulse, metrics));
+            let served = runtime.block_on(serve(listener, (hub, gate, tls), limits, stopped, pulse, metrics));
             // A read that hangs keeps its thread; the process ends all the same.
             runtime.shutdown_timeout(Duration::from_millis(100));
             served
@@ -274,12 +274,12 @@ impl Grpc {
 
 async fn serve(
     listener: TcpListener,
-    config: GrpcConfig,
+    (hub, gate, tls): (Hub, Option<Gate>, Option<Tls>),
+    limits: Limits,
     stopped: oneshot::Receiver<()>,
     pulse: Pulse,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
-    let GrpcConfig { hub, gate, tls, limits, .. } = config;
     let listener = tokio::net::TcpListener::from_std(listener).context("handing the socket to the runtime")?;
     // As many as there can be: a connection that has got in must not wait.
     let (connected, incoming) = mpsc::channel(limits.connections.max(1));

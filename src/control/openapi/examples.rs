@@ -125,7 +125,8 @@ const EXAMPLES: &[Example] = &[
   "pending_confirm": null,
   "sandbox": {
     "enabled": true, "capabilities": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON"], "no_new_privs": true,
-    "seccomp": "enforced", "landlock": "enforced", "failures": []
+    "seccomp": "enforced", "landlock": "enforced", "read": ["/etc", "/usr"], "write": ["/var/lib/ebpfsentinel"],
+    "missing": [], "failures": []
   },
   "degraded": []
 }"#,
