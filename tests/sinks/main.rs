@@ -122,7 +122,9 @@ fn a_spool_outlives_a_change_of_its_destination() {
 fn left(running: &Running) -> Vec<(String, bool)> {
     let left: Vec<_> = running.metrics.spools_left().into_iter().map(|(spool, bytes)| (spool, bytes > 0)).collect();
     let shown = running.metrics.render();
-    assert!(left.iter().all(|(spool, _)| shown.contains(&format!("alert_spool_left_bytes{{destination=\"{spool}\"}}"))));
+    assert!(
+        left.iter().all(|(spool, _)| shown.contains(&format!("alert_spool_left_bytes{{destination=\"{spool}\"}}")))
+    );
     left
 }
 
