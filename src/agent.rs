@@ -390,7 +390,8 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         tls: tls.clone(),
         started: Instant::now(),
     };
-    let control = start_control(&config, &supervisor, (front, ports.http, socket), &engines, &confirmations, &hub, &metrics)?;
+    let control =
+        start_control(&config, &supervisor, (front, ports.http, socket), &engines, &confirmations, &hub, &metrics)?;
     let (rest, socket) = (control.addresses().rest, control.socket().map(Path::to_owned));
     parts.chain = Some(chain);
     parts.control = Some(control);
