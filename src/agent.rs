@@ -396,7 +396,8 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
     parts.chain = Some(chain);
     parts.control = Some(control);
     // From here on what the kernel does without the agent is as `on_exit` says.
-    engines.firewall.call(Firewall::establish).context("ending the start of the firewall")?;
+    let established = engines.firewall.call(Firewall::establish).map_err(anyhow::Error::from).flatten();
+    established.context("ending the start of the firewall")?;
     let also = grpc_address.map_or_else(String::new, |address| format!(", gRPC on {address}"));
     log::info!(
         version = env!("CARGO_PKG_VERSION"), rest = rest.to_string().as_str();

@@ -189,10 +189,18 @@ fn a_start_that_fails_late_leaves_nothing_and_the_next_one_works() {
     std::fs::write(&rules, "no rules").unwrap();
     refused(&keep(50051), "l7-rules.json is damaged");
     enforces(&lab);
+    let detach = format!("{}{parts}", text(""));
+    refused(&detach, "l7-rules.json is damaged");
+    enforces(&lab);
     std::fs::remove_file(&rules).unwrap();
     let agent = lab.start(&keep(50051));
     enforces(&lab);
     agent.stop();
+    let agent = lab.start(&detach);
+    assert_eq!(lab.pinned(), Vec::<PathBuf>::new());
+    enforces(&lab);
+    agent.stop();
+    assert_eq!(lab.attached(), "");
 }
 
 #[test]

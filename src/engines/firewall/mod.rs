@@ -328,14 +328,24 @@ impl Firewall {
         firewall.apply(config, guard, added)?;
         firewall.attach_all(true)?;
         firewall.keep_behind(chain, behind)?;
-        firewall.release_pins()?;
         Ok(firewall)
     }
 
     /// The agent's start went well: from here on `on_exit` says what stays. A firewall that ends before leaves the kernel as
     /// it was found, enforcing what was kept before, if anything.
-    pub fn establish(&mut self) {
+    ///
+    /// # Errors
+    /// What an earlier agent kept, and this one does not, stays.
+    pub fn establish(&mut self) -> Result<()> {
+        if !self.keep {
+            for guarded in &mut self.guarded {
+                let attached = [&mut guarded.xdp, &mut guarded.egress, &mut guarded.mirror];
+                attached.into_iter().flatten().try_for_each(Attached::unpin)?;
+            }
+        }
+        self.release_pins()?;
         self.established = true;
+        Ok(())
     }
 
     /// Pins what runs behind xdp_firewall, if the agent is to be outlived by it. The pins of an earlier agent are replaced:
@@ -848,7 +858,8 @@ fn cell_of(reason: Reason, outcome: Outcome) -> usize {
     reason as usize * fw_verdict::FW_VERDICTS.0 as usize + outcome as usize
 }
 
-/// Takes over what is pinned at `pin`, or attaches anew. With `keep` it is pinned then, else it is not.
+/// Takes over what is pinned at `pin`, or attaches anew. With `keep` it is pinned then, else when a start has gone well it
+/// is no more: [`Firewall::establish`].
 fn place(
     pin: PathBuf,
     keep: bool,
@@ -861,9 +872,7 @@ fn place(
         None => attach(program)?,
     };
     if keep {
-        attached.pin(&pin)?
-    } else {
-        attached.unpin()?
+        attached.pin(&pin)?;
     }
     Ok(attached)
 }
