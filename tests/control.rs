@@ -1,6 +1,6 @@
 //! The control port from outside: real sockets, real curl, misbehaving clients.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
