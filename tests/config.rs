@@ -882,14 +882,15 @@ fn the_places_that_a_config_speaks_of() {
         [[l7.rules]]\nid = 'b'\npriority = 1\naction = 'log'\nprotocol = 'http'\npath = '/admin'\n\
         [[alerting.routes]]\nname = 'eve'\ndestination = 'eve'\npath = '/srv/eve/eve.json'\n\
         [[alerting.routes]]\nname = 'chat'\ndestination = 'webhook'\nwebhook_url_file = '@/chat.url'\n\
-        webhook_template = '/usr/bin/says {message}'\n";
-    std::fs::write(folder.path().join("chat.url"), "https://chat.example.org/hook").unwrap();
+        webhook_headers = { X-Path = '/usr/bin/says' }\n";
+    let url = folder.path().join("chat.url");
+    std::fs::write(&url, "https://chat.example.org/hook").unwrap();
+    std::fs::set_permissions(&url, std::fs::Permissions::from_mode(0o600)).unwrap();
     let text = text.replace('@', folder.path().to_str().unwrap());
     std::fs::write(&file, text).unwrap();
     let paths = config::load(&file, [], &[]).unwrap().paths;
     let write: Vec<&str> = paths.write.iter().map(|path| path.to_str().unwrap()).collect();
     assert_eq!(write, ["/srv/state", "/srv/run", "/srv/trail", "/srv/eve"]);
-    let url = folder.path().join("chat.url");
     assert!([folder.path(), &file, &url].iter().all(|path| paths.read.iter().any(|read| read == path)), "{paths:?}");
     let canonical = folder.path().canonicalize().unwrap();
     assert!(paths.read.iter().all(|path| path.starts_with(folder.path()) || path.starts_with(&canonical)), "{paths:?}");

@@ -109,10 +109,10 @@ fn hidden_vlan_tags_are_said() {
 fn another_xdp_program_is_named_and_left_alone() {
     let lab = Lab::new();
     let agent = lab.start(&text(""));
-    for words in ["http_port = 8081\nmetrics_port = 9091", "http_port = 8081\nmetrics_port = 9091\non_exit = \"keep\""]
-    {
+    let ports = "http_port = 8081\nmetrics_port = 9091\ngrpc_port = 50052\n";
+    for words in [ports.to_owned(), format!("{ports}on_exit = \"keep\"")] {
         let other = lab.state_dir().join("other.toml");
-        std::fs::write(&other, text(words)).unwrap();
+        std::fs::write(&other, text(&words)).unwrap();
         let (status, said) = lab.refusal(&other, &lab.state_dir().join("other"));
         assert_eq!(status.code(), Some(1), "{said}");
         assert_eq!(said.matches("Error").count(), 1, "{said}");

@@ -438,7 +438,8 @@ fn found_after(change: impl FnOnce(&WriteTransaction)) -> Vec<String> {
 #[test]
 fn tampering_with_the_history_shows() {
     let key = |version| history_key("r", "firewall", version);
-    let history = |change: &dyn Fn(&mut redb::Table<'_, &'static [u8], u64>)| {
+    type Change<'c> = &'c dyn Fn(&mut redb::Table<'_, &'static [u8], u64>);
+    let history = |change: Change<'_>| {
         found_after(|write| change(&mut write.open_table(HISTORY).unwrap()))
     };
     assert_eq!(
