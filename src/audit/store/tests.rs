@@ -439,9 +439,7 @@ fn found_after(change: impl FnOnce(&WriteTransaction)) -> Vec<String> {
 fn tampering_with_the_history_shows() {
     let key = |version| history_key("r", "firewall", version);
     type Change<'c> = &'c dyn Fn(&mut redb::Table<'_, &'static [u8], u64>);
-    let history = |change: Change<'_>| {
-        found_after(|write| change(&mut write.open_table(HISTORY).unwrap()))
-    };
+    let history = |change: Change<'_>| found_after(|write| change(&mut write.open_table(HISTORY).unwrap()));
     assert_eq!(
         history(&|table| drop(table.remove(key(2).as_slice()).unwrap())),
         ["entry 2, version 2 of rule r, is not in the history"]
