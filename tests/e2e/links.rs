@@ -152,7 +152,7 @@ fn a_start_that_cannot_be_says_why_once_and_leaves_nothing() {
     }
 }
 
-/// The last part that can fail, and one before it, when programs are attached and pinned already.
+/// One when programs are attached and pinned already, and one before (a taken port).
 #[test]
 fn a_start_that_fails_late_leaves_nothing_and_the_next_one_works() {
     let lab = Lab::new();
