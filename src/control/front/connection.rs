@@ -159,9 +159,9 @@ impl Connection {
         waits.then_some(self.since)
     }
 
-    /// Handed on after `start`, and tiny_http has not said anything yet.
-    pub fn is_handed_over_since(&self, start: Instant) -> bool {
-        self.upstream.is_some() && !self.answer_marked && self.since > start
+    /// Since when tiny_http has had its request without having said anything.
+    pub fn handed_over_since(&self) -> Option<Instant> {
+        (self.upstream.is_some() && !self.answer_marked).then_some(self.since)
     }
 
     /// Order in which connections give way when there are too many: those that have not even said what they want, then

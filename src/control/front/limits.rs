@@ -89,7 +89,7 @@ impl Default for Limits {
             streams: 64,
             streams_per_address: 16,
             in_flight: 8,
-            workers: 3,
+            workers: 6,
             head_bytes: 16 << 10,
             body_bytes: 1 << 20,
             held_bytes: 16 << 20,

@@ -21,6 +21,7 @@ mod hosts;
 mod limits;
 mod peer;
 mod rate;
+mod table;
 mod transport;
 
 use std::cell::RefCell;
@@ -41,6 +42,7 @@ pub use self::hosts::Hosts;
 pub use self::limits::Limits;
 pub use self::peer::Peer;
 use self::rate::Rate;
+use self::table::Table;
 use self::transport::Transport;
 use super::tls::TlsStore;
 use crate::metrics::Metrics;
@@ -116,7 +118,7 @@ pub trait Backend: Send + Sync {
 pub struct Front {
     poll: Poll,
     listeners: Vec<Listener>,
-    connections: Vec<Option<Connection>>,
+    connections: Table,
     /// Connections that had their turn and can do more.
     again: Vec<usize>,
     accepted: u64,
@@ -260,7 +262,7 @@ impl Front {
         let front = Front {
             poll,
             listeners,
-            connections: (0..slots).map(|_| None).collect(),
+            connections: Table::new(slots, limits.clone()),
             again: Vec::new(),
             accepted: 0,
             accept_after: None,
@@ -288,7 +290,7 @@ impl Front {
                 log::error!("control: waiting for events: {e}");
                 std::thread::sleep(ACCEPT_PAUSE);
             }
-            let listener_base = 2 * self.connections.len() + 1;
+            let listener_base = 2 * self.connections.slots() + 1;
             for event in &events {
                 match event.token().0 {
                     token if token >= listener_base => self.listeners[token - listener_base].ready = true,
@@ -303,17 +305,19 @@ impl Front {
                 stop_at.get_or_insert_with(|| Instant::now() + self.limits.stop_timeout);
                 self.listeners.clear();
                 self.drop_idle();
-                (0..self.connections.len()).for_each(|slot| self.with(slot, Connection::end_stream));
+                (0..self.connections.slots()).for_each(|slot| self.with(slot, Connection::end_stream));
             }
             self.accept();
             self.expire();
             self.cut_slow();
             // After all that frees a place: nothing else may wake this thread for those that wait for one.
             self.hand_on();
+            #[cfg(test)]
+            self.connections.check();
             if !self.is_handing_over() {
                 self.reserve.refill(self.reserve_wanted());
             }
-            if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.iter().all(Option::is_none)) {
+            if stop_at.is_some_and(|at| Instant::now() >= at || self.connections.is_empty()) {
                 return;
             }
         }
@@ -323,20 +327,21 @@ impl Front {
         if !self.again.is_empty() || (self.accept_after.is_none() && self.listeners.iter().any(|l| l.ready)) {
             return Some(Instant::now());
         }
-        let connections = self.connections.iter().flatten().filter_map(|c| c.deadline(&self.limits));
-        connections.chain(stop_at).chain(self.accept_after).chain(self.slow_deadline().map(|(at, _)| at)).min()
+        let of_connections = self.connections.next_deadline();
+        of_connections
+            .into_iter()
+            .chain(stop_at)
+            .chain(self.accept_after)
+            .chain(self.slow_deadline().map(|(at, _)| at))
+            .min()
     }
 
     /// When a client is cut because every worker waits for one like it while another request waits for a worker, and
     /// which one that is. Whoever comes from one address alone cannot bring this about: see [`Limits::in_flight`].
     fn slow_deadline(&self) -> Option<(Instant, usize)> {
-        let connections = || self.connections.iter().enumerate().filter_map(|(slot, c)| Some((slot, c.as_ref()?)));
-        let slow = || connections().filter_map(|(slot, c)| Some((c.slow_since()?, slot)));
-        if slow().count() < self.limits.workers {
-            return None;
-        }
-        let (slow_since, slot) = slow().min()?;
-        let waiting_since = connections().filter_map(|(_, c)| c.waiting_since()).min()?;
+        let (slow, slowest) = self.connections.slow();
+        let (slow_since, slot) = slowest.filter(|_| slow >= self.limits.workers)?;
+        let waiting_since = self.connections.longest_waiting()?;
         Some((slow_since.max(waiting_since) + self.limits.slow_timeout, slot))
     }
 
@@ -348,43 +353,28 @@ impl Front {
         }
     }
 
-    /// Requests that the workers have. A stream is a worker's until its head has come.
-    fn in_flight(&self) -> usize {
-        let theirs = |c: &&Connection| c.upstream.is_some() && !c.stream;
-        self.connections.iter().flatten().filter(theirs).count().min(self.limits.in_flight)
-    }
-
-    /// Those of them that are of this address or user.
-    fn in_flight_of(&self, peer: Peer) -> usize {
-        let key = peer.key();
-        let own = |c: &&Connection| c.upstream.is_some() && !c.stream && c.peer.key() == key;
-        self.connections.iter().flatten().filter(own).count()
-    }
-
     /// Why there is no place for one more stream of this client's; `None` when there is one.
     fn stream_refused(&self, peer: Peer) -> Option<&'static Refusal> {
-        let streams = || self.connections.iter().flatten().filter(|c| c.stream);
         let per_address = if peer.is_here() { self.limits.streams } else { self.limits.streams_per_address };
-        let key = peer.key();
-        if streams().count() >= self.limits.streams {
+        if self.connections.all().streams >= self.limits.streams {
             return Some(&TOO_MANY_STREAMS);
         }
-        (streams().filter(|c| c.peer.key() == key).count() >= per_address).then_some(&TOO_MANY_STREAMS_OF_ADDRESS)
+        (self.connections.of(peer.key()).streams >= per_address).then_some(&TOO_MANY_STREAMS_OF_ADDRESS)
     }
 
     fn reserve_wanted(&self) -> usize {
-        DESCRIPTORS_PER_REQUEST * (self.limits.in_flight - self.in_flight()) + DESCRIPTORS_TO_ACCEPT
+        let free = self.limits.in_flight.saturating_sub(self.connections.all().in_flight);
+        DESCRIPTORS_PER_REQUEST * free + DESCRIPTORS_TO_ACCEPT
     }
 
     /// Whether tiny_http may still have to take descriptors that were released for it; nothing here may take them then.
     fn is_handing_over(&self) -> bool {
-        let now = Instant::now();
-        self.connections.iter().flatten().any(|c| c.is_handed_over_since(now - HANDING_OVER))
+        self.connections.last_handed_over().is_some_and(|since| since.elapsed() < HANDING_OVER)
     }
 
     /// Runs `work` on a connection and closes it if that is the result.
     fn with(&mut self, slot: usize, work: impl FnOnce(&mut Connection, &Context<'_>) -> Step) {
-        let Some(mut connection) = self.connections.get_mut(slot).and_then(Option::take) else { return };
+        let Some(mut connection) = self.connections.take(slot) else { return };
         let metrics = &self.metrics;
         let refused = |refusal: &Refusal, peer: Peer| {
             metrics.http_refused(refusal.reason);
@@ -392,23 +382,14 @@ impl Front {
         };
         let now = Instant::now();
         let admits = |peer: Peer| self.rates.borrow_mut().admit(peer, now);
-        let key = connection.peer.key();
-        let (mut held_by_others, mut held_by_own) = (0, 0);
-        for other in self.connections.iter().flatten() {
-            let held = other.held();
-            held_by_others += held;
-            if other.peer.key() == key {
-                held_by_own += held;
-            }
-        }
         let context = Context {
             limits: &self.limits,
             hosts: &self.hosts,
             now,
             admits: &admits,
             stream_refused: self.stream_refused(connection.peer),
-            held_by_others,
-            held_by_own,
+            held_by_others: self.connections.all().held,
+            held_by_own: self.connections.of(connection.peer.key()).held,
             refused: &refused,
         };
         let step = work(&mut connection, &context);
@@ -416,7 +397,7 @@ impl Front {
             self.again.push(slot);
         }
         if step != Step::Close {
-            self.connections[slot] = Some(connection);
+            self.connections.put(slot, connection);
             self.limit_lingering();
         }
     }
@@ -426,25 +407,15 @@ impl Front {
     }
 
     fn expire(&mut self) {
-        let now = Instant::now();
-        for slot in 0..self.connections.len() {
-            if self.connections[slot].as_ref().and_then(|c| c.deadline(&self.limits)).is_some_and(|at| at <= now) {
-                self.with(slot, Connection::expire);
-            }
+        for slot in self.connections.expired(Instant::now()) {
+            self.with(slot, Connection::expire);
         }
     }
 
     /// Gives complete requests to tiny_http, the one that waits longest first, as many as may be there at a time.
     fn hand_on(&mut self) {
-        while self.in_flight() < self.limits.in_flight {
-            let of_one = self.limits.in_flight_of_one();
-            let queued = (0..self.connections.len())
-                .filter_map(|slot| Some((self.connections[slot].as_ref()?, slot)))
-                .filter(|(connection, _)| connection.stage == Stage::Queued)
-                .filter(|(connection, _)| self.in_flight_of(connection.peer) < of_one);
-            let Some(slot) = queued.min_by_key(|(connection, _)| connection.since()).map(|(_, slot)| slot) else {
-                return;
-            };
+        while self.connections.all().in_flight < self.limits.in_flight {
+            let Some(slot) = self.connections.next_queued(self.limits.in_flight_of_one()) else { return };
             self.reserve.release(DESCRIPTORS_PER_REQUEST);
             let socket = self.backend.socket();
             let mut connected = UnixStream::connect(&socket);
@@ -530,20 +501,20 @@ impl Front {
         let from_here = move |c: &Connection| c.peer.key() == key;
         let per_address =
             if peer.is_here() { self.limits.connections_loopback } else { self.limits.connections_per_address };
-        let fits = (self.served(from_here) < per_address || self.make_room(from_here, &EVICTED))
-            && (self.served(|_| true) < self.limits.connections || self.make_room(|_| true, &EVICTED));
+        let fits = (self.connections.of(key).served < per_address || self.make_room(from_here, &EVICTED))
+            && (self.connections.all().served < self.limits.connections || self.make_room(|_| true, &EVICTED));
         if by_tls {
             self.limit_handshakes(peer);
         }
         // There is a slot for a refusal even when all others are served or linger; limit_lingering frees it again.
-        let Some(slot) = self.connections.iter().position(Option::is_none) else { return };
+        let Some(slot) = self.connections.vacant() else { return };
         self.accepted += 1;
         let Ok(mut connection) = Connection::new(client, peer, kind, self.accepted, now) else { return };
         if let Err(e) = connection.client.register(self.poll.registry(), Token(2 * slot)) {
             log::warn!("control: registering a client: {e}");
             return;
         }
-        self.connections[slot] = Some(connection);
+        self.connections.put(slot, Box::new(connection));
         self.with(slot, |connection, context| {
             if !fits {
                 connection.refuse(&TOO_MANY_CONNECTIONS, context);
@@ -553,32 +524,28 @@ impl Front {
         });
     }
 
-    fn served(&self, which: impl Fn(&Connection) -> bool) -> usize {
-        self.connections.iter().flatten().filter(|c| !c.refused && !c.stream && which(c)).count()
-    }
-
     /// Before one more handshake with this client: of too many the oldest ends.
     fn limit_handshakes(&mut self, peer: Peer) {
         let Limits { handshakes, handshakes_per_address, handshakes_loopback, .. } = self.limits;
         let of_one = if peer.is_here() { handshakes_loopback } else { handshakes_per_address };
         let key = peer.key();
         let own = move |c: &Connection| c.client.is_handshaking() && c.peer.key() == key;
-        while self.served(own) >= of_one && self.make_room(own, &TOO_MANY_HANDSHAKES_OF_ADDRESS) {}
+        while self.connections.of(key).handshakes >= of_one && self.make_room(own, &TOO_MANY_HANDSHAKES_OF_ADDRESS) {}
         let any = |c: &Connection| c.client.is_handshaking();
-        while self.served(any) >= handshakes && self.make_room(any, &TOO_MANY_HANDSHAKES) {}
+        while self.connections.all().handshakes >= handshakes && self.make_room(any, &TOO_MANY_HANDSHAKES) {}
     }
 
     /// Closes the connection that gives way first among `which`, for this reason. False when none does.
     fn make_room(&mut self, which: impl Fn(&Connection) -> bool, why: &Refusal) -> bool {
         // Each round either closes one or finds that one has gone on meanwhile.
-        for _ in 0..self.connections.len() {
-            let candidates = (0..self.connections.len()).filter_map(|slot| {
-                let connection = self.connections[slot].as_ref().filter(|c| !c.refused && which(c))?;
-                Some(((connection.gives_way()?, connection.order), slot))
+        for _ in 0..self.connections.slots() {
+            let candidates = self.connections.iter().filter_map(|(slot, connection)| {
+                let stage = connection.gives_way().filter(|_| !connection.refused && which(connection))?;
+                Some(((stage, connection.order), slot))
             });
             let Some(((stage, _), slot)) = candidates.min() else { return false };
             self.advance(slot);
-            match &self.connections[slot] {
+            match self.connections.get(slot) {
                 Some(connection) if !connection.refused && connection.stage == stage && which(connection) => {
                     self.with(slot, |connection, context| connection.give_way(why, context));
                     return true;
@@ -592,23 +559,19 @@ impl Front {
 
     /// Those that only wait for their client to close have places of their own; the oldest gives way.
     fn limit_lingering(&mut self) {
-        let lingering = |c: &&Connection| c.refused;
-        while self.connections.iter().flatten().filter(lingering).count() > self.limits.lingering {
-            let oldest = (0..self.connections.len())
-                .filter_map(|slot| Some((self.connections[slot].as_ref().filter(lingering)?.order, slot)))
-                .min();
-            if let Some((_, slot)) = oldest {
-                self.connections[slot] = None;
-            }
+        while self.connections.all().lingering > self.limits.lingering {
+            let lingering = self.connections.iter().filter(|(_, c)| c.refused);
+            let Some(slot) = lingering.min_by_key(|(_, c)| c.order).map(|(slot, _)| slot) else { return };
+            self.connections.take(slot);
         }
     }
 
     /// When stopping: a client that has not asked yet gets no answer any more.
     fn drop_idle(&mut self) {
-        for slot in &mut self.connections {
-            if slot.as_ref().is_some_and(|c| matches!(c.stage, Stage::Head | Stage::Body | Stage::Linger)) {
-                *slot = None;
-            }
+        let idle = |c: &Connection| matches!(c.stage, Stage::Head | Stage::Body | Stage::Linger);
+        let slots: Vec<usize> = self.connections.iter().filter(|(_, c)| idle(c)).map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.connections.take(slot);
         }
     }
 }
