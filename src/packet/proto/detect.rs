@@ -407,6 +407,16 @@ fn session_request(bytes: &[u8]) -> Option<bool> {
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
 
+/// Whether a message of DNS over TCP begins here, on a port that says nothing; `None` when more bytes are needed, of
+/// which [`PREFIX_MAX`] are enough.
+pub(super) fn is_dns_message(bytes: &[u8]) -> Option<bool> {
+    match dns_stream(bytes, 0) {
+        Look::Is(..) => Some(true),
+        Look::Not => Some(false),
+        Look::Open => None,
+    }
+}
+
 /// DNS over TCP: a length, then a message (RFC 1035, 4.2.2).
 fn dns_stream(bytes: &[u8], server_port: u16) -> Look {
     if bytes.len() < 2 {
@@ -472,10 +482,10 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
     };
     let kind = u16::from_be_bytes([question[0], question[1]]);
     let class = u16::from_be_bytes([question[2], question[3]]);
-    // A name of NetBIOS: 32 letters (RFC 1002, 4.1), asked for as NB or NBSTAT.
-    let is_netbios = message[12] == 32
-        && matches!(kind, 0x20 | 0x21)
-        && message[13..45].iter().all(|byte| (b'A'..=b'P').contains(byte));
+    // NetBIOS, where it is at home nowhere: a name of 32 letters (RFC 1002, 4.1) asked for as NBSTAT, or anything asked
+    // for as NB, which has the number of a record that DNS never used. On port 53 a server answers both.
+    let is_netbios_name = message[12] == 32 && message[13..45].iter().all(|byte| (b'A'..=b'P').contains(byte));
+    let is_netbios = !is_home && (kind == 0x20 || kind == 0x21 && is_netbios_name);
     let is_sane = kind != 0 && matches!(class, 1 | 3 | 4 | 254 | 255) && !is_netbios;
     // A record is at least a root name and ten bytes.
     let after = length.saturating_sub(name_end + 4);

@@ -309,6 +309,7 @@ fn datagrams() {
     }
     let mdns = b"\0\0\0\0\0\x01\0\0\0\0\0\0\x05_http\x04_tcp\x05local\0\0\x0c\0\x01";
     let netbios = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x20CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\0\0\x21\0\x01";
+    let damaged = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x04CKAa\0\0\x20\0\x01";
     let quic = |start: &[u8]| full(start, 0x42, 1200);
     let table: &[(&str, &[u8], u16, Detected)] = &[
         ("mdns", mdns, 5353, Detected::No),
@@ -316,6 +317,8 @@ fn datagrams() {
         ("dns on the port of mdns", DNS_ASK, 5353, dns),
         ("netbios", netbios, 137, Detected::No),
         ("netbios elsewhere", netbios, 40000, Detected::No),
+        ("netbios of a name that is damaged", damaged, 40000, Detected::No),
+        ("netbios asked of a dns server", netbios, 53, dns),
         ("notify", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 53, dns),
         ("notify elsewhere", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 40000, Detected::No),
         ("bytes behind the question", &[DNS_ASK, b"xx"].concat(), 40000, Detected::No),

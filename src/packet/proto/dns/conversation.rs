@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::message;
+use crate::packet::proto::detect::{PREFIX_MAX, is_dns_message};
 use crate::packet::proto::{Fact, Oddity, Out, Parser, Side, Stage};
 
 /// Queries of a conversation that wait for their response. The oldest is forgotten; its response is a transaction of
@@ -71,12 +72,23 @@ struct Half {
     length_filled: usize,
     /// Bytes of the message that are still to come.
     left: usize,
-    /// What came of the message.
+    /// What came of the message, or behind a gap.
     kept: Vec<u8>,
     /// A piece of the message is missing.
     has_hole: bool,
-    /// Where messages begin is not known any more.
-    is_lost: bool,
+    place: Place,
+}
+
+/// Whether it is known where messages begin.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Known,
+    /// Not yet, behind a gap: one begins right there, or is not found. Who sends a message in a segment, as most do, has
+    /// lost whole ones.
+    Behind,
+    /// Not until the next gap.
+    Lost,
 }
 
 /// Reads DNS over TCP.
@@ -119,36 +131,57 @@ impl Stream {
         }
         rest
     }
+
+    /// Looks whether a message begins behind a gap; what is left, when that is known.
+    fn find<'a>(&mut self, side: Side, bytes: &'a [u8], out: &mut Out) -> &'a [u8] {
+        let half = &mut self.halves[side as usize];
+        let (now, rest) = bytes.split_at(bytes.len().min(PREFIX_MAX - half.kept.len()));
+        half.kept.extend_from_slice(now);
+        match is_dns_message(&half.kept) {
+            None if half.kept.len() < PREFIX_MAX => {}
+            Some(true) => {
+                half.place = Place::Known;
+                let kept = std::mem::take(&mut half.kept);
+                self.take(side, &kept, out);
+            }
+            _ => *half = Half { place: Place::Lost, ..Half::default() },
+        }
+        rest
+    }
 }
 
 impl Parser for Stream {
     fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
         let mut rest = bytes;
-        while !rest.is_empty() && !self.halves[side as usize].is_lost {
-            rest = self.step(side, rest, out);
+        while !rest.is_empty() {
+            rest = match self.halves[side as usize].place {
+                Place::Known => self.step(side, rest, out),
+                Place::Behind => self.find(side, rest, out),
+                Place::Lost => return,
+            };
         }
     }
 
     fn skip(&mut self, side: Side, missing: u64, _out: &mut Out) {
         let half = &mut self.halves[side as usize];
         match usize::try_from(missing) {
-            Ok(missing) if missing <= half.left => {
+            Ok(missing) if missing <= half.left && half.place == Place::Known => {
                 half.left -= missing;
                 half.kept = Vec::new();
                 half.has_hole = half.left > 0;
             }
-            _ => *half = Half { is_lost: true, ..Half::default() },
+            _ => *half = Half { place: Place::Behind, ..Half::default() },
         }
     }
 
     fn end(&mut self, side: Side, out: &mut Out) {
         let half = &mut self.halves[side as usize];
-        if !half.kept.is_empty() {
+        if !half.kept.is_empty() && half.place == Place::Known {
             out.odd(side, "dns.cut_message");
             let kept = std::mem::take(half).kept;
             self.exchanges.take(side, &kept, out);
         }
-        self.halves[side as usize] = Half { is_lost: true, ..Half::default() };
+        self.halves[side as usize] = Half { place: Place::Lost, ..Half::default() };
     }
 
     fn memory(&self) -> usize {

@@ -460,7 +460,7 @@ fn messages_in_a_stream_are_read_however_they_are_cut() {
     assert_mutations_are_harmless(Stream::default, &conversation(), 128 * 1024);
 }
 
-/// A gap inside of a message costs that message only.
+/// A gap costs the messages in it.
 #[test]
 fn a_gap_costs_a_message() {
     let mut parser = Stream::default();
@@ -471,9 +471,21 @@ fn a_gap_costs_a_message() {
     parser.take(Side::Client, &message[15..], &mut out);
     parser.take(Side::Client, &framed(&query(2)), &mut out);
     assert_eq!(told(&out), [(0, Stage::Asked, 2)]);
+    // Whole messages are missing, and the beginning of one more.
+    parser.skip(Side::Client, 100, &mut out);
+    framed(&query(3)).iter().for_each(|byte| parser.take(Side::Client, &[*byte], &mut out));
+    assert_eq!(told(&out)[1..], [(1, Stage::Asked, 3)]);
+    parser.skip(Side::Client, 30, &mut out);
+    parser.take(Side::Client, &framed(&query(4))[10..], &mut out);
+    parser.take(Side::Client, &framed(&query(5)), &mut out);
+    assert_eq!(told(&out).len(), 2, "it reads from the middle of a message");
     parser.skip(Side::Client, 1, &mut out);
-    parser.take(Side::Client, &framed(&query(3)), &mut out);
+    parser.take(Side::Client, &[framed(&query(6)), framed(&query(7))].concat(), &mut out);
+    assert_eq!(told(&out)[2..], [(2, Stage::Asked, 6), (3, Stage::Asked, 7)]);
+    // What is not decided at the end is nothing.
+    parser.skip(Side::Client, 1, &mut out);
+    parser.take(Side::Client, &framed(&query(8))[..14], &mut out);
     end(&mut parser, &mut out);
-    assert_eq!(told(&out).len(), 1);
+    assert_eq!(told(&out).len(), 4);
     assert!(out.oddities.is_empty());
 }
