@@ -51,13 +51,15 @@ pub struct Circuit {
     config: CircuitConfig,
     state: State,
     failures: u32,
+    /// Failures since something was delivered.
+    outage: u32,
     not_before: Option<Instant>,
 }
 
 impl Circuit {
     /// Closed.
     pub fn new(config: CircuitConfig) -> Circuit {
-        Circuit { config, state: State::Closed, failures: 0, not_before: None }
+        Circuit { config, state: State::Closed, failures: 0, outage: 0, not_before: None }
     }
 
     /// Where it stands.
@@ -89,9 +91,16 @@ impl Circuit {
         (self.state, self.failures, self.not_before) = (State::Closed, 0, None);
     }
 
+    /// The destination took what was tried. Gives the failures since it last did.
+    pub fn delivered(&mut self) -> u32 {
+        self.answered();
+        std::mem::take(&mut self.outage)
+    }
+
     /// It failed; `chance` is from 0 to 1.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>, chance: f64) {
         self.failures = self.failures.saturating_add(1);
+        self.outage = self.outage.saturating_add(1);
         let mut pause = if self.state == State::HalfOpen || self.failures >= self.config.failures_max {
             self.state = State::Open;
             // A little jitter here as well: what went down together must not come back together.
@@ -163,6 +172,19 @@ mod tests {
         circuit.answered();
         circuit.failed(now, Some(Duration::ZERO), 1.0);
         assert_eq!(circuit.ask(now), Try::NotBefore(now + SECOND / 2), "not a shorter one");
+    }
+
+    #[test]
+    fn an_outage_ends_with_a_delivery_and_not_with_a_refusal() {
+        let (mut circuit, now) = circuit();
+        assert_eq!(circuit.delivered(), 0);
+        circuit.failed(now, None, 0.0);
+        circuit.failed(now, None, 0.0);
+        circuit.answered();
+        assert_eq!((circuit.state(), circuit.failures()), (State::Closed, 0));
+        circuit.failed(now, None, 0.0);
+        assert_eq!((circuit.failures(), circuit.delivered()), (1, 3));
+        assert_eq!((circuit.failures(), circuit.delivered()), (0, 0));
     }
 
     #[test]

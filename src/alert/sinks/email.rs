@@ -166,8 +166,7 @@ impl Link {
         let Some(login) = &self.login else { return Ok(connection) };
         connection.auth(DEFAULT_MECHANISMS, login).map_err(|error| match error.status() {
             // What the server says to it is not shown: it may repeat the password.
-            Some(code) if error.is_permanent() => Failure::refused(format!("the server refuses the login ({code})")),
-            Some(code) => Failure::retry(format!("the server does not take the login now ({code})")),
+            Some(code) => Failure::retry(format!("the server refuses the login ({code})")),
             None => failure_of(&error),
         })?;
         Ok(connection)
@@ -185,7 +184,7 @@ fn talk(
     let mut options = Vec::new();
     if !is_ascii(from) || !to.iter().all(is_ascii) {
         if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
-            return Err(Failure::refused("the server takes no address that is not ASCII"));
+            return Err(Failure::retry("the server takes no address that is not ASCII"));
         }
         options.push(MailParameter::SmtpUtfEight);
     }
@@ -205,9 +204,10 @@ fn talk(
     Ok(verdicts)
 }
 
+/// Of what was said before a recipient and the mail are named: even a 5xx is about the server, the login or the sender,
+/// and says nothing of the alerts. They wait until somebody has mended that.
 fn failure_of(error: &Error) -> Failure {
-    let text = with_causes(error);
-    if error.is_permanent() { Failure::refused(text) } else { Failure::retry(text) }
+    Failure::retry(with_causes(error))
 }
 
 /// What the server says to a mail for one recipient, and why.
@@ -390,11 +390,15 @@ fn cut(text: &str, max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
     use std::sync::Arc;
 
     use super::*;
     use crate::alert::Alert;
+    use crate::alert::sinks::FailureKind;
     use crate::component::Component;
+    use crate::metrics::Metrics;
 
     fn notice(severity: Severity, message: &str) -> Notice {
         Notice::new(Arc::new(Alert::new(Component::L7, severity, "r", "log", 1, message)))
@@ -415,6 +419,57 @@ mod tests {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(!head.lines().any(|line| line.starts_with("Bcc")), "{head}");
         assert!(body.lines().all(|line| !line.starts_with("Bcc")), "{body}");
+    }
+
+    /// What a mail ends with when a server greets with the first of these and answers each line with the next.
+    fn told(answers: &'static [&'static str], login: bool, to: &str) -> FailureKind {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            for answer in answers {
+                // The client may have gone.
+                let _ = stream.write_all(format!("{answer}\r\n").as_bytes());
+                let _ = lines.next();
+            }
+        });
+        let password = Secret::new("s3cret");
+        let server_of = Server {
+            host: "127.0.0.1",
+            port,
+            encryption: Encryption::None,
+            login: login.then_some(("agent", &password)),
+            ca_file: None,
+            timeout: Duration::from_secs(20),
+        };
+        let losses = Losses::new("mail", &Metrics::new());
+        let from = "agent@example.org".parse().unwrap();
+        let mut sink = EmailSink::new(&server_of, from, vec![to.parse().unwrap()], losses).unwrap();
+        let failure = sink.deliver(&[notice(Severity::High, "m")]).unwrap_err();
+        server.join().unwrap();
+        assert!(!failure.message.contains("s3cret"), "{failure:?}");
+        failure.kind
+    }
+
+    #[test]
+    fn for_good_is_what_is_said_of_the_recipient_or_of_the_mail() {
+        const TO: &str = "soc@example.org";
+        const HELLO: &str = "250-here\r\n250 AUTH PLAIN";
+        let again = FailureKind::Retry(None);
+        for (answers, login, to, want) in [
+            (&["554 no service"][..], false, TO, again),
+            (&["220 here", "550 not you", "550 not you"], false, TO, again),
+            (&["220 here", HELLO, "535 s3cret is wrong"], true, TO, again),
+            (&["220 here", HELLO, "454 not now"], true, TO, again),
+            (&["220 here", HELLO, "530 log in first"], false, TO, again),
+            (&["220 here", HELLO], false, "sök@example.org", again),
+            (&["220 here", HELLO, "250 ok", "450 later"], false, TO, again),
+            (&["220 here", HELLO, "250 ok", "550 nobody"], false, TO, FailureKind::Refused),
+            (&["220 here", HELLO, "250 ok", "250 ok", "554 no"], false, TO, FailureKind::Refused),
+        ] {
+            assert_eq!(told(answers, login, to), want, "{answers:?} {to}");
+        }
     }
 
     #[test]

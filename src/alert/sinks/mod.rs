@@ -72,7 +72,7 @@ pub enum FailureKind {
     Retry(Option<Duration>),
     /// Send each of them alone: it may be one that is refused.
     Split,
-    /// They are refused for good.
+    /// They are refused for good: the answer is about these alerts, and not about the destination.
     Refused,
 }
 

@@ -260,7 +260,10 @@ impl Courier {
                     last = Some(Instant::now());
                     self.metrics.delivered.inc_by(size as u64);
                     self.done(&mut hand, size);
-                    self.recovered(&mut circuit);
+                    let failures = circuit.delivered();
+                    if failures > 0 {
+                        log::info!(sink = self.name.as_str(), failures; "alerts are delivered again");
+                    }
                 }
                 Err(failure) => {
                     let delivered = failure.delivered.min(size - 1);
@@ -366,13 +369,6 @@ impl Courier {
         }
     }
 
-    fn recovered(&self, circuit: &mut Circuit) {
-        if circuit.failures() > 0 {
-            log::info!(sink = self.name.as_str(), failures = circuit.failures(); "alerts are delivered again");
-        }
-        circuit.answered();
-    }
-
     /// What to do with the first `count` in the hand, which were not sent. Gives how many go alone from here on.
     fn failed(
         &mut self,
@@ -388,7 +384,7 @@ impl Courier {
                 count
             }
             FailureKind::Split | FailureKind::Refused => {
-                self.recovered(circuit);
+                circuit.answered();
                 self.metrics.failed.inc_by(count as u64);
                 self.losses.add("refused", count);
                 refusals.add(&self.name, count, &failure.message);

@@ -81,14 +81,17 @@ impl Deliver for WebhookSink {
     }
 }
 
-/// What an answer means. Of the 4xx only two say "later"; redirects are not followed.
+/// What an answer means. Redirects are not followed. For good are only those of the 4xx that speak of the alert: a
+/// redirect, a login that is asked for or refused, a path that is not there speak of the destination, and so of every
+/// alert alike. Somebody mends that, and alerts wait for it as they wait for a host that is down.
 fn judge(answer: &Answer, alerts: usize) -> Result<(), Failure> {
     let kind = match answer.status {
         200..=299 => return Ok(()),
         // It may be one alert of many that it does not like, or that they are too many.
         400 | 413 | 422 if alerts > 1 => FailureKind::Split,
-        408 | 429 | 500..=599 => FailureKind::Retry(answer.retry_after),
-        _ => FailureKind::Refused,
+        401 | 403 | 404 | 405 | 407 | 408 | 410 | 421 | 425 | 429 => FailureKind::Retry(answer.retry_after),
+        400..=499 => FailureKind::Refused,
+        _ => FailureKind::Retry(answer.retry_after),
     };
     let more = match answer.status {
         300..=399 => ", a redirect, which is not followed".to_owned(),
@@ -357,18 +360,25 @@ mod tests {
         for (status, alerts, want) in [
             (200, 1, Ok(())),
             (204, 1, Ok(())),
-            (301, 1, Err(FailureKind::Refused)),
             (400, 1, Err(FailureKind::Refused)),
             (400, 2, Err(FailureKind::Split)),
-            (401, 2, Err(FailureKind::Refused)),
-            (404, 1, Err(FailureKind::Refused)),
-            (408, 1, later),
+            (413, 1, Err(FailureKind::Refused)),
             (413, 9, Err(FailureKind::Split)),
-            (429, 1, later),
-            (500, 1, later),
-            (503, 1, later),
+            (415, 2, Err(FailureKind::Refused)),
+            (422, 1, Err(FailureKind::Refused)),
+            (422, 2, Err(FailureKind::Split)),
+            (451, 1, Err(FailureKind::Refused)),
         ] {
             assert_eq!(kind(status, alerts), want, "{status}");
+        }
+        // These say the same of every alert.
+        for status in [
+            101, 300, 301, 302, 303, 304, 307, 308, 401, 403, 404, 405, 407, 408, 410, 421, 425, 429, 500, 503, 511,
+            600,
+        ] {
+            for alerts in [1, 2] {
+                assert_eq!(kind(status, alerts), later, "{status}");
+            }
         }
     }
 }
