@@ -1,5 +1,6 @@
 //! What lines of EVE JSON are made of, whoever writes them: a replay of its flows, a sink of its alerts.
 
+pub mod alert;
 pub mod json;
 pub mod time;
 

@@ -74,6 +74,8 @@ fn an_alert_reaches_a_webhook_that_was_down_and_a_file() {
     let line: Value = serde_json::from_str(line.lines().next().unwrap()).unwrap();
     assert_eq!((&line["event_type"], &line["alert"]["action"]), (&"alert".into(), &"blocked".into()));
     assert_eq!((&line["src_ip"], &line["proto"]), (&WORLD.into(), &"UDP".into()));
+    assert!(line["flow_id"].as_u64().is_some_and(|id| id > 0), "{line}");
+    assert_eq!(line["alert"]["metadata"]["rule"], serde_json::json!(["shut"]));
     let shown = lab.get("/api/v1/config").to_string();
     assert!(
         shown.contains("http://127.0.0.1:8199/***") && !shown.contains("s3cret") && !shown.contains("k3y"),

@@ -96,8 +96,14 @@ fn what_the_firewall_drops_is_not_inspected() {
             let alerts = of_kind(&seen, "alert");
             assert_eq!(alerts.len(), 1, "one line for all packets of it: {}", ran.lines);
             let alert = &alerts[0]["alert"];
-            assert_eq!((&alert["component"], &alert["rule"]), (&"firewall".into(), &"not-them".into()));
-            assert_eq!((&alert["action"], &alert["rule_action"]), (&"blocked".into(), &"deny".into()));
+            let keys: Vec<&str> = alert.as_object().unwrap().keys().map(String::as_str).collect();
+            let suricata = ["action", "category", "gid", "metadata", "rev", "severity", "signature", "signature_id"];
+            assert_eq!(keys, suricata, "no other key but Suricata's");
+            assert_eq!((&alert["action"], &alert["signature"]), (&"blocked".into(), &"not-them".into()));
+            let metadata = serde_json::json!({
+                "component": ["firewall"], "rule": ["not-them"], "rule_action": ["deny"],
+            });
+            assert_eq!(alert["metadata"], metadata);
             assert_eq!((&alerts[0]["dest_port"], &alerts[0]["proto"]), (&80.into(), &"TCP".into()));
             assert_eq!(alerts[0]["src_ip"], client.rsplit_once(':').unwrap().0.trim_matches(['[', ']']));
             // The other direction passes: it is a flow of its own, which says so.
@@ -113,7 +119,7 @@ fn what_the_firewall_drops_is_not_inspected() {
             let other = browse(client, server, &[5], fixtures::START, &["/secret"]);
             let ran = desk.replay(&[], &other);
             let seen = events(&ran.lines);
-            assert_eq!(of_kind(&seen, "alert")[0]["alert"]["rule"], "no-secret", "{}", ran.lines);
+            assert_eq!(of_kind(&seen, "alert")[0]["alert"]["signature"], "no-secret", "{}", ran.lines);
         }
     }
 }
@@ -128,7 +134,7 @@ fn in_mode_alert_everything_passes_and_is_told() {
     let seen = events(&ran.lines);
     assert_eq!(paths(&seen), ["/"]);
     let alerts: Vec<_> = of_kind(&seen, "alert").iter().map(|event| event["alert"].clone()).collect();
-    let told = alerts.iter().map(|alert| (alert["rule"].clone(), alert["action"].clone())).collect::<Vec<_>>();
+    let told = alerts.iter().map(|alert| (alert["signature"].clone(), alert["action"].clone())).collect::<Vec<_>>();
     assert_eq!(told, [("no-web".into(), "allowed".into()), ("answers".into(), "allowed".into())]);
     assert!(
         ran.notes.contains("firewall   4 passed, 0 dropped, 6 passed that mode \"block\" drops\n"),
@@ -206,7 +212,7 @@ fn answers_to_a_local_client_pass() {
         let ran = desk.replay(&[], &packets);
         assert!(ran.notes.contains("firewall   0 passed, 10 dropped\n"), "{}", ran.notes);
         let seen = events(&ran.lines);
-        assert!(seen.iter().all(|event| event["alert"]["rule"] == "default_policy"), "{}", ran.lines);
+        assert!(seen.iter().all(|event| event["alert"]["signature"] == "default_policy"), "{}", ran.lines);
     }
 }
 

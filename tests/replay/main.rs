@@ -185,7 +185,7 @@ fn without_events_there_are_alerts_only_and_rules_make_them() {
     let events = events(&ran.lines);
     assert_eq!(events.len(), 1, "{}", ran.lines);
     assert_eq!(events[0]["event_type"], "alert");
-    assert_eq!(events[0]["alert"]["rule"], "no-index");
+    assert_eq!(events[0]["alert"]["metadata"]["rule"], serde_json::json!(["no-index"]));
     // Nothing was enforced, and so it says.
     assert_eq!(events[0]["alert"]["action"], "allowed");
     assert!(ran.notes.contains("l7 no-index"), "{}", ran.notes);

@@ -76,7 +76,7 @@ fn a_full_disk_delays_and_tears_nothing() {
     receiver.wait(120);
     assert_eq!(last_words(&receiver.records()), (0..120).collect::<Vec<_>>());
     until("the file is whole", || running.sender("eve").1 == 120);
-    let message = |line: &Value| line["alert"]["message"].as_str().unwrap().parse::<usize>().unwrap();
+    let message = |line: &Value| line["alert"]["metadata"]["message"][0].as_str().unwrap().parse::<usize>().unwrap();
     assert_eq!(records(&path).iter().map(message).collect::<Vec<_>>(), (0..120).collect::<Vec<_>>());
     let metrics = running.stop();
     for reason in ["full", "spool_full", "spool_failed", "spool_torn", "stopped", "refused"] {

@@ -474,7 +474,7 @@ fn eve_goes_on_when_the_file_is_renamed() {
         fs::rename(&path, old.last().unwrap()).unwrap();
     }
     running.stop();
-    let message = |line: &Value| line["alert"]["message"].as_str().unwrap().parse::<usize>().unwrap();
+    let message = |line: &Value| line["alert"]["metadata"]["message"][0].as_str().unwrap().parse::<usize>().unwrap();
     let files = old.iter().map(|path| path.as_path()).chain([path.as_path()]);
     let whole = |path: &Path| {
         let text = fs::read_to_string(path).unwrap_or_default();

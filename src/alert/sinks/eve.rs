@@ -1,4 +1,4 @@
-//! A file of EVE JSON: a line for an alert, with the keys of Suricata.
+//! A file of EVE JSON: a line for an alert, with the keys of Suricata; what it has no key for is in `alert.metadata`.
 //!
 //! The file is rotated by size (`eve.json`, `eve.json.1`, ...), and opened anew when somebody else has renamed or removed
 //! it, as logrotate does: no signal is needed, and SIGHUP does no harm. A line that could not be written whole is taken
@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,10 @@ use super::notice::text_of;
 use super::{Deliver, Failure, FailureKind, Notice};
 use crate::alert::{Field, Severity, protocol_number};
 use crate::eve;
+use crate::eve::alert::{Head, detail, details, flow_id};
 use crate::eve::json::Json;
 use crate::eve::time::Stamp;
+use crate::flow::community_id_of;
 use crate::outbound::plain;
 
 /// Facts about a conversation (see [`crate::alert::facts`]) that Suricata says too: our name, its object, its name.
@@ -37,6 +40,23 @@ const FACTS: &[(&str, &str, &str)] = &[
     ("smb_dialect", "smb", "dialect"),
     ("smb_share", "smb", "share"),
     ("smb_file", "smb", "filename"),
+];
+
+/// Fields that stand in `alert.metadata`, under their names there. That of the techniques is the one of the rule sets
+/// for Suricata.
+const METADATA: &[(&str, &str)] = &[
+    ("action", "rule_action"),
+    ("matched_field", "matched_field"),
+    ("matched", "matched"),
+    ("message", "message"),
+    ("mitre", "mitre_technique_id"),
+    ("pid", "pid"),
+    ("command", "command"),
+    ("id", "id"),
+    ("count", "count"),
+    ("revision", "revision"),
+    ("first_seen", "first_seen"),
+    ("last_seen", "last_seen"),
 ];
 
 /// Writes alerts to a file.
@@ -187,6 +207,9 @@ impl Lines {
         json.key("timestamp");
         let time = if let Some(Field::Number(time)) = find("timestamp_ns") { *time } else { 0 };
         self.stamp.write(json, time);
+        if let Some(id) = flow_of(&fields) {
+            json.number("flow_id", id);
+        }
         text(json, "in_iface", find("interface"));
         json.text("event_type", "alert");
         if let Some(Field::Number(vlan)) = find("vlan_id") {
@@ -204,25 +227,25 @@ impl Lines {
         }
         text(json, "community_id", find("community_id"));
         text(json, "app_proto", find("app_proto"));
-        json.object("alert");
-        let action = find("action").map(text_of).unwrap_or_default();
-        json.text("action", if is_blocked(&action) { "blocked" } else { "allowed" });
-        json.number("gid", 1);
-        json.number("signature_id", 0);
-        json.number("rev", 0);
-        text(json, "signature", find("rule_id"));
-        text(json, "category", find("component"));
-        json.number("severity", grade(notice.severity()));
-        text(json, "rule", find("rule_id"));
-        text(json, "rule_action", find("action"));
-        text(json, "component", find("component"));
-        text(json, "matched", find("matched"));
-        text(json, "message", find("message"));
-        text(json, "id", find("id"));
-        for name in ["count", "revision", "first_seen", "last_seen", "mitre", "matched_field", "pid", "command"] {
-            text(json, name, find(name));
-        }
-        json.close();
+        let word = |name: &str| find(name).map(text_of).unwrap_or_default();
+        let (component, rule) = (word("component"), word("rule_id"));
+        let head = Head {
+            is_blocked: is_blocked(&word("action")),
+            component: &component,
+            rule: &rule,
+            signature: &rule,
+            category: &component,
+            severity: grade(notice.severity()),
+        };
+        eve::alert::alert(json, &head, |json| {
+            for (ours, name) in METADATA {
+                match find(ours) {
+                    None => {}
+                    Some(Field::List(list)) => details(json, name, list.iter().map(|text| text.as_bytes())),
+                    Some(field) => detail(json, name, text_of(field).as_bytes()),
+                }
+            }
+        });
         let mut object = "";
         for (ours, within, name) in FACTS {
             let Some(field) = find(ours) else { continue };
@@ -248,6 +271,23 @@ impl Lines {
         json.raw(b"\n");
         json.bytes()
     }
+}
+
+/// The number of the flow: that of its Community ID. An alert of a packet does not know its flow, but its ends name it.
+fn flow_of(fields: &[(&str, Field<'_>)]) -> Option<u64> {
+    let find = |name: &str| fields.iter().find(|(known, _)| *known == name).map(|(_, field)| field);
+    if let Some(Field::Text(id)) = find("community_id") {
+        return flow_id(id);
+    }
+    let Some(Field::Text(protocol)) = find("protocol") else { return None };
+    let end = |ip: &str, port: &str| match (find(ip), find(port)) {
+        (Some(Field::Text(ip)), Some(Field::Number(port))) => {
+            Some(SocketAddr::new(ip.parse().ok()?, u16::try_from(*port).ok()?))
+        }
+        _ => None,
+    };
+    let (source, destination) = (end("src_ip", "src_port")?, end("dst_ip", "dst_port")?);
+    flow_id(&community_id_of(protocol_number(protocol)?, source, destination))
 }
 
 fn text(json: &mut Json, name: &str, field: Option<&Field<'_>>) {

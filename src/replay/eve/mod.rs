@@ -1,7 +1,7 @@
 //! EVE JSON: a line for an event, with the keys of Suricata 7 and 8, so that what reads theirs reads ours.
 //!
 //! [`Eve`] makes lines and knows nothing of files. Lines of one flow say the same `flow_id` and `community_id`;
-//! `src_ip` is the flow's client, but for anomalies, which name who did it.
+//! `src_ip` is the flow's client, but for anomalies, which name who did it. What is ours of an alert is in `metadata`.
 
 mod dns;
 mod facts;
@@ -9,6 +9,7 @@ mod facts;
 use std::net::SocketAddr;
 
 use crate::eve;
+use crate::eve::alert::{Head, detail};
 use crate::eve::json::Json;
 use crate::eve::time::Stamp;
 use crate::event::Verdict;
@@ -28,8 +29,6 @@ pub struct Alert<'a> {
     pub rule: &'a str,
     /// What the rule wishes.
     pub rule_action: &'a str,
-    /// Number of the signature, for rules that have one.
-    pub signature_id: Option<u32>,
     /// What the rule is about.
     pub signature: &'a str,
     /// Its class.
@@ -198,21 +197,20 @@ impl Eve {
 
 /// The member `alert`.
 fn member(json: &mut Json, alert: &Alert<'_>) {
-    json.object("alert");
-    json.text("action", if alert.is_blocked { "blocked" } else { "allowed" });
-    json.number("gid", 1);
-    json.number("signature_id", u64::from(alert.signature_id.unwrap_or(0)));
-    json.number("rev", 0);
-    json.text("signature", alert.signature);
-    json.text("category", alert.category);
-    json.number("severity", u64::from(alert.severity));
-    json.text("rule", alert.rule);
-    json.text("rule_action", alert.rule_action);
-    json.text("component", alert.component);
-    if let Some(matched) = alert.matched {
-        json.wire("matched", matched);
-    }
-    json.close();
+    let head = Head {
+        is_blocked: alert.is_blocked,
+        component: alert.component,
+        rule: alert.rule,
+        signature: alert.signature,
+        category: alert.category,
+        severity: alert.severity.into(),
+    };
+    eve::alert::alert(json, &head, |json| {
+        detail(json, "rule_action", alert.rule_action.as_bytes());
+        if let Some(matched) = alert.matched {
+            detail(json, "matched", matched);
+        }
+    });
 }
 
 /// Addresses, ports, protocol.

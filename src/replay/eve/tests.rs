@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::eve::alert::tests::metadata_of;
 use crate::flow::{Direction, State};
 use crate::packet::proto::{AppProto, Fact, Stage, dns, ftp, http, quic, smb, smtp, ssh, tls};
 
@@ -37,6 +38,9 @@ fn pretty(line: &[u8]) -> String {
     assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
     assert_eq!(line.last(), Some(&b'\n'));
     let value: serde_json::Value = serde_json::from_slice(line).unwrap();
+    if value["event_type"] == "alert" {
+        metadata_of(line);
+    }
     format!("{value:#}")
 }
 
@@ -264,7 +268,6 @@ fn alerts() {
         component: "l7",
         rule: "no-example",
         rule_action: "deny",
-        signature_id: None,
         signature: "tls sni *.example.org",
         category: "l7",
         severity: 2,

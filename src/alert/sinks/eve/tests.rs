@@ -4,6 +4,8 @@ use std::sync::Arc;
 use super::*;
 use crate::alert::Alert;
 use crate::component::Component;
+use crate::eve::alert::tests::metadata_of;
+use crate::eve::alert::{GENERATOR, signature_id};
 
 fn notice(message: &str) -> Notice {
     Notice::new(Arc::new(Alert::new(
@@ -21,7 +23,7 @@ fn messages(path: &Path) -> Vec<String> {
     assert!(text.ends_with('\n'));
     let message = |line: &str| {
         let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        value["alert"]["message"].as_str().unwrap().to_owned()
+        value["alert"]["metadata"]["message"][0].as_str().unwrap().to_owned()
     };
     text.lines().map(message).collect()
 }
@@ -37,6 +39,12 @@ fn a_line_says_what_suricata_says() {
     alert.vlan_id = Some(7);
     alert.interface = Some("eth0".into());
     alert.app_proto = Some("http");
+    alert.mitre = vec!["T1190".into(), "T1110.001".into()];
+    alert.community_id = Some("1:LQU9qZlK+B5F3KDmev6m5PMibrg=".into());
+    alert.process = Some((77, "nginx -g".into()));
+    alert.matched_field = Some("path".into());
+    alert.matched = Some("/x".into());
+    alert.revision = 2;
     alert.facts = vec![("http_method", "GET".into()), ("http_url", "/x".into()), ("http_status", "404".into())];
     let mut lines = Lines::default();
     let live = Notice::new(Arc::new(alert));
@@ -57,17 +65,59 @@ fn a_line_says_what_suricata_says() {
         ("/proto", "TCP".into()),
         ("/app_proto", "http".into()),
         ("/alert/action", "blocked".into()),
-        ("/alert/gid", 1.into()),
+        ("/flow_id", flow_id("1:LQU9qZlK+B5F3KDmev6m5PMibrg=").into()),
+        ("/alert/gid", GENERATOR.into()),
+        ("/alert/signature_id", signature_id("l7", "r1").into()),
         ("/alert/signature", "r1".into()),
         ("/alert/category", "l7".into()),
         ("/alert/severity", 2.into()),
-        ("/alert/message", "a\nb".into()),
         ("/http/http_method", "GET".into()),
         ("/http/url", "/x".into()),
         ("/http/status", 404.into()),
     ] {
         assert_eq!(at(pointer), want, "{pointer} in {line}");
     }
+    let mut metadata = metadata_of(line.as_bytes());
+    metadata["id"].take();
+    let want = serde_json::json!({
+        "component": ["l7"], "rule": ["r1"], "rule_action": ["blocked"], "matched_field": ["path"], "matched": ["/x"],
+        "message": ["a\nb"], "mitre_technique_id": ["T1190", "T1110.001"], "pid": ["77"], "command": ["nginx -g"],
+        "id": null, "count": ["1"], "revision": ["2"], "first_seen": ["2026-11-30T18:40:31.123456789Z"],
+        "last_seen": ["2026-11-30T18:40:31.123456789Z"],
+    });
+    assert_eq!(metadata, want);
+}
+
+/// What is told of a packet and what is told of its flow name the same flow, whichever way the packet went.
+#[test]
+fn alerts_between_the_same_ends_have_the_same_flow() {
+    let mut lines = Lines::default();
+    let mut flow_id = |alert: &Alert| {
+        let line = lines.alert(&Notice::new(Arc::new(alert.clone()))).to_vec();
+        metadata_of(&line);
+        serde_json::from_slice::<serde_json::Value>(&line).unwrap()["flow_id"].as_u64()
+    };
+    let mut packet = Alert::new(Component::Firewall, Severity::Low, "r", "deny", 1, "m");
+    assert_eq!(flow_id(&packet), None);
+    packet.src_ip = Some("192.0.2.7".parse().unwrap());
+    packet.dst_ip = Some("192.0.2.1".parse().unwrap());
+    packet.protocol = Some(6);
+    assert_eq!(flow_id(&packet), None, "no ports");
+    (packet.src_port, packet.dst_port) = (Some(4000), Some(80));
+    let id = flow_id(&packet);
+    assert!(id.is_some_and(|id| id > 0 && id < 1 << 53), "{id:?}");
+    let ends = ["192.0.2.7:4000", "192.0.2.1:80"].map(|end| end.parse().unwrap());
+    let told = Alert { community_id: Some(community_id_of(6, ends[0], ends[1])), ..packet.clone() };
+    let back = Alert {
+        src_ip: packet.dst_ip,
+        src_port: packet.dst_port,
+        dst_ip: packet.src_ip,
+        dst_port: packet.src_port,
+        ..packet.clone()
+    };
+    let other = Alert { src_port: Some(4001), ..packet.clone() };
+    assert_eq!((flow_id(&told), flow_id(&back)), (id, id));
+    assert_ne!(flow_id(&other), id);
 }
 
 #[test]
