@@ -11,7 +11,7 @@ use super::reassembly::Sink;
 use super::stats::Stats;
 use super::{Flow, Reaction, Watcher};
 use crate::packet::frame::protocol;
-use crate::packet::proto::detect::{Detected, PREFIX_MAX};
+use crate::packet::proto::detect::{Detected, PREFIX_MAX, START_MAX, blank_start};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{AppProto, Expected, Fact, Out, Parser, Side, Stage, Told};
 
@@ -88,22 +88,40 @@ impl Pending {
         self.pieces.retain(|(of, _)| *of != side);
     }
 
-    fn push(&mut self, side: Side, bytes: &[u8]) {
+    /// Keeps bytes of a side; whether they may change what is found.
+    fn push(&mut self, side: Side, bytes: &[u8]) -> bool {
+        let kept = &mut self.bytes[side as usize];
+        let old = kept.len();
+        let is_blank = blank_start(&kept[..old.min(PREFIX_MAX)]) == old;
+        let room = PREFIX_MAX.saturating_sub(old);
+        // Empty lines in front may be any number; of them some are enough.
+        let needless = if is_blank { blank_start(bytes).saturating_sub(room) } else { 0 };
+        let bytes = match needless {
+            0 => bytes,
+            _ => {
+                kept.extend_from_slice(&bytes[..room]);
+                self.note(side, room);
+                &bytes[room + needless..]
+            }
+        };
         self.bytes[side as usize].extend_from_slice(bytes);
+        self.note(side, bytes.len());
+        old < START_MAX && self.bytes[side as usize].len() > old
+    }
+
+    /// Notes that so many bytes of a side came next.
+    fn note(&mut self, side: Side, bytes: usize) {
         match self.pieces.last_mut() {
+            _ if bytes == 0 => {}
             // Without this a stream of tiny segments would cost a piece for each.
-            Some((last, len)) if *last == side => *len += bytes.len() as u32,
-            _ => self.pieces.push((side, bytes.len() as u32)),
+            Some((last, len)) if *last == side => *len += bytes as u32,
+            _ => self.pieces.push((side, bytes as u32)),
         }
     }
 
-    fn prefix(&self, side: Side) -> &[u8] {
-        prefix(&self.bytes[side as usize])
+    fn of(&self, side: Side) -> &[u8] {
+        &self.bytes[side as usize]
     }
-}
-
-fn prefix(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(PREFIX_MAX)]
 }
 
 /// What everything above the streams shares.
@@ -191,13 +209,17 @@ impl Feed<'_, '_> {
         let none: &[u8] = &[];
         let found = match self.app {
             App::Detecting(pending) => {
-                pending.push(self.side, bytes);
+                let is_more = pending.push(self.side, bytes);
                 let App::Detecting(pending) = &*self.app else { return };
-                self.ask(pending.prefix(Side::Client), pending.prefix(Side::Server))
+                match is_more {
+                    true => self.ask(pending.of(Side::Client), pending.of(Side::Server)),
+                    // A side that sends on and on is not looked at again for each segment.
+                    false => Detected::More,
+                }
             }
             _ => match self.side {
-                Side::Client => self.ask(prefix(bytes), none),
-                Side::Server => self.ask(none, prefix(bytes)),
+                Side::Client => self.ask(bytes, none),
+                Side::Server => self.ask(none, bytes),
             },
         };
         match found {
@@ -233,8 +255,8 @@ impl Feed<'_, '_> {
     fn detect_datagram(&mut self, bytes: &[u8], stats: &mut Stats) {
         let none: &[u8] = &[];
         let found = match self.side {
-            Side::Client => self.ask(prefix(bytes), none),
-            Side::Server => self.ask(none, prefix(bytes)),
+            Side::Client => self.ask(bytes, none),
+            Side::Server => self.ask(none, bytes),
         };
         if let Detected::Yes { protocol, client } = found {
             self.start(protocol, client);

@@ -220,6 +220,26 @@ fn udp_flows_are_read_by_datagram() {
     }
 }
 
+/// Empty lines in front of a request may be any number. Few are kept, and what is told does not depend on the cut.
+#[test]
+fn empty_lines_in_front_cost_nothing() {
+    let blanks = b"\r\n".repeat(20_000);
+    for size in [1, 7, 511, 512, 513, 1400] {
+        let mut lab = Lab::new(false);
+        lab.handshake();
+        let mut at = 0;
+        for piece in blanks.chunks(size) {
+            lab.c(at, piece);
+            at += piece.len() as u32;
+            assert!(lab.inspector.reassembly_memory() < 8 << 10, "{size}: {}", lab.inspector.reassembly_memory());
+        }
+        lab.c(at, b"Crequest").s(0, b"Sanswer");
+        let (client, server) = (lab.told.client(), lab.told.server());
+        assert_eq!((client.trim_start_matches(['\r', '\n']), server.as_str()), ("Crequest", "Sanswer"), "{size}");
+        assert_eq!(client.len(), 512 + 8, "{size}");
+    }
+}
+
 #[test]
 fn pings_and_their_answers_are_one_flow() {
     let mut lab = Lab::new(false);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::flow::*;
 use crate::packet::build::Packet as Build;
 use crate::packet::frame::tcp_flag::{ACK, FIN, RST, SYN};
-use crate::packet::proto::detect::Detected;
+use crate::packet::proto::detect::{Detected, blank_start};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{Expected, Fact, Out, Parser, Stage};
 
@@ -56,11 +56,12 @@ impl Parser for Echo {
     }
 }
 
-/// A client begins with `C`, a server with `S`, anything else is unknown; it takes three bytes to know.
+/// A client begins with `C`, a server with `S`, anything else is unknown; it takes three bytes to know. Empty lines in
+/// front do not count.
 fn detect(_is_udp: bool, client: &[u8], server: &[u8], _port: u16) -> Detected {
     let protocol = AppProto::Ftp;
     for (bytes, of) in [(client, Side::Client), (server, Side::Server)] {
-        match bytes {
+        match &bytes[blank_start(bytes)..] {
             [b'C', _, _, ..] => return Detected::Yes { protocol, client: of },
             [b'S', _, _, ..] => return Detected::Yes { protocol, client: of.other() },
             [b'C' | b'S', ..] | [] | [b'?', ..] => {}
