@@ -23,6 +23,8 @@ const DATAGRAMS_MAX: u8 = 4;
 pub struct Protocols {
     /// See [`crate::packet::proto::detect::detect`].
     pub detect: fn(bool, &[u8], &[u8], u16) -> Detected,
+    /// See [`crate::packet::proto::detect::begins`].
+    pub begins: fn(&[u8]) -> Option<AppProto>,
     /// See [`crate::packet::proto::parser_for`].
     pub parser_for: fn(AppProto) -> Option<Box<dyn Parser>>,
     /// See [`crate::packet::proto::datagram_parser_for`].
@@ -124,6 +126,40 @@ impl Pending {
     }
 }
 
+/// The parser of what a flow went on in, whose transactions are numbered behind those that were told before.
+struct Later {
+    parser: Box<dyn Parser>,
+    first_tx: u32,
+}
+
+impl Later {
+    fn run(&mut self, out: &mut Out, work: impl FnOnce(&mut dyn Parser, &mut Out)) {
+        let before = out.told.len();
+        work(&mut *self.parser, out);
+        for told in &mut out.told[before..] {
+            told.tx = told.tx.wrapping_add(self.first_tx);
+        }
+    }
+}
+
+impl Parser for Later {
+    fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
+        self.run(out, |parser, out| parser.take(side, bytes, out));
+    }
+
+    fn skip(&mut self, side: Side, missing: u64, out: &mut Out) {
+        self.run(out, |parser, out| parser.skip(side, missing, out));
+    }
+
+    fn end(&mut self, side: Side, out: &mut Out) {
+        self.run(out, |parser, out| parser.end(side, out));
+    }
+
+    fn memory(&self) -> usize {
+        size_of::<Later>() + self.parser.memory()
+    }
+}
+
 /// What everything above the streams shares.
 pub(super) struct Upper<'a> {
     pub limits: &'a Limits,
@@ -152,6 +188,9 @@ impl Sink for Feed<'_, '_> {
     fn data(&mut self, bytes: &[u8], stats: &mut Stats) {
         if self.flow.is_blocked {
             return;
+        }
+        if self.flow.protocol == protocol::UDP {
+            self.begin_anew(bytes, stats);
         }
         let side = self.flow_side(self.side);
         match self.app {
@@ -271,6 +310,38 @@ impl Feed<'_, '_> {
                 stats.undetected += 1;
                 *self.app = App::Ignored;
             }
+        }
+    }
+
+    /// Datagrams that a receiver drops, or a query of DNS to a port where nobody speaks it, may stand in front of a
+    /// connection to hide it. So a datagram that begins one for certain is believed against all that was said before.
+    fn begin_anew(&mut self, bytes: &[u8], stats: &mut Stats) {
+        if !matches!(self.app, App::Parsing { .. } | App::Ignored) {
+            return;
+        }
+        let Some(protocol) = (self.upper.protocols.begins)(bytes) else { return };
+        if self.flow.app_proto == Some(protocol) {
+            return;
+        }
+        let speaker = self.side;
+        for side in Side::BOTH {
+            self.side = side;
+            self.end(stats);
+        }
+        self.side = speaker;
+        // What ended may have got the flow blocked.
+        if self.flow.is_blocked {
+            return;
+        }
+        // A datagram was at most one transaction.
+        let first_tx = match self.flow.app_proto {
+            Some(_) => self.flow.packets.iter().fold(0u32, |sum, packets| sum.wrapping_add(*packets as u32)),
+            None => 0,
+        };
+        self.start(protocol, speaker);
+        if let App::Parsing { parser, is_flipped, ended } = std::mem::replace(self.app, App::Ignored) {
+            let parser = Box::new(Later { parser, first_tx });
+            *self.app = App::Parsing { parser, is_flipped, ended };
         }
     }
 

@@ -240,6 +240,38 @@ fn empty_lines_in_front_cost_nothing() {
     }
 }
 
+/// What drops on its way in, or is of another protocol, hides no connection behind it.
+#[test]
+fn a_datagram_that_begins_a_connection_is_believed_at_any_time() {
+    let before: [&[&[u8]]; 4] = [&[&b"x"[..]; 3], &[&b"x"[..]; 4], &[&b"x"[..]; 200], &[b"Cquery", b"Cquery"]];
+    for junk in before {
+        for (speaker, is_v6) in [(Side::Client, false), (Side::Server, true)] {
+            let mut lab = Lab::new(is_v6);
+            let datagram = |lab: &Lab, side: Side, bytes: &[u8]| {
+                let (from, to) = if side == Side::Client { (4000, 443) } else { (443, 4000) };
+                lab.ip(side).udp(from, to).payload(bytes).build()
+            };
+            for bytes in junk {
+                let frame = datagram(&lab, Side::Client, bytes);
+                lab.frame(&frame);
+            }
+            (lab.told.text, lab.told.tx) = Default::default();
+            let (hello, answer) = (datagram(&lab, speaker, b"Qhello"), datagram(&lab, speaker.other(), b"an answer"));
+            lab.frame(&hello).frame(&answer).frame(&hello);
+            let said = (lab.told.client().replace("END", ""), lab.told.server().replace("END", ""));
+            assert_eq!(said, ("QhelloQhello".into(), "an answer".into()), "{junk:?} {speaker:?}");
+            // Nobody takes its transactions for those that were judged before.
+            let first_tx = if junk[0] == b"x" { 0 } else { junk.len() as u32 };
+            assert!(lab.told.tx.iter().rev().take(3).all(|tx| *tx >= first_tx), "{junk:?}: {:?}", lab.told.tx);
+            let told = lab.finish();
+            let flow = &told.ended[0].0;
+            assert_eq!((told.ended.len(), flow.app_proto), (1, Some(AppProto::Quic)));
+            let client_port = if speaker == Side::Client { 4000 } else { 443 };
+            assert_eq!((flow.client.port(), flow.packets.iter().sum::<u64>()), (client_port, junk.len() as u64 + 3));
+        }
+    }
+}
+
 #[test]
 fn pings_and_their_answers_are_one_flow() {
     let mut lab = Lab::new(false);

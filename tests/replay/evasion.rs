@@ -8,7 +8,11 @@ use crate::support::conversations::{Client, Conversation, Packets, Server};
 
 const RULES: &str = "[l7]\nenabled = true\nmode = \"block\"\n\
     [[l7.rules]]\nid = \"no-admin\"\npriority = 1\nprotocol = \"http\"\naction = \"deny\"\npath = \"/admin*\"\n\
-    [[l7.rules]]\nid = \"no-trackers\"\npriority = 1\nprotocol = \"tls\"\naction = \"deny\"\nsni = \"*.example\"\n";
+    [[l7.rules]]\nid = \"no-trackers\"\npriority = 1\nprotocol = \"tls\"\naction = \"deny\"\nsni = \"*.example\"\n\
+    [[l7.rules]]\nid = \"no-quic\"\npriority = 1\nprotocol = \"tls\"\naction = \"deny\"\nsni = \"example.com\"\n";
+
+/// The client's Initial packet of RFC 9001, A.2, which asks for `example.com`.
+const INITIAL: &[u8] = include_bytes!("rfc9001_a2.bin");
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -84,6 +88,30 @@ fn no_form_of_a_record_hides_a_hello() {
                 .say(Server, &server_hello())
                 .close();
             check_denied(name, &desk, "no-trackers", &packets);
+        }
+    }
+}
+
+#[test]
+fn no_datagram_in_front_hides_a_hello_of_quic() {
+    let desk = Desk::new(RULES);
+    let query: &[u8] = b"\x12\x34\x01\x00\0\x01\0\0\0\0\0\0\x07example\x03org\0\0\x01\0\x01";
+    let answer: &[u8] = b"\x12\x34\x81\x80\0\x01\0\0\0\0\0\0\x07example\x03org\0\0\x01\0\x01";
+    let attempts: [(&str, Vec<&[u8]>); 7] = [
+        ("as it is", vec![]),
+        ("three junk datagrams", vec![b"x"; 3]),
+        ("four", vec![b"x"; 4]),
+        ("a hundred", vec![b"x"; 100]),
+        ("a query", vec![query]),
+        ("an answer", vec![answer]),
+        ("queries and junk", vec![query, b"x", b"x", answer, b"x", b"x", query]),
+    ];
+    for (name, before) in &attempts {
+        for (client, server, _) in ENDS {
+            let start = Conversation::new(client, server, fixtures::START);
+            let talk = before.iter().fold(start, |talk, bytes| talk.datagram(Client, bytes));
+            let packets = talk.datagram(Client, INITIAL).datagram(Server, &[0x41; 900]).packets;
+            check_denied(name, &desk, "no-quic", &packets);
         }
     }
 }

@@ -79,6 +79,15 @@ pub fn detect(is_udp: bool, client: &[u8], server: &[u8], server_port: u16) -> D
     if is_open { Detected::More } else { Detected::No }
 }
 
+/// The protocol that a datagram begins beyond doubt, whatever was said before it: who wants to hide a connection sends
+/// something else first, which its receiver drops. It is asked of each datagram of a flow, so that a chance of 2^-32
+/// must not do: of QUIC it knows the versions that servers speak.
+pub fn begins(datagram: &[u8]) -> Option<AppProto> {
+    let bytes = datagram.get(..PREFIX_MAX)?;
+    let is_sure = bytes[0] & 0xc0 == 0xc0 && initial_kind(quic_version(bytes)).is_some() && quic(bytes) != Look::Not;
+    is_sure.then_some(AppProto::Quic)
+}
+
 /// The answer if one of the two is sure.
 fn both(client: Look, server: Look) -> Option<Detected> {
     let (protocol, speaker, given) = match (client, server) {

@@ -353,6 +353,19 @@ fn a_request_line_that_is_longer_than_the_prefix() {
 }
 
 #[test]
+fn a_datagram_that_begins_a_connection_is_told_from_all_others() {
+    let initial = full(b"\xc3\0\0\0\x01\x08abcdefgh\0\0\x44\x9e", 0x42, 1200);
+    assert_eq!(begins(&initial), Some(AppProto::Quic));
+    assert_eq!(begins(&initial[..PREFIX_MAX]), Some(AppProto::Quic));
+    let google: &[u8] = &full(b"\xc3Q046\x50abcdefgh\0\0\0\x01", 0x42, 1200);
+    let greased: &[u8] = &full(b"\xc3\x1a\x2a\x3a\x4a\x08abcdefgh\0\0\x44\x9e", 0x42, 1200);
+    for other in [google, greased, &initial[..PREFIX_MAX - 1], DNS_ASK, &full(DNS_ANSWER, 0, 1200), &[0x41; 1200], b""]
+    {
+        assert_eq!(begins(other), None);
+    }
+}
+
+#[test]
 fn a_response_tells_who_is_the_server() {
     let table: &[(&[u8], AppProto)] = &[
         (b"HTTP/1.1 200 OK\r\n", AppProto::Http),
