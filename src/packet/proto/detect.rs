@@ -466,12 +466,14 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
         return Look::Not;
     }
     let is_home = server_port == DNS_PORT;
+    // An inverse query holds the answer, and asks for the question (RFC 1035, 6.4).
+    let is_inverse = is_home && message.get(2).is_some_and(|flags| flags & 0xf8 == 0x08);
     // One question, an opcode that exists, and the reserved bit: looked at as they come, to be done with others soon.
     let is_fit = message.iter().take(6).enumerate().all(|(at, byte)| match at {
         2 => byte >> 3 & 0xf <= 6 && (is_home || byte & 0x80 != 0 || length <= 1024),
         3 => byte & 0x40 == 0,
         4 => *byte == 0,
-        5 => *byte == 1,
+        5 => *byte == u8::from(!is_inverse),
         _ => true,
     });
     if !is_fit {
@@ -486,9 +488,10 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
     let opcode = message[2] >> 3 & 0xf;
     // A query has no code; truncation and "recursion available" are a server's to say.
     let is_plain = opcode == 0 && (is_response || message[2] & 0x06 == 0 && message[3] & 0x8f == 0 && count(6) == 0);
-    if !is_home && !is_plain {
+    if !is_home && !is_plain || is_inverse && (count(6), records) != (1, 1) {
         return Look::Not;
     }
+    // The name, type and class of what is asked, or of the answer.
     let name_end = match dns_name(message, is_home) {
         Ok(end) => end,
         Err(look) => return look,
@@ -505,7 +508,7 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
     let is_sane = kind != 0 && matches!(class, 1 | 3 | 4 | 254 | 255) && !is_netbios;
     // A record is at least a root name and ten bytes.
     let after = length.saturating_sub(name_end + 4);
-    let is_room = records * 11 <= after && (is_home || records > 0 || after == 0);
+    let is_room = if is_inverse { after >= 6 } else { records * 11 <= after && (is_home || records > 0 || after == 0) };
     let is_known = is_home || matches!(kind, 1..=65 | 99..=109 | 249..=258 | 32768..=32769);
     let is_few = is_home || is_response || records <= 2;
     if is_sane && is_room && is_known && is_few {

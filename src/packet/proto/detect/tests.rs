@@ -396,6 +396,9 @@ fn datagrams() {
     let mdns = b"\0\0\0\0\0\x01\0\0\0\0\0\0\x05_http\x04_tcp\x05local\0\0\x0c\0\x01";
     let netbios = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x20CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\0\0\x21\0\x01";
     let damaged = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x04CKAa\0\0\x20\0\x01";
+    let inverse = b"\x77\xfc\x09\0\0\0\0\x01\0\0\0\0\x03216\x0258\x03202\x014\0\0\x01\0\x01\0\0\0\0\0\0";
+    check(&over_tcp(inverse), b"", 53, dns);
+    let two_answers = b"\x77\xfc\x09\0\0\0\0\x02\0\0\0\0\x03216\0\0\x01\0\x01\0\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0";
     let quic = |start: &[u8]| full(start, 0x42, 1200);
     let table: &[(&str, &[u8], u16, Detected)] = &[
         ("mdns", mdns, 5353, Detected::No),
@@ -407,6 +410,11 @@ fn datagrams() {
         ("netbios asked of a dns server", netbios, 53, dns),
         ("notify", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 53, dns),
         ("notify elsewhere", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 40000, Detected::No),
+        ("an inverse query", inverse, 53, dns),
+        ("an inverse query elsewhere", inverse, 40000, Detected::No),
+        ("an inverse query cut short", &inverse[..inverse.len() - 1], 53, Detected::No),
+        ("an inverse query with two answers", two_answers, 53, Detected::No),
+        ("no question that is no inverse query", &[&b"\x77\xfc\x01"[..], &inverse[3..]].concat(), 53, Detected::No),
         ("bytes behind the question", &[DNS_ASK, b"xx"].concat(), 40000, Detected::No),
         ("bytes behind the question at home", &[DNS_ASK, b"xx"].concat(), 53, dns),
         ("a query cut short", &DNS_ASK[..20], 53, Detected::No),
