@@ -77,6 +77,7 @@ fn a_million_half_open_flows_stay_within_caps_and_hide_nothing() {
     let flows_max = limits.flows_max as usize;
     let protocols = Protocols {
         detect: |_, _, _, _| Detected::Yes { protocol: AppProto::Http, client: Side::Client },
+        begins: |_| None,
         parser_for: |_| Some(Box::new(Echo)),
         datagram_parser_for: |_| None,
     };

@@ -27,6 +27,12 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Whether git ignores a folder: what cargo builds, also for `packaging/fuzz`, and what that learns.
+fn is_generated(folder: &Path) -> bool {
+    let learnt = ["corpus", "artifacts", "coverage"];
+    folder.ends_with("target") || learnt.iter().any(|name| *folder == root().join("tests/fuzz").join(name))
+}
+
 /// Path from the root, and text, of every file under `folder` with one of the endings, in order.
 fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
@@ -38,7 +44,7 @@ fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
         for entry in entries {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                folders.extend((!is_generated(&path)).then_some(path));
             } else if endings.iter().any(|ending| path.to_str().unwrap().ends_with(ending)) {
                 let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_string();
                 found.push((name, fs::read_to_string(&path).unwrap()));

@@ -71,6 +71,7 @@ impl Watcher for Done {
 fn counting() -> Inspector {
     let protocols = Protocols {
         detect: |_, _, _, _| Detected::Yes { protocol: AppProto::Http, client: Side::Client },
+        begins: |_| None,
         parser_for: |_| Some(Box::new(Counter(0))),
         datagram_parser_for: |_| None,
     };

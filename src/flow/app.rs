@@ -11,7 +11,7 @@ use super::reassembly::Sink;
 use super::stats::Stats;
 use super::{Flow, Reaction, Watcher};
 use crate::packet::frame::protocol;
-use crate::packet::proto::detect::{Detected, PREFIX_MAX};
+use crate::packet::proto::detect::{Detected, PREFIX_MAX, START_MAX, blank_start};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{AppProto, Expected, Fact, Out, Parser, Side, Stage, Told};
 
@@ -23,6 +23,8 @@ const DATAGRAMS_MAX: u8 = 4;
 pub struct Protocols {
     /// See [`crate::packet::proto::detect::detect`].
     pub detect: fn(bool, &[u8], &[u8], u16) -> Detected,
+    /// See [`crate::packet::proto::detect::begins`].
+    pub begins: fn(&[u8]) -> Option<AppProto>,
     /// See [`crate::packet::proto::parser_for`].
     pub parser_for: fn(AppProto) -> Option<Box<dyn Parser>>,
     /// See [`crate::packet::proto::datagram_parser_for`].
@@ -88,22 +90,74 @@ impl Pending {
         self.pieces.retain(|(of, _)| *of != side);
     }
 
-    fn push(&mut self, side: Side, bytes: &[u8]) {
+    /// Keeps bytes of a side; whether they may change what is found.
+    fn push(&mut self, side: Side, bytes: &[u8]) -> bool {
+        let kept = &mut self.bytes[side as usize];
+        let old = kept.len();
+        let is_blank = blank_start(&kept[..old.min(PREFIX_MAX)]) == old;
+        let room = PREFIX_MAX.saturating_sub(old);
+        // Empty lines in front may be any number; of them some are enough.
+        let needless = if is_blank { blank_start(bytes).saturating_sub(room) } else { 0 };
+        let bytes = match needless {
+            0 => bytes,
+            _ => {
+                kept.extend_from_slice(&bytes[..room]);
+                self.note(side, room);
+                &bytes[room + needless..]
+            }
+        };
         self.bytes[side as usize].extend_from_slice(bytes);
+        self.note(side, bytes.len());
+        old < START_MAX && self.bytes[side as usize].len() > old
+    }
+
+    /// Notes that so many bytes of a side came next.
+    fn note(&mut self, side: Side, bytes: usize) {
         match self.pieces.last_mut() {
+            _ if bytes == 0 => {}
             // Without this a stream of tiny segments would cost a piece for each.
-            Some((last, len)) if *last == side => *len += bytes.len() as u32,
-            _ => self.pieces.push((side, bytes.len() as u32)),
+            Some((last, len)) if *last == side => *len += bytes as u32,
+            _ => self.pieces.push((side, bytes as u32)),
         }
     }
 
-    fn prefix(&self, side: Side) -> &[u8] {
-        prefix(&self.bytes[side as usize])
+    fn of(&self, side: Side) -> &[u8] {
+        &self.bytes[side as usize]
     }
 }
 
-fn prefix(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(PREFIX_MAX)]
+/// The parser of what a flow went on in, whose transactions are numbered behind those that were told before.
+struct Later {
+    parser: Box<dyn Parser>,
+    first_tx: u32,
+}
+
+impl Later {
+    fn run(&mut self, out: &mut Out, work: impl FnOnce(&mut dyn Parser, &mut Out)) {
+        let before = out.told.len();
+        work(&mut *self.parser, out);
+        for told in &mut out.told[before..] {
+            told.tx = told.tx.wrapping_add(self.first_tx);
+        }
+    }
+}
+
+impl Parser for Later {
+    fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
+        self.run(out, |parser, out| parser.take(side, bytes, out));
+    }
+
+    fn skip(&mut self, side: Side, missing: u64, out: &mut Out) {
+        self.run(out, |parser, out| parser.skip(side, missing, out));
+    }
+
+    fn end(&mut self, side: Side, out: &mut Out) {
+        self.run(out, |parser, out| parser.end(side, out));
+    }
+
+    fn memory(&self) -> usize {
+        size_of::<Later>() + self.parser.memory()
+    }
 }
 
 /// What everything above the streams shares.
@@ -134,6 +188,9 @@ impl Sink for Feed<'_, '_> {
     fn data(&mut self, bytes: &[u8], stats: &mut Stats) {
         if self.flow.is_blocked {
             return;
+        }
+        if self.flow.protocol == protocol::UDP {
+            self.begin_anew(bytes, stats);
         }
         let side = self.flow_side(self.side);
         match self.app {
@@ -191,13 +248,17 @@ impl Feed<'_, '_> {
         let none: &[u8] = &[];
         let found = match self.app {
             App::Detecting(pending) => {
-                pending.push(self.side, bytes);
+                let is_more = pending.push(self.side, bytes);
                 let App::Detecting(pending) = &*self.app else { return };
-                self.ask(pending.prefix(Side::Client), pending.prefix(Side::Server))
+                match is_more {
+                    true => self.ask(pending.of(Side::Client), pending.of(Side::Server)),
+                    // A side that sends on and on is not looked at again for each segment.
+                    false => Detected::More,
+                }
             }
             _ => match self.side {
-                Side::Client => self.ask(prefix(bytes), none),
-                Side::Server => self.ask(none, prefix(bytes)),
+                Side::Client => self.ask(bytes, none),
+                Side::Server => self.ask(none, bytes),
             },
         };
         match found {
@@ -233,8 +294,8 @@ impl Feed<'_, '_> {
     fn detect_datagram(&mut self, bytes: &[u8], stats: &mut Stats) {
         let none: &[u8] = &[];
         let found = match self.side {
-            Side::Client => self.ask(prefix(bytes), none),
-            Side::Server => self.ask(none, prefix(bytes)),
+            Side::Client => self.ask(bytes, none),
+            Side::Server => self.ask(none, bytes),
         };
         if let Detected::Yes { protocol, client } = found {
             self.start(protocol, client);
@@ -249,6 +310,38 @@ impl Feed<'_, '_> {
                 stats.undetected += 1;
                 *self.app = App::Ignored;
             }
+        }
+    }
+
+    /// Datagrams that a receiver drops, or a query of DNS to a port where nobody speaks it, may stand in front of a
+    /// connection to hide it. So a datagram that begins one for certain is believed against all that was said before.
+    fn begin_anew(&mut self, bytes: &[u8], stats: &mut Stats) {
+        if !matches!(self.app, App::Parsing { .. } | App::Ignored) {
+            return;
+        }
+        let Some(protocol) = (self.upper.protocols.begins)(bytes) else { return };
+        if self.flow.app_proto == Some(protocol) {
+            return;
+        }
+        let speaker = self.side;
+        for side in Side::BOTH {
+            self.side = side;
+            self.end(stats);
+        }
+        self.side = speaker;
+        // What ended may have got the flow blocked.
+        if self.flow.is_blocked {
+            return;
+        }
+        // A datagram was at most one transaction.
+        let first_tx = match self.flow.app_proto {
+            Some(_) => self.flow.packets.iter().fold(0u32, |sum, packets| sum.wrapping_add(*packets as u32)),
+            None => 0,
+        };
+        self.start(protocol, speaker);
+        if let App::Parsing { parser, is_flipped, ended } = std::mem::replace(self.app, App::Ignored) {
+            let parser = Box::new(Later { parser, first_tx });
+            *self.app = App::Parsing { parser, is_flipped, ended };
         }
     }
 

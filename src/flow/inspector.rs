@@ -58,7 +58,7 @@ struct Packet<'a> {
 impl Inspector {
     /// An inspector with nothing in it. The secret keys its hash tables; nothing that it tells depends on it.
     pub fn new(limits: Limits, secret: u64) -> Inspector {
-        let protocols = Protocols { detect: detect::detect, parser_for, datagram_parser_for };
+        let protocols = Protocols { detect: detect::detect, begins: detect::begins, parser_for, datagram_parser_for };
         Inspector::with_protocols(limits, secret, protocols)
     }
 

@@ -220,6 +220,58 @@ fn udp_flows_are_read_by_datagram() {
     }
 }
 
+/// Empty lines in front of a request may be any number. Few are kept, and what is told does not depend on the cut.
+#[test]
+fn empty_lines_in_front_cost_nothing() {
+    let blanks = b"\r\n".repeat(20_000);
+    for size in [1, 7, 511, 512, 513, 1400] {
+        let mut lab = Lab::new(false);
+        lab.handshake();
+        let mut at = 0;
+        for piece in blanks.chunks(size) {
+            lab.c(at, piece);
+            at += piece.len() as u32;
+            assert!(lab.inspector.reassembly_memory() < 8 << 10, "{size}: {}", lab.inspector.reassembly_memory());
+        }
+        lab.c(at, b"Crequest").s(0, b"Sanswer");
+        let (client, server) = (lab.told.client(), lab.told.server());
+        assert_eq!((client.trim_start_matches(['\r', '\n']), server.as_str()), ("Crequest", "Sanswer"), "{size}");
+        assert_eq!(client.len(), 512 + 8, "{size}");
+    }
+}
+
+/// What drops on its way in, or is of another protocol, hides no connection behind it.
+#[test]
+fn a_datagram_that_begins_a_connection_is_believed_at_any_time() {
+    let before: [&[&[u8]]; 4] = [&[&b"x"[..]; 3], &[&b"x"[..]; 4], &[&b"x"[..]; 200], &[b"Cquery", b"Cquery"]];
+    for junk in before {
+        for (speaker, is_v6) in [(Side::Client, false), (Side::Server, true)] {
+            let mut lab = Lab::new(is_v6);
+            let datagram = |lab: &Lab, side: Side, bytes: &[u8]| {
+                let (from, to) = if side == Side::Client { (4000, 443) } else { (443, 4000) };
+                lab.ip(side).udp(from, to).payload(bytes).build()
+            };
+            for bytes in junk {
+                let frame = datagram(&lab, Side::Client, bytes);
+                lab.frame(&frame);
+            }
+            (lab.told.text, lab.told.tx) = Default::default();
+            let (hello, answer) = (datagram(&lab, speaker, b"Qhello"), datagram(&lab, speaker.other(), b"an answer"));
+            lab.frame(&hello).frame(&answer).frame(&hello);
+            let said = (lab.told.client().replace("END", ""), lab.told.server().replace("END", ""));
+            assert_eq!(said, ("QhelloQhello".into(), "an answer".into()), "{junk:?} {speaker:?}");
+            // Nobody takes its transactions for those that were judged before.
+            let first_tx = if junk[0] == b"x" { 0 } else { junk.len() as u32 };
+            assert!(lab.told.tx.iter().rev().take(3).all(|tx| *tx >= first_tx), "{junk:?}: {:?}", lab.told.tx);
+            let told = lab.finish();
+            let flow = &told.ended[0].0;
+            assert_eq!((told.ended.len(), flow.app_proto), (1, Some(AppProto::Quic)));
+            let client_port = if speaker == Side::Client { 4000 } else { 443 };
+            assert_eq!((flow.client.port(), flow.packets.iter().sum::<u64>()), (client_port, junk.len() as u64 + 3));
+        }
+    }
+}
+
 #[test]
 fn pings_and_their_answers_are_one_flow() {
     let mut lab = Lab::new(false);

@@ -16,13 +16,13 @@ const ETHERNET: u32 = 1;
 const COOKED: u32 = 113;
 
 /// A folder with a configuration and captures.
-struct Desk {
+pub struct Desk {
     folder: TempDir,
     config: String,
 }
 
 impl Desk {
-    fn new(sections: &str) -> Desk {
+    pub fn new(sections: &str) -> Desk {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config.toml");
         fs::write(&config, format!("[agent]\ninterfaces = [\"eth0\", \"eth1\"]\n{sections}")).unwrap();
@@ -50,7 +50,7 @@ impl Desk {
     }
 
     #[track_caller]
-    fn replay(&self, arguments: &[&str], packets: &Packets) -> Ran {
+    pub fn replay(&self, arguments: &[&str], packets: &Packets) -> Ran {
         self.replay_file(arguments, &self.capture(ETHERNET, packets))
     }
 }
@@ -68,7 +68,7 @@ fn browse(client: &str, server: &str, vlans: &[u16], start_ns: u64, paths: &[&st
 }
 
 /// Ends of a conversation in both versions of IP, with the network of its client.
-const ENDS: [(&str, &str, &str); 2] = [
+pub const ENDS: [(&str, &str, &str); 2] = [
     ("192.0.2.1:40000", "198.51.100.9:80", "192.0.2.1/32"),
     ("[2001:db8:1::1]:40000", "[2001:db8:2::9]:80", "2001:db8:1::/48"),
 ];

@@ -45,7 +45,7 @@ pub fn client_hello(name: &str) -> Vec<u8> {
     handshake_record(1, &body)
 }
 
-fn server_hello() -> Vec<u8> {
+pub fn server_hello() -> Vec<u8> {
     let extensions = [extension(43, &[3, 4]), extension(51, &[&[0, 29, 0, 32][..], &[9; 32]].concat())].concat();
     let body = [&[3, 3], &[8; 32][..], &[0], &[0x13, 1, 0], &vector16(&extensions)].concat();
     handshake_record(2, &body)

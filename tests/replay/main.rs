@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
 
+mod evasion;
 mod firewall;
 mod fixtures;
 #[path = "../support/mod.rs"]

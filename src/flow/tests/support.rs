@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::flow::*;
 use crate::packet::build::Packet as Build;
 use crate::packet::frame::tcp_flag::{ACK, FIN, RST, SYN};
-use crate::packet::proto::detect::Detected;
+use crate::packet::proto::detect::{Detected, blank_start};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{Expected, Fact, Out, Parser, Stage};
 
@@ -56,11 +56,15 @@ impl Parser for Echo {
     }
 }
 
-/// A client begins with `C`, a server with `S`, anything else is unknown; it takes three bytes to know.
-fn detect(_is_udp: bool, client: &[u8], server: &[u8], _port: u16) -> Detected {
+/// A client begins with `C`, a server with `S`, anything else is unknown; it takes three bytes to know. Empty lines in
+/// front do not count.
+fn detect(is_udp: bool, client: &[u8], server: &[u8], _port: u16) -> Detected {
     let protocol = AppProto::Ftp;
     for (bytes, of) in [(client, Side::Client), (server, Side::Server)] {
-        match bytes {
+        if let (true, Some(protocol)) = (is_udp, begins(bytes)) {
+            return Detected::Yes { protocol, client: of };
+        }
+        match &bytes[blank_start(bytes)..] {
             [b'C', _, _, ..] => return Detected::Yes { protocol, client: of },
             [b'S', _, _, ..] => return Detected::Yes { protocol, client: of.other() },
             [b'C' | b'S', ..] | [] | [b'?', ..] => {}
@@ -70,9 +74,14 @@ fn detect(_is_udp: bool, client: &[u8], server: &[u8], _port: u16) -> Detected {
     Detected::More
 }
 
+/// A datagram that begins with `Q` begins a connection.
+fn begins(datagram: &[u8]) -> Option<AppProto> {
+    datagram.starts_with(b"Q").then_some(AppProto::Quic)
+}
+
 pub fn protocols() -> Protocols {
     let echo: fn(AppProto) -> Option<Box<dyn Parser>> = |_| Some(Box::new(Echo { seen: [Vec::new(), Vec::new()] }));
-    Protocols { detect, parser_for: echo, datagram_parser_for: echo }
+    Protocols { detect, begins, parser_for: echo, datagram_parser_for: echo }
 }
 
 /// What a watcher was told.
@@ -82,6 +91,8 @@ pub struct Told {
     pub text: [Vec<u8>; 2],
     pub anomalies: Vec<&'static str>,
     pub facts: Vec<(Stage, Transfer)>,
+    /// Numbers of the transactions that gave `text`.
+    pub tx: Vec<u32>,
     pub ended: Vec<(Flow, EndReason)>,
     /// What a transaction with these bytes is answered with.
     pub block_on: Option<&'static [u8]>,
@@ -107,6 +118,7 @@ impl Watcher for Told {
         if flow.app_proto == Some(AppProto::FtpData) {
             self.facts.push((told.stage, Transfer::clone(transfer)));
         } else {
+            self.tx.push(told.tx);
             let text = &mut self.text[usize::from(transfer.command == b"server")];
             match transfer.bytes {
                 0 => text.extend_from_slice(&transfer.file),

@@ -15,6 +15,10 @@ use talk::talk;
 /// Bytes of a stream's start that are looked at.
 pub const PREFIX_MAX: usize = 512;
 
+/// Bytes of a stream's start that who keeps it needs: of empty lines in front no more than [`PREFIX_MAX`], whose number
+/// changes no answer, and as much behind them.
+pub const START_MAX: usize = 2 * PREFIX_MAX;
+
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detected {
@@ -47,11 +51,14 @@ enum Look {
 }
 
 /// Finds the protocol by what both sides sent so far: of TCP the starts of both streams, of UDP the first datagram of
-/// each side; what stands behind [`PREFIX_MAX`] bytes is not looked at.
+/// each side; what stands behind [`PREFIX_MAX`] bytes is not looked at, nor what stands so far behind empty lines.
 ///
 /// For bytes of one side, more of them never change an answer other than [`Detected::More`]; so the answer does not
-/// depend on how a stream was cut. With both prefixes full the answer is never `More`.
+/// depend on how a stream was cut. A side that says nothing known is not given up alone: servers are lenient with what
+/// they take for a request, and their answer tells what it was. With both prefixes full the answer is `More` only where
+/// one of them is nothing but empty lines.
 pub fn detect(is_udp: bool, client: &[u8], server: &[u8], server_port: u16) -> Detected {
+    let starts = (client, server);
     let client = &client[..client.len().min(PREFIX_MAX)];
     let server = &server[..server.len().min(PREFIX_MAX)];
     if is_udp {
@@ -60,7 +67,7 @@ pub fn detect(is_udp: bool, client: &[u8], server: &[u8], server_port: u16) -> D
             if client.is_empty() && server.is_empty() { Detected::More } else { Detected::No },
         );
     }
-    let looks = (look_stream(client, server_port), look_stream(server, server_port));
+    let looks = (look_stream(starts.0, server_port), look_stream(starts.1, server_port));
     if let Some(found) = both(looks.0, looks.1) {
         return found;
     }
@@ -68,14 +75,17 @@ pub fn detect(is_udp: bool, client: &[u8], server: &[u8], server_port: u16) -> D
     if let Some(found) = both(talks.0, talks.1) {
         return found;
     }
-    let is_over = |look: Look, bytes: &[u8]| look == Look::Not && bytes.len() == PREFIX_MAX;
-    if talks.0 == Look::Open || talks.1 == Look::Open {
-        Detected::More
-    } else if looks == (Look::Not, Look::Not) || is_over(looks.0, client) || is_over(looks.1, server) {
-        Detected::No
-    } else {
-        Detected::More
-    }
+    let is_open = [looks.0, looks.1, talks.0, talks.1].contains(&Look::Open);
+    if is_open { Detected::More } else { Detected::No }
+}
+
+/// The protocol that a datagram begins beyond doubt, whatever was said before it: who wants to hide a connection sends
+/// something else first, which its receiver drops. It is asked of each datagram of a flow, so that a chance of 2^-32
+/// must not do: of QUIC it knows the versions that servers speak.
+pub fn begins(datagram: &[u8]) -> Option<AppProto> {
+    let bytes = datagram.get(..PREFIX_MAX)?;
+    let is_sure = bytes[0] & 0xc0 == 0xc0 && initial_kind(quic_version(bytes)).is_some() && quic(bytes) != Look::Not;
+    is_sure.then_some(AppProto::Quic)
 }
 
 /// The answer if one of the two is sure.
@@ -90,13 +100,14 @@ fn both(client: Look, server: Look) -> Option<Detected> {
 }
 
 /// What the start of one side's stream says, as far as one side can tell.
-fn look_stream(bytes: &[u8], server_port: u16) -> Look {
-    if bytes.is_empty() {
+fn look_stream(start: &[u8], server_port: u16) -> Look {
+    if start.is_empty() {
         return Look::Open;
     }
+    let bytes = &start[..start.len().min(PREFIX_MAX)];
     // SSH first: its banner may go on as a request line does, and is sure before that ends.
     let looks =
-        [ssh(bytes), http(bytes), http2(bytes), tls(bytes), sslv2(bytes), smb(bytes), dns_stream(bytes, server_port)];
+        [ssh(bytes), http(start), http2(bytes), tls(bytes), sslv2(bytes), smb(bytes), dns_stream(bytes, server_port)];
     let sure = looks.iter().find(|look| matches!(look, Look::Is(..)));
     let open = looks.iter().find(|look| **look == Look::Open);
     *sure.or(open).unwrap_or(&Look::Not)
@@ -114,6 +125,12 @@ fn look_datagram(bytes: &[u8], server_port: u16) -> Look {
 fn starts(bytes: &[u8], wanted: &[u8]) -> Option<bool> {
     let shared = bytes.len().min(wanted.len());
     (bytes[..shared] == wanted[..shared]).then_some(bytes.len() >= wanted.len())
+}
+
+/// As [`starts`], in any case of letters.
+fn starts_in_any_case(bytes: &[u8], wanted: &[u8]) -> Option<bool> {
+    let shared = bytes.len().min(wanted.len());
+    bytes[..shared].eq_ignore_ascii_case(&wanted[..shared]).then_some(bytes.len() >= wanted.len())
 }
 
 /// Methods that may stand before a target whose line is longer than the prefix, or has no version (RFC 9110, 9; RFC
@@ -152,22 +169,27 @@ const METHODS: [&str; 31] = [
     "PURGE",
 ];
 
+/// Bytes of line ends that a stream begins with.
+pub fn blank_start(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
+}
+
 /// HTTP/1: a request line or a status line (RFC 9112, 3 and 4).
-fn http(bytes: &[u8]) -> Look {
-    if let Some(whole) = starts(bytes, b"HTTP/") {
-        return if whole { status_line(&bytes[5..]) } else { Look::Open };
+fn http(start: &[u8]) -> Look {
+    if let Some(whole) = starts(start, b"HTTP/") {
+        return if whole { status_line(&start[5..]) } else { Look::Open };
     }
-    // Servers skip empty lines before a request (RFC 9112, 2.2).
-    let blank = bytes.iter().take(8).take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-    let bytes_after = &bytes[blank..];
-    let word = bytes_after.iter().take(WORD_MAX + 1).take_while(|byte| is_token(**byte)).count();
-    if word == bytes_after.len() && word <= WORD_MAX {
+    // Servers skip empty lines before a request (RFC 9112, 2.2), some of them any number.
+    let bytes = &start[blank_start(start)..];
+    let bytes = &bytes[..bytes.len().min(PREFIX_MAX)];
+    let word = bytes.iter().take(WORD_MAX + 1).take_while(|byte| is_token(**byte)).count();
+    if word == bytes.len() && word <= WORD_MAX {
         return Look::Open;
     }
-    if word == 0 || word > WORD_MAX || !matches!(bytes_after[word], b' ' | b'\t') {
+    if word == 0 || word > WORD_MAX || !matches!(bytes[word], b' ' | b'\t') {
         return Look::Not;
     }
-    request_line(&bytes_after[..word], &bytes_after[word..], bytes.len() == PREFIX_MAX)
+    request_line(&bytes[..word], &bytes[word..], bytes.len() == PREFIX_MAX)
 }
 
 /// A request line from behind its method on.
@@ -179,21 +201,19 @@ fn request_line(method: &[u8], rest: &[u8], is_full: bool) -> Look {
     if line.iter().any(|byte| *byte < b' ' && *byte != b'\t' || *byte == 0x7f) {
         return Look::Not;
     }
-    let starts_as_target = |line: &[u8]| {
-        let head = &line[..line.len().min(8)];
-        matches!(head.first(), Some(b'/'))
-            || starts(head, b"http://") == Some(true)
-            || starts(head, b"https://") == Some(true)
-    };
+    let schemes = || [&b"http://"[..], b"https://"].map(|scheme| starts_in_any_case(line, scheme));
+    let starts_as_target = || line.first() == Some(&b'/') || schemes().contains(&Some(true));
+    // Servers skip any number of spaces in front of the target, so that it may come later, or be cut.
+    let may_start_as_target = || starts_as_target() || schemes().contains(&Some(false));
     match line_end {
-        None if is_full && is_known && starts_as_target(line) => Look::Is(AppProto::Http, Some(Side::Client)),
+        None if is_full && is_known && may_start_as_target() => Look::Is(AppProto::Http, Some(Side::Client)),
         None if is_full => Look::Not,
         None => Look::Open,
         Some(_) => {
             let version = line.rsplit(|byte| matches!(byte, b' ' | b'\t')).next().unwrap_or_default();
             let has_target = version.len() < line.len();
             let is_versioned = has_target && starts(version, b"HTTP/") == Some(true) && version.len() > 5;
-            let is_simple = method == b"GET" && !has_target && starts_as_target(line);
+            let is_simple = method == b"GET" && !has_target && starts_as_target();
             // "PRI * HTTP/2.0" opens HTTP/2 or nothing.
             if (is_versioned || is_simple) && method != b"PRI" {
                 Look::Is(AppProto::Http, Some(Side::Client))
@@ -241,12 +261,8 @@ fn tls(bytes: &[u8]) -> Look {
     let mut have = 0;
     let mut rest = bytes;
     while have < hello.len() {
-        let header_ok = rest.iter().zip(0usize..3).all(|(byte, at)| match at {
-            0 => *byte == 22,
-            1 => *byte == 3,
-            _ => *byte <= 4,
-        });
-        if !header_ok {
+        // Of the version receivers ask the first byte only.
+        if starts(rest, &[22, 3]).is_none() {
             return Look::Not;
         }
         if rest.len() < 5 {
@@ -450,12 +466,14 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
         return Look::Not;
     }
     let is_home = server_port == DNS_PORT;
+    // An inverse query holds the answer, and asks for the question (RFC 1035, 6.4).
+    let is_inverse = is_home && message.get(2).is_some_and(|flags| flags & 0xf8 == 0x08);
     // One question, an opcode that exists, and the reserved bit: looked at as they come, to be done with others soon.
     let is_fit = message.iter().take(6).enumerate().all(|(at, byte)| match at {
         2 => byte >> 3 & 0xf <= 6 && (is_home || byte & 0x80 != 0 || length <= 1024),
         3 => byte & 0x40 == 0,
         4 => *byte == 0,
-        5 => *byte == 1,
+        5 => *byte == u8::from(!is_inverse),
         _ => true,
     });
     if !is_fit {
@@ -470,9 +488,10 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
     let opcode = message[2] >> 3 & 0xf;
     // A query has no code; truncation and "recursion available" are a server's to say.
     let is_plain = opcode == 0 && (is_response || message[2] & 0x06 == 0 && message[3] & 0x8f == 0 && count(6) == 0);
-    if !is_home && !is_plain {
+    if !is_home && !is_plain || is_inverse && (count(6), records) != (1, 1) {
         return Look::Not;
     }
+    // The name, type and class of what is asked, or of the answer.
     let name_end = match dns_name(message, is_home) {
         Ok(end) => end,
         Err(look) => return look,
@@ -489,7 +508,7 @@ fn dns(message: &[u8], length: usize, server_port: u16) -> Look {
     let is_sane = kind != 0 && matches!(class, 1 | 3 | 4 | 254 | 255) && !is_netbios;
     // A record is at least a root name and ten bytes.
     let after = length.saturating_sub(name_end + 4);
-    let is_room = records * 11 <= after && (is_home || records > 0 || after == 0);
+    let is_room = if is_inverse { after >= 6 } else { records * 11 <= after && (is_home || records > 0 || after == 0) };
     let is_known = is_home || matches!(kind, 1..=65 | 99..=109 | 249..=258 | 32768..=32769);
     let is_few = is_home || is_response || records <= 2;
     if is_sane && is_room && is_known && is_few {
@@ -545,16 +564,31 @@ fn quic(bytes: &[u8]) -> Look {
         return Look::Not;
     }
     let kind = bytes[0] >> 4 & 3;
-    let initial = match u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) {
-        // Version 1, its drafts from 22 on, Facebook's; and those that ask the server to offer others (RFC 9000, 15).
-        1 | 0xff00_0016..=0xff00_0022 | 0xface_b001 | 0xface_b002 | 0xface_b00e => 0,
-        version if version & 0x0f0f_0f0f == 0x0a0a_0a0a => 0,
-        // Version 2.
-        0x6b33_43cf => 1,
-        _ if letters(1) => return is,
-        _ => return Look::Not,
+    let version = quic_version(bytes);
+    let initial = match initial_kind(version) {
+        Some(kind) => kind,
+        // Those that ask the server to offer others (RFC 9000, 15).
+        None if version & 0x0f0f_0f0f == 0x0a0a_0a0a => 0,
+        None if letters(1) => return is,
+        None => return Look::Not,
     };
     if kind == initial && quic_lengths(bytes) { is } else { Look::Not }
+}
+
+/// The version in a long header.
+fn quic_version(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]])
+}
+
+/// The type that Initial packets of a version have.
+fn initial_kind(version: u32) -> Option<u8> {
+    match version {
+        // Version 1, its drafts from 22 on, Facebook's.
+        1 | 0xff00_0016..=0xff00_0022 | 0xface_b001 | 0xface_b002 | 0xface_b00e => Some(0),
+        // Version 2.
+        0x6b33_43cf => Some(1),
+        _ => None,
+    }
 }
 
 /// Whether ids, token and length of an Initial are such as a client's first may have.

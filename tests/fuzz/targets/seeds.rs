@@ -136,7 +136,8 @@ impl Watcher for Nobody {
 fn conversations(root: &Path) -> Vec<(AppProto, Vec<Piece>)> {
     let record: fn(AppProto) -> Option<Box<dyn Parser>> =
         |protocol| Some(Box::new(Recorder(protocol, Vec::new())) as Box<dyn Parser>);
-    let protocols = Protocols { detect: detect::detect, parser_for: record, datagram_parser_for: record };
+    let (detect, begins) = (detect::detect, detect::begins);
+    let protocols = Protocols { detect, begins, parser_for: record, datagram_parser_for: record };
     for frames in captures(root) {
         let mut inspector = Inspector::with_protocols(Limits::default(), 7, protocols);
         for (time_ns, (link, frame)) in (1..).zip(frames) {

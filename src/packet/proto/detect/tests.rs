@@ -198,8 +198,70 @@ fn gives_up_soon() {
     for (client, server) in table {
         assert_eq!(tcp(client, server, 40000), Detected::No, "{:?}", String::from_utf8_lossy(client));
     }
-    assert_eq!(tcp(&[7; PREFIX_MAX], b"", 9), Detected::No, "a server that says nothing");
-    assert_eq!(tcp(b"", &[7; PREFIX_MAX], 9), Detected::No, "a client that says nothing");
+}
+
+/// What a server takes for a request may be such that only its answer tells; so one side alone gives nobody up.
+#[test]
+fn a_side_that_says_nothing_known_waits_for_the_other() {
+    let unknown = [7; PREFIX_MAX];
+    for said in [&unknown[..8], &unknown] {
+        assert_eq!(tcp(said, b"", 9), Detected::More);
+        assert_eq!(tcp(b"", said, 9), Detected::More);
+        assert_eq!(tcp(said, &[7; 8], 9), Detected::No);
+        assert_eq!(tcp(&[7; 8], said, 9), Detected::No);
+    }
+    let odd_method = full(b"FROBNICATE /", b'a', 600);
+    let empty_record: &[u8] = &[b"\x16\x03\x01\0\0", CLIENT_HELLO].concat();
+    let odd_hello = &[&CLIENT_HELLO[..9], b"\x7f\0", &full(b"", 0x5a, 600)].concat();
+    let table: &[(&[u8], &[u8], AppProto)] = &[
+        (&odd_method, b"HTTP/1.1 405 Method Not Allowed\r\n", AppProto::Http),
+        (b" GET / HTTP/1.1\r\n", b"HTTP/1.0 200 OK\r\n", AppProto::Http),
+        (empty_record, SERVER_HELLO, AppProto::Tls),
+        (odd_hello, SERVER_HELLO, AppProto::Tls),
+    ];
+    for (client, server, protocol) in table {
+        assert_eq!(tcp(client, b"", 40000), Detected::More, "{protocol:?}");
+        check(client, server, 40000, yes(*protocol));
+    }
+}
+
+#[test]
+fn empty_lines_and_spaces_in_front_hide_no_request() {
+    let http = yes(AppProto::Http);
+    for count in [1, 8, 9, 200, PREFIX_MAX - 1, PREFIX_MAX, 3 * PREFIX_MAX] {
+        for blank in [&b"\r\n"[..], b"\n", b"\r"] {
+            let blanks = blank.repeat(count);
+            let request = [&blanks[..], b"GET /admin HTTP/1.1\r\n"].concat();
+            assert_eq!(tcp(&blanks, b"", 80), Detected::More, "{count}");
+            assert_eq!(tcp(&request, b"", 80), http, "{count}");
+            // Fewer of them change nothing, if they are enough.
+            let enough = blanks.len().saturating_sub(PREFIX_MAX);
+            for end in 0..request.len() - enough {
+                let found = tcp(&request[enough..enough + end], b"", 80);
+                assert!(found == http || found == Detected::More, "{count} {end}: {found:?}");
+            }
+            assert_eq!(tcp(&request[enough..], b"", 80), http, "{count}");
+            // A long target starts to count behind them.
+            let long = [&blanks[..], b"GET /", &[b'a'; 600]].concat();
+            assert_eq!(tcp(&long, b"", 80), http, "{count}");
+            assert_eq!(tcp(&long[..blanks.len() + PREFIX_MAX - 1], b"", 80), Detected::More, "{count}");
+        }
+        let spaces = [b"GET", &b" ".repeat(count)[..], b"/admin HTTP/1.1\r\n"].concat();
+        check(&spaces, b"", 80, http);
+        check(&spaces.to_ascii_lowercase()[..spaces.len() - 20], b"HTTP/1.1 400 Bad Request\r\n", 80, http);
+    }
+    assert_eq!(tcp(&b"\r\n".repeat(600), &[7; PREFIX_MAX], 80), Detected::More, "nothing was said yet");
+    assert_eq!(tcp(&[&b"\r\n".repeat(600)[..], b"\x07"].concat(), &[7; 8], 80), Detected::No);
+}
+
+/// Receivers look at a record's type and major version only.
+#[test]
+fn any_minor_version_of_a_record_is_tls() {
+    for minor in 0..=255 {
+        let mut hello = CLIENT_HELLO.to_vec();
+        hello[2] = minor;
+        check(&hello, b"", 443, yes(AppProto::Tls));
+    }
 }
 
 #[test]
@@ -275,8 +337,32 @@ fn a_request_line_that_is_longer_than_the_prefix() {
     let line = full(b"GET /", b'a', 600);
     assert_eq!(tcp(&line[..PREFIX_MAX - 1], b"", 80), Detected::More);
     assert_eq!(tcp(&line, b"", 80), yes(AppProto::Http));
-    assert_eq!(tcp(&full(b"FROBNICATE /", b'a', 600), b"", 80), Detected::No);
-    assert_eq!(tcp(&full(b"GET key", b'a', 600), b"", 80), Detected::No);
+    for target in ["http://a/", "HTTP://a/", "hTTps://a/"] {
+        let line = full(format!("GET {target}").as_bytes(), b'a', 600);
+        assert_eq!(tcp(&line, b"", 80), yes(AppProto::Http), "{target}");
+        // Spaces may push any part of it out of sight.
+        for shown in 0..target.len() {
+            let line = format!("GET{:spaces$}{target}", "", spaces = PREFIX_MAX - 3 - shown);
+            assert_eq!(tcp(line.as_bytes(), b"", 80), yes(AppProto::Http), "{target} {shown}");
+        }
+    }
+    // What is nothing for certain.
+    for line in [&b"FROBNICATE /"[..], b"GET key", b"GET httq://", b"GET http:/a"] {
+        assert_eq!(tcp(&full(line, b'a', 600), &[7; 8], 80), Detected::No, "{:?}", String::from_utf8_lossy(line));
+    }
+}
+
+#[test]
+fn a_datagram_that_begins_a_connection_is_told_from_all_others() {
+    let initial = full(b"\xc3\0\0\0\x01\x08abcdefgh\0\0\x44\x9e", 0x42, 1200);
+    assert_eq!(begins(&initial), Some(AppProto::Quic));
+    assert_eq!(begins(&initial[..PREFIX_MAX]), Some(AppProto::Quic));
+    let google: &[u8] = &full(b"\xc3Q046\x50abcdefgh\0\0\0\x01", 0x42, 1200);
+    let greased: &[u8] = &full(b"\xc3\x1a\x2a\x3a\x4a\x08abcdefgh\0\0\x44\x9e", 0x42, 1200);
+    for other in [google, greased, &initial[..PREFIX_MAX - 1], DNS_ASK, &full(DNS_ANSWER, 0, 1200), &[0x41; 1200], b""]
+    {
+        assert_eq!(begins(other), None);
+    }
 }
 
 #[test]
@@ -310,6 +396,9 @@ fn datagrams() {
     let mdns = b"\0\0\0\0\0\x01\0\0\0\0\0\0\x05_http\x04_tcp\x05local\0\0\x0c\0\x01";
     let netbios = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x20CKAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\0\0\x21\0\x01";
     let damaged = b"\x12\x34\x01\x10\0\x01\0\0\0\0\0\0\x04CKAa\0\0\x20\0\x01";
+    let inverse = b"\x77\xfc\x09\0\0\0\0\x01\0\0\0\0\x03216\x0258\x03202\x014\0\0\x01\0\x01\0\0\0\0\0\0";
+    check(&over_tcp(inverse), b"", 53, dns);
+    let two_answers = b"\x77\xfc\x09\0\0\0\0\x02\0\0\0\0\x03216\0\0\x01\0\x01\0\0\0\0\0\0\0\0\x01\0\x01\0\0\0\0\0\0";
     let quic = |start: &[u8]| full(start, 0x42, 1200);
     let table: &[(&str, &[u8], u16, Detected)] = &[
         ("mdns", mdns, 5353, Detected::No),
@@ -321,6 +410,11 @@ fn datagrams() {
         ("netbios asked of a dns server", netbios, 53, dns),
         ("notify", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 53, dns),
         ("notify elsewhere", b"\0\x01\x24\0\0\x01\0\0\0\0\0\0\x03org\0\0\x06\0\x01", 40000, Detected::No),
+        ("an inverse query", inverse, 53, dns),
+        ("an inverse query elsewhere", inverse, 40000, Detected::No),
+        ("an inverse query cut short", &inverse[..inverse.len() - 1], 53, Detected::No),
+        ("an inverse query with two answers", two_answers, 53, Detected::No),
+        ("no question that is no inverse query", &[&b"\x77\xfc\x01"[..], &inverse[3..]].concat(), 53, Detected::No),
         ("bytes behind the question", &[DNS_ASK, b"xx"].concat(), 40000, Detected::No),
         ("bytes behind the question at home", &[DNS_ASK, b"xx"].concat(), 53, dns),
         ("a query cut short", &DNS_ASK[..20], 53, Detected::No),
@@ -402,6 +496,7 @@ fn streams() -> impl Strategy<Value = Vec<u8>> {
         b"\x81\0\0\x44\x20CKFDENECFDEFFCFGEFFCCACACACACACA\0",
         b"SSH-2.0-x",
         b"SSH-2.0-x y HTTP/1.1\r\n",
+        b"\r\n\n\r\r\n\r\n\r\n\r\nGET  / HTTP/1.1\r\n",
         b"",
     ]);
     let change = prop::option::of((any::<prop::sample::Index>(), any::<u8>()));
