@@ -161,11 +161,14 @@ fn answered(commands: &[u8], replies: &[u8], code: u16, greeting: Option<&[u8]>,
     let mut rest = commands;
     loop {
         let Some((name, end)) = word(rest) else { return open };
-        if name.is_empty() || !matches!(end, b' ' | b'\r' | b'\n' | b'\t') {
+        let whole = line(rest);
+        let is_command = !name.is_empty() && matches!(end, b' ' | b'\r' | b'\n' | b'\t');
+        // A server that greets so answers rubbish with an error, and takes the next line.
+        if !is_command && !is_greeting {
             return Look::Not;
         }
-        let whole = line(rest);
-        match judge(name, whole.map(|(line, _)| &line[name.len()..])) {
+        let word = if is_command { judge(name, whole.map(|(line, _)| &line[name.len()..])) } else { Word::Unknown };
+        match word {
             Word::Smtp => return is(AppProto::Smtp),
             Word::Ftp => return is(AppProto::Ftp),
             Word::FtpAfterGreeting if is_greeting => return is(AppProto::Ftp),
@@ -174,10 +177,10 @@ fn answered(commands: &[u8], replies: &[u8], code: u16, greeting: Option<&[u8]>,
             Word::FtpAfterGreeting | Word::Unknown => return Look::Not,
         }
         let Some((said, behind)) = whole else { return open };
-        if !is_text(said) {
+        if !is_text(said) && !is_greeting {
             return Look::Not;
         }
-        if is_greeting {
+        if is_greeting && is_command && is_text(said) {
             let Some(greeting) = greeting else { return Look::Open };
             if let Some(protocol) = tie(greeting, server_port) {
                 return is(protocol);

@@ -289,6 +289,12 @@ fn a_greeting_waits_for_its_client() {
         (b"GET x\r\n", plain, 40000, Detected::More),
         (b"\x01\x02\x03", plain, 25, Detected::More),
         (b"NOOP\r\nMAIL FROM:<>\r\n", b"421 busy\r\n", 40000, smtp),
+        // Rubbish is answered with an error, and the next line is read.
+        (b"\r\n\x01\r\n\xff\xfe 1\r\nEHLO bob\r\n", plain, 40000, smtp),
+        (b"\r\n\r\n<<>>\r\nUSER bob\r\n", plain, 40000, ftp),
+        (b"\r\nQUIT\r\n", postfix, 40000, smtp),
+        (b"\r\n\r\n", postfix, 25, Detected::More),
+        (b"\r\nMAIL FROM:<>\r\n", b"250 ok\r\n", 40000, Detected::No),
         // The server alone, once it answers.
         (b"", b"220-a\r\n220 b\r\n250-PIPELINING\r\n", 40000, smtp),
         (b"", b"220 b\r\n331 Password\r\n", 40000, ftp),
