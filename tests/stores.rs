@@ -409,7 +409,7 @@ fn operators_find_alerts_mark_them_and_see_who_did_by_curl_and_command_line() {
         ("alerts/7", 404, "is not the id of an alert"),
         ("alerts/00000000-0000-7000-8000-000000000000", 404, "there is no alert"),
         ("audit/logs?action=pass", 400, "must be one of config_changed"),
-        ("audit/rules/none/history", 404, "there is no rule"),
+        ("audit/rules/none/history", 404, "no version of rule \"none\" is kept"),
     ] {
         let (got, body) = get(path);
         let message = body["error"]["message"].as_str().unwrap_or_default();
