@@ -111,6 +111,7 @@ struct Agent {
     engines: Engines,
     auth: Arc<Auth>,
     alerting: Arc<Alerting>,
+    hub: Hub,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -269,6 +270,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
+    hub.note_window(fold_window(&config));
     parts.hub = Some(hub.clone());
     let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
@@ -408,7 +410,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         socket.map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
     stores.begin_run(&config, &options.config, &engines);
-    Ok(Agent { options, config, engines, auth, alerting, metrics, confirmations, shared, stores, tls, sandbox })
+    Ok(Agent { options, config, engines, auth, alerting, hub, metrics, confirmations, shared, stores, tls, sandbox })
 }
 
 impl Parts {
@@ -459,6 +461,11 @@ impl Parts {
             log::error!("giving the kernel back: {error:#}");
         }
     }
+}
+
+/// How long repeats of an alert wait for their telling.
+fn fold_window(config: &Config) -> Duration {
+    Duration::from_secs(config.alerting.dedup_window_secs.into())
 }
 
 /// Ends an owner's thread, and what it owns with it.
@@ -717,6 +724,7 @@ impl Agent {
         if let Err(error) = self.alerting.commit(&loaded.config.alerting, sinks) {
             log::error!("putting [alerting] in force, of which nothing changed: {error:#}");
         }
+        self.hub.note_window(fold_window(&loaded.config));
         self.engines.spare(loaded.config.firewall.dhcp, &guard);
         if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
