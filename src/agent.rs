@@ -29,6 +29,7 @@ use crate::bpf::xdp_steer::{self, XdpSteer};
 use crate::bpf::{self, PIN_DIR};
 use crate::classify::guard::Guard;
 use crate::classify::interfaces::Device;
+use crate::component::Component;
 use crate::config::agent::{AgentConfig, ControlSocket, CpuSteering, GuardFrom, OnExit, XdpMode as WrittenXdpMode};
 use crate::config::{self, Config};
 use crate::confirm::{Confirmations, Expired, Reserved, Trial};
@@ -48,8 +49,8 @@ use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
-use crate::ruled::RuleOwner;
 use crate::ruled::store::Store;
+use crate::ruled::{AnyRule, RuleOwner};
 use crate::store;
 use crate::store::alerts::AlertStore;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
@@ -110,6 +111,7 @@ struct Agent {
     engines: Engines,
     auth: Arc<Auth>,
     alerting: Arc<Alerting>,
+    hub: Hub,
     metrics: Arc<Metrics>,
     confirmations: Arc<Confirmations>,
     shared: Arc<Mutex<Config>>,
@@ -236,6 +238,8 @@ pub fn run(options: Options) -> Result<()> {
     if let Some(expired) = agent.confirmations.close(STOP) {
         agent.taken_back(expired, "not confirmed before the agent stopped");
     }
+    let why = ended.as_ref().map_or_else(|error| format!("{error:#}"), |()| "a signal ended it".to_owned());
+    agent.stores.auditor().record(Entry::new(Actor::agent(), audit::AGENT_STOP, 200, why));
     parts.stop();
     log::info!("agent stopped");
     ended
@@ -266,6 +270,7 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
 
     let (alerts, alert_queue) = alert::queue(&metrics, ALERTS_MAX);
     let hub = Hub::new(hub::RING);
+    hub.note_window(fold_window(&config));
     parts.hub = Some(hub.clone());
     let processes = Processes::open(scanner.clone(), Instant::now());
     let processes = processes.inspect_err(|error| log::warn!("alerts name no processes: {error}")).ok();
@@ -404,7 +409,8 @@ fn start(basis: Basis, parts: &mut Parts) -> Result<Agent> {
         "agent started; REST on {rest}{}{}{also}", if tls.is_some() { " by TLS" } else { "" },
         socket.map(|path| format!(" and {}", path.display())).unwrap_or_default()
     );
-    Ok(Agent { options, config, engines, auth, alerting, metrics, confirmations, shared, stores, tls, sandbox })
+    stores.begin_run(&config, &options.config, &engines);
+    Ok(Agent { options, config, engines, auth, alerting, hub, metrics, confirmations, shared, stores, tls, sandbox })
 }
 
 impl Parts {
@@ -457,6 +463,11 @@ impl Parts {
     }
 }
 
+/// How long repeats of an alert wait for their telling.
+fn fold_window(config: &Config) -> Duration {
+    Duration::from_secs(config.alerting.dedup_window_secs.into())
+}
+
 /// Ends an owner's thread, and what it owns with it.
 fn end<O: 'static>(part: Option<Part<O>>) -> Result<(), Gone> {
     part.map_or(Ok(()), |(handle, thread)| handle.stop().and_then(|()| thread.join(STOP).map(drop)))
@@ -493,6 +504,24 @@ impl Stores {
         match &self.audit {
             Some(audit) => Arc::new(audit.clone()),
             None => Arc::new(NoAuditor),
+        }
+    }
+
+    /// Tells the trail of the start, and what is in force now.
+    fn begin_run(&self, config: &Config, path: &Path, engines: &Engines) {
+        let Some(audit) = &self.audit else { return };
+        let detail = format!("version {}, {}", env!("CARGO_PKG_VERSION"), path.display());
+        audit.begin_run(audit::run::Run {
+            entry: Entry::new(Actor::agent(), audit::AGENT_START, 200, detail),
+            config: config.masked(),
+            added: engines.added_rules(),
+        });
+    }
+
+    /// Another configuration is in force: the next start is compared with it.
+    fn configured(&self, config: Value) {
+        if let Some(audit) = &self.audit {
+            audit.configured(config);
         }
     }
 
@@ -695,13 +724,16 @@ impl Agent {
         if let Err(error) = self.alerting.commit(&loaded.config.alerting, sinks) {
             log::error!("putting [alerting] in force, of which nothing changed: {error:#}");
         }
+        self.hub.note_window(fold_window(&loaded.config));
         self.engines.spare(loaded.config.firewall.dhcp, &guard);
         if let (Some(store), Some(state)) = (&self.tls, tls) {
             store.replace(state);
         }
         self.auth.replace(auth);
         self.stores.reconfigure(&loaded.config);
-        let notes = audit::config_changes(&self.config.masked(), &loaded.config.masked());
+        let masked = loaded.config.masked();
+        let notes = audit::config_changes(&self.config.masked(), &masked);
+        self.stores.configured(masked);
         let old = std::mem::replace(&mut self.config, loaded.config.clone());
         *self.lock() = loaded.config;
         if let Some(secs) = confirm_secs {
@@ -760,6 +792,7 @@ impl WayBack {
             log::warn!("{error}");
         }
         sections.and(alerting)?;
+        self.stores.configured(self.config.masked());
         *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = self.config.clone();
         Ok(())
     }
@@ -891,6 +924,21 @@ impl Engines {
             facts.attachments = attachments;
         }
         Ok(facts)
+    }
+
+    /// Of each engine that runs the rules that were made through the API.
+    fn added_rules(&self) -> Vec<(Component, Vec<Value>)> {
+        fn of<O: RuleOwner>(owner: &Handle<O>) -> Option<Vec<Value>> {
+            let text = |rule: &O::Rule| serde_json::to_value(rule.text()).unwrap_or_default();
+            let asked = owner.call(move |owner| owner.book().added.iter().map(text).collect());
+            asked.inspect_err(|gone| log::warn!("asking for the rules of the API: {gone}")).ok()
+        }
+        let all = [
+            (Component::Firewall, of(&self.firewall)),
+            (Component::Ratelimit, self.ratelimit.as_ref().and_then(of)),
+            (Component::L7, self.l7.as_ref().and_then(of)),
+        ];
+        all.into_iter().filter_map(|(component, rules)| Some((component, rules?))).collect()
     }
 
     /// Rules of all engines but the firewall.

@@ -589,6 +589,11 @@ impl ApiError {
         ApiError::new(404, "RULE_NOT_FOUND", format!("there is no rule \"{}\"", shown(id)))
     }
 
+    /// 404: the trail keeps no version of the rule; whether the rule is in force is not for it to say.
+    pub fn version_not_found(id: &str) -> ApiError {
+        ApiError::new(404, "RULE_NOT_FOUND", format!("no version of rule \"{}\" is kept", shown(id)))
+    }
+
     /// 401: nobody knows who calls.
     pub fn unauthenticated(message: impl Into<String>) -> ApiError {
         ApiError::new(401, "AUTHENTICATION_REQUIRED", message)

@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 use self::columns::{FLOW_COLUMNS, TOP_COLUMNS};
 use self::rules::Rules;
 use self::way::client;
-use crate::api::Method;
+use crate::api::{Method, PAGE_LIMIT_MAX};
 use crate::client::{Answer, Client, ClientError, Trust, refused};
 
 /// Exit code: all went well.
@@ -140,6 +140,8 @@ pub enum Remote {
     Flows(String),
     /// A page of something.
     Page(Paged),
+    /// All of it, however many pages.
+    All(Paged),
     /// Whether the audit trail is as it was written.
     AuditVerify,
     /// Alerts as they happen.
@@ -810,6 +812,7 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
         }
         Remote::Flows(target) => (listed(output, list_of(client, target)?, FLOW_COLUMNS, "no flows"), OK),
         Remote::Page(page) => (paged(output, page, client.json(Method::Get, &page.target, None)?), OK),
+        Remote::All(page) => (paged(output, page, all_of(client, &page.target)?.into()), OK),
         Remote::AuditVerify => {
             let found = client.json(Method::Get, "/api/v1/audit/verify", None)?;
             (show(&found), if found["status"] == "intact" { OK } else { REFUSED })
@@ -848,6 +851,19 @@ fn listed(output: Output, items: Vec<Value>, columns: &[Column], nothing: &str) 
         Output::Json => pretty(&Value::Array(items)),
         Output::Table if items.is_empty() => nothing.to_owned(),
         Output::Table => list_table(&items, columns),
+    }
+}
+
+/// All pages of a list that has no end of its own; the path has no query.
+fn all_of(client: &Client, path: &str) -> Result<Vec<Value>, ClientError> {
+    let mut all = Vec::new();
+    loop {
+        let page = list_of(client, &format!("{path}?limit={PAGE_LIMIT_MAX}&offset={}", all.len()))?;
+        let is_last = page.len() < PAGE_LIMIT_MAX as usize;
+        all.extend(page);
+        if is_last {
+            return Ok(all);
+        }
     }
 }
 

@@ -11,11 +11,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, TCP_LISTEN};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 
 use crate::supervise::Supervisor;
@@ -153,6 +157,8 @@ impl Scanner {
 /// Finds the processes of sockets.
 pub struct Processes {
     socket: Socket,
+    /// To ask which addresses are this host's.
+    routes: Socket,
     scanner: Scanner,
     known: HashMap<u32, (Instant, Option<Process>)>,
     /// Searches under way, and since when.
@@ -166,12 +172,9 @@ pub struct Processes {
 impl Processes {
     /// Connects to the kernel.
     pub fn open(scanner: Scanner, now: Instant) -> std::io::Result<Processes> {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&NetlinkAddr::new(0, 0))?;
-        socket.set_non_blocking(true)?;
         Ok(Processes {
-            socket,
+            socket: netlink(NETLINK_SOCK_DIAG)?,
+            routes: netlink(NETLINK_ROUTE)?,
             scanner,
             known: HashMap::new(),
             asked: HashMap::new(),
@@ -184,7 +187,9 @@ impl Processes {
     /// The process of this host that has an end of a flow of TCP (6) or UDP (17), if one has. May wait for
     /// [`SEARCH_FOR`].
     pub fn of_flow(&mut self, protocol: u8, ends: [SocketAddr; 2], now: Instant) -> Option<Process> {
-        match self.look(protocol, ends, now) {
+        let [first, second] = ends;
+        let socket = self.connected(protocol, first, second).or_else(|| self.connected(protocol, second, first));
+        match self.search(socket, now) {
             Found::Known(process) => process,
             Found::TooMany => None,
             Found::Asked(Ticket { inode }) => {
@@ -200,10 +205,15 @@ impl Processes {
         }
     }
 
-    /// The same without waiting.
-    pub fn look(&mut self, protocol: u8, ends: [SocketAddr; 2], now: Instant) -> Found {
-        let [first, second] = ends;
-        let socket = self.inode_of(protocol, first, second).or_else(|| self.inode_of(protocol, second, first));
+    /// The process that sent a packet from one address to another, or is to get it, without waiting. When a packet is
+    /// seen its connection need not be there: at the first of TCP, and never where a server speaks UDP.
+    pub fn of_packet(&mut self, protocol: u8, [from, to]: [SocketAddr; 2], now: Instant) -> Found {
+        let socket = self.connected(protocol, from, to).or_else(|| self.taking(protocol, to, from));
+        self.search(socket, now)
+    }
+
+    /// The process that has a socket, by its inode and user.
+    fn search(&mut self, socket: Option<(u32, u32)>, now: Instant) -> Found {
         let Some((inode, uid)) = socket else { return Found::Known(None) };
         if let Some((when, process)) = self.known.get(&inode)
             && now.duration_since(*when) < KNOWN_FOR
@@ -274,16 +284,14 @@ impl Processes {
         process
     }
 
-    /// Inode and user of the connected socket between two addresses, seen from `local`.
-    fn inode_of(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(u32, u32)> {
+    /// What the kernel says is at `local` for packets from `remote`.
+    fn socket_at(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<InetResponseHeader> {
         let (ip_protocol, source, destination) = match u32::from(protocol) {
             tcp if tcp == u32::from(IPPROTO_TCP) => (IPPROTO_TCP, local, remote),
             // The kernel takes the ends of UDP the other way round (net/ipv4/udp_diag.c).
             udp if udp == u32::from(IPPROTO_UDP) => (IPPROTO_UDP, remote, local),
             _ => return None,
         };
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
         let request = InetRequest {
             family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
             protocol: ip_protocol,
@@ -298,21 +306,81 @@ impl Processes {
                 cookie: [0xff; 8],
             },
         };
-        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).ok()?;
-        let mut answer = Vec::with_capacity(ANSWER_BYTES);
-        self.socket.recv(&mut answer, 0).ok()?;
-        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(&answer).ok()?;
-        let NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) = answer.payload else { return None };
-        // Where no connection is, the kernel names the listener.
-        let id = &found.header.socket_id;
-        let is_it = [id.source_port, id.destination_port] == [local.port(), remote.port()]
-            && same(id.destination_address, remote.ip());
-        (is_it && found.header.inode != 0).then_some((found.header.inode, found.header.uid))
+        match ask(&self.socket, SockDiagMessage::InetRequest(request))? {
+            SockDiagMessage::InetResponse(found) => Some(found.header),
+            _ => None,
+        }
     }
+
+    /// Inode and user of the connected socket between two addresses, seen from `local`.
+    fn connected(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(u32, u32)> {
+        let found = self.socket_at(protocol, local, remote)?;
+        // Where no connection is, the kernel names the listener.
+        (is_between(&found, local, remote) && found.inode != 0).then_some((found.inode, found.uid))
+    }
+
+    /// The same of the socket that takes what `remote` sends to `local`: the connected one, or where there is none (yet)
+    /// the listener of TCP, or the UDP socket that speaks with everybody.
+    fn taking(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(u32, u32)> {
+        let mut found = self.socket_at(protocol, local, remote)?;
+        if is_between(&found, local, remote) {
+            if found.inode != 0 {
+                return Some((found.inode, found.uid));
+            }
+            // A handshake that is not over, or a connection that is: nobody has it, but somebody listens.
+            found = self.socket_at(protocol, local, SocketAddr::new(remote.ip(), 0))?;
+        }
+        let SocketId { source_port, destination_port, .. } = found.socket_id;
+        let is_tcp = u32::from(protocol) == u32::from(IPPROTO_TCP);
+        let is_open = [source_port, destination_port] == [local.port(), 0] && (!is_tcp || found.state == TCP_LISTEN);
+        // One that is bound to every address is not meant where the packet goes through this host, or out of it.
+        (is_open && found.inode != 0 && self.is_of_host(local.ip())).then_some((found.inode, found.uid))
+    }
+
+    /// Whether packets to this address end in this host.
+    fn is_of_host(&mut self, address: IpAddr) -> bool {
+        let mut message = RouteMessage::default();
+        let (family, bits) = if address.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        (message.header.address_family, message.header.destination_prefix_length) = (family, bits);
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let answer = ask(&self.routes, RouteNetlinkMessage::GetRoute(message));
+        matches!(answer, Some(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
+    }
+}
+
+/// Asks the kernel, which answers at once, with one message.
+fn ask<M>(socket: &Socket, question: M) -> Option<M>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(question));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).ok()?;
+    let mut answer = Vec::with_capacity(ANSWER_BYTES);
+    socket.recv(&mut answer, 0).ok()?;
+    match NetlinkMessage::<M>::deserialize(&answer).ok()?.payload {
+        NetlinkPayload::InnerMessage(answer) => Some(answer),
+        _ => None,
+    }
+}
+
+/// A socket of the kernel without blocking.
+fn netlink(protocol: isize) -> std::io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// Whether it is the connection itself.
+fn is_between(found: &InetResponseHeader, local: SocketAddr, remote: SocketAddr) -> bool {
+    let id = &found.socket_id;
+    [id.source_port, id.destination_port] == [local.port(), remote.port()] && same(id.destination_address, remote.ip())
 }
 
 /// Whether two addresses are one, IPv4 also as IPv6 sockets write it.
@@ -378,5 +446,62 @@ mod tests {
             assert_eq!(processes.of_flow(17, ends, now).map(|found| found.pid), Some(std::process::id()));
         }
         assert_eq!(processes.of_flow(1, ["127.0.0.1:1".parse().unwrap(); 2], now), None);
+    }
+
+    #[test]
+    fn a_packet_is_its_listeners_while_there_is_no_connection() {
+        // There are only so many searches in a second.
+        let mut now = Instant::now();
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let (scanner, ()) = Scanner::start(&supervisor, || ()).unwrap();
+        let mut processes = Processes::open(scanner, now).unwrap();
+        let mut of_packet = |protocol, from: &str, to: SocketAddr| {
+            now += Duration::from_secs(1);
+            let found = match processes.of_packet(protocol, [from.parse().unwrap(), to], now) {
+                Found::Asked(ticket) => loop {
+                    match processes.answer(ticket, now) {
+                        Outcome::Open => std::thread::sleep(Duration::from_millis(1)),
+                        Outcome::Done(process) => break process,
+                        Outcome::Late => panic!("this moment lasts"),
+                    }
+                },
+                Found::Known(process) => process,
+                Found::TooMany => panic!("not so many"),
+            };
+            found.map(|process| process.pid)
+        };
+        let this = Some(std::process::id());
+        // Bound to one address, and to all of them, of both families.
+        for (bound, to, stranger, beyond) in [
+            ("127.0.0.1:0", "127.0.0.1", "192.0.2.7:4000", "192.0.2.9"),
+            ("[::1]:0", "::1", "[2001:db8::7]:4000", "2001:db8::9"),
+            ("[::]:0", "127.0.0.1", "192.0.2.7:4000", "192.0.2.9"),
+            ("[::]:0", "::1", "[2001:db8::7]:4000", "2001:db8::9"),
+        ] {
+            let (listener, server) = (TcpListener::bind(bound).unwrap(), UdpSocket::bind(bound).unwrap());
+            let (tcp, udp) = (listener.local_addr().unwrap().port(), server.local_addr().unwrap().port());
+            let (to, beyond): (IpAddr, IpAddr) = (to.parse().unwrap(), beyond.parse().unwrap());
+            let at = |port| SocketAddr::new(to, port);
+            assert_eq!(of_packet(6, stranger, at(tcp)), this, "{bound} {to}");
+            assert_eq!(of_packet(17, stranger, at(udp)), this, "{bound} {to}");
+            // Through this host to another, or out of it, where somebody may have the same port.
+            assert_eq!(of_packet(6, stranger, SocketAddr::new(beyond, tcp)), None, "{bound} {beyond}");
+            assert_eq!(of_packet(17, stranger, SocketAddr::new(beyond, udp)), None, "{bound} {beyond}");
+            // And back from it: that a server has its source's port says nothing.
+            assert_eq!(of_packet(6, &at(tcp).to_string(), stranger.parse().unwrap()), None, "{bound} {to}");
+            drop((listener, server));
+            assert_eq!(of_packet(6, stranger, at(tcp)), None, "{bound} {to}");
+            assert_eq!(of_packet(17, stranger, at(udp)), None, "{bound} {to}");
+        }
+        // A connection that is over (TIME_WAIT) is nobody's any more.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let client = TcpStream::connect(to).unwrap();
+        let from = client.local_addr().unwrap().to_string();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(of_packet(6, &from, to), this);
+        drop(server);
+        drop(client);
+        assert_eq!(of_packet(6, &from, to), this, "it is the listener's");
     }
 }

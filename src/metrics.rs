@@ -121,7 +121,7 @@ metrics! {
         into the count of an alert that was told (dedup), withheld and told in a summary (throttle, ceiling), hidden by a \
         suppression, wanted by no route of the configuration (no_route), or alerting.enabled is false (disabled)";
     ALERT_PROCESSES = Counter "alert_process_searches" ["result"] "Searches for the process of the socket that an alert of a \
-        packet is about: found, nobody (it is no process's), late (no answer in time), too_many (not begun)";
+        packet is about: found, nobody (no process of this host has it), late (no answer in time), too_many (not begun)";
     ALERTS_TOLD = Counter "alerts_told" ["route"] "Alerts, and updates of alerts, that a route handed to its sink";
     PROCESSING = Histogram "processing_duration" in "seconds" ["domain"] "Time that an engine takes for an event";
     CONFIG_RELOADS = Counter "config_reloads" ["status"] "Reloads of the configuration";

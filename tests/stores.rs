@@ -2,6 +2,7 @@
 //!
 //! Where a process has to die or to have limits of its own, the test runs itself as that process: see [`child`].
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebpfsentinel::alert::sinks::Sink;
-use ebpfsentinel::alert::{Alert, Severity};
+use ebpfsentinel::alert::{Alert, Severity, Suppression};
 use ebpfsentinel::api::Note;
 use ebpfsentinel::audit::store::{AuditStore, Soundness};
 use ebpfsentinel::audit::{Actor, Auditor, Entry, store};
@@ -409,7 +410,7 @@ fn operators_find_alerts_mark_them_and_see_who_did_by_curl_and_command_line() {
         ("alerts/7", 404, "is not the id of an alert"),
         ("alerts/00000000-0000-7000-8000-000000000000", 404, "there is no alert"),
         ("audit/logs?action=pass", 400, "must be one of config_changed"),
-        ("audit/rules/none/history", 404, "there is no rule"),
+        ("audit/rules/none/history", 404, "no version of rule \"none\" is kept"),
     ] {
         let (got, body) = get(path);
         let message = body["error"]["message"].as_str().unwrap_or_default();
@@ -432,6 +433,27 @@ fn operators_find_alerts_mark_them_and_see_who_did_by_curl_and_command_line() {
     assert!(code == 0 && text.contains("0.0.0.249") && text.contains("There may be more: --before"), "{text}");
     let (code, text) = cli(port, &["alerts", "suppressions"]);
     assert!(code == 0 && text.contains("our scanner"), "{text}");
+    // More of them than one answer has.
+    for number in 1..=5003u32 {
+        let one = Suppression {
+            id: format!("s{number}"),
+            component: Component::Firewall,
+            rule_id: "many".to_owned(),
+            src_ip: Some(Ipv4Addr::from_bits(number).into()),
+            created_ns: now as u64 + u64::from(number),
+            until_ns: u64::MAX,
+            created_by: "anna".to_owned(),
+            comment: String::new(),
+            hidden: 0,
+        };
+        stores.alerts.suppressions().add(one, now as u64).unwrap();
+    }
+    let (code, text) = cli(port, &["-o", "json", "alerts", "suppressions"]);
+    let all: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let ids: HashSet<_> = all.iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!((code, all.len(), ids.len(), &all[5003]["id"]), (0, 5004, 5004, &"s5003".into()));
+    let (code, text) = cli(port, &["alerts", "suppressions"]);
+    assert!(code == 0 && text.contains("s5003") && text.contains("our scanner"), "{text}");
     let (code, text) = cli(port, &["alerts", "unsuppress", suppression]);
     assert_eq!((code, text.as_str()), (0, ""));
     assert!(!stores.alerts.suppressions().hides(&alert(249), now as u64));

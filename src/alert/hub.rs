@@ -2,13 +2,15 @@
 //!
 //! The router puts an alert into the ring and goes on; it never waits for a listener. Who is so slow that the ring comes
 //! round to him loses what is overwritten, and is told how many of the alerts that he wanted these were. Who comes back
-//! begins after the last event that he has seen: in the ring, or, for what is older, in the [`History`].
+//! begins after the last event that he has seen: in the ring, or, for what is older, in the [`History`]. That has each alert
+//! once, as it is now: he gets those that began before that event and were told again since, then those that began later.
 //!
 //! A listener takes alerts on a thread of his own ([`Subscription::wait`]) or as a future ([`Subscription::poll_ready`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -31,6 +33,11 @@ const PAGE: usize = 256;
 /// A listener who has read all of the history waits so long for what is on its way into it, so often.
 const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_ROUNDS: u32 = 30;
+
+/// What was told so long ago is in the history, if it ever comes there.
+const KEPT_AFTER: Duration = Duration::from_secs(2);
+/// From the last event of an alert to its telling: queues, and the search for a process.
+const ON_ITS_WAY_NS: u64 = 5_000_000_000;
 
 /// Names one telling of an alert: its id, and which revision it was. As text `ID`, and `ID.REVISION` of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,6 +109,7 @@ fn shortened(text: &str) -> String {
 #[derive(Debug)]
 pub struct Live {
     alert: Arc<Alert>,
+    told: Instant,
     json: OnceLock<String>,
 }
 
@@ -141,11 +149,27 @@ impl Stored {
 
 /// Alerts that are kept for longer than the ring does.
 pub trait History: Send + Sync {
-    /// Whether this alert is kept. Reads from a disk.
-    fn knows(&self, id: AlertId) -> Result<bool, String>;
+    /// Which revision of this alert is kept, and when it last happened, in nanoseconds since 1970; `None`: it is not kept.
+    /// Reads from a disk.
+    fn seen(&self, id: AlertId) -> Result<Option<(u32, u64)>, String>;
 
     /// At most `limit` of the alerts with greater ids, in their order. Reads from a disk.
     fn after(&self, id: AlertId, limit: usize) -> Result<Vec<Stored>, String>;
+
+    /// Of the alerts in `span` those that were told more than once, in the order of their ids; at most `limit` alerts are
+    /// looked at. The id above which to go on; `None`: these were all. Reads from a disk.
+    fn updated(&self, span: &Span, limit: usize) -> Result<(Vec<Stored>, Option<AlertId>), String>;
+}
+
+/// Alerts that may have been told again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// That last happened at this time or later, in nanoseconds since 1970.
+    pub from_ns: u64,
+    /// With greater ids than this.
+    pub above: Option<AlertId>,
+    /// With no greater ids than this.
+    pub up_to: AlertId,
 }
 
 /// What a listener gets.
@@ -187,6 +211,8 @@ pub enum GapReason {
     UnknownId,
     /// The history could not be read, or has not got what left the ring.
     StoreFailed,
+    /// Updates of alerts have left the ring that may not be in the history yet.
+    Updates,
 }
 
 impl GapReason {
@@ -196,6 +222,7 @@ impl GapReason {
             GapReason::SlowClient => "slow_client",
             GapReason::UnknownId => "unknown_id",
             GapReason::StoreFailed => "store_failed",
+            GapReason::Updates => "updates",
         }
     }
 }
@@ -210,6 +237,8 @@ struct Shared {
     state: Mutex<State>,
     history: OnceLock<Arc<dyn History>>,
     capacity: usize,
+    /// See [`Hub::note_window`].
+    window_ns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -219,6 +248,8 @@ struct State {
     overwritten: u64,
     /// The greatest id that was told for the first time and has left the ring.
     newest_overwritten: Option<AlertId>,
+    /// When the newest update was told that has left the ring.
+    newest_update_overwritten: Option<Instant>,
     listeners: HashMap<u64, Listener>,
     next_listener: u64,
     closed: bool,
@@ -281,6 +312,8 @@ impl State {
         }
         if oldest.alert.revision == 0 {
             self.newest_overwritten = self.newest_overwritten.max(Some(oldest.alert.id));
+        } else {
+            self.newest_update_overwritten = Some(oldest.told);
         }
         self.overwritten += 1;
     }
@@ -291,12 +324,18 @@ impl Hub {
     pub fn new(capacity: usize) -> Hub {
         let capacity = capacity.max(1);
         let state = State { ring: VecDeque::with_capacity(capacity), ..State::default() };
-        Hub { shared: Arc::new(Shared { state: Mutex::new(state), history: OnceLock::new(), capacity }) }
+        let (history, window_ns) = (OnceLock::new(), AtomicU64::new(0));
+        Hub { shared: Arc::new(Shared { state: Mutex::new(state), history, capacity, window_ns }) }
     }
 
     /// Where older alerts are. Once, before anybody listens.
     pub fn set_history(&self, history: Arc<dyn History>) {
         let _ = self.shared.history.set(history);
+    }
+
+    /// An update may come so long after what it tells of: the router's window. The longest that there was counts.
+    pub fn note_window(&self, window: Duration) {
+        self.shared.window_ns.fetch_max(window.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// The hub as the router writes to it.
@@ -311,7 +350,7 @@ impl Hub {
             filter,
             listener: None,
             bell: Arc::default(),
-            behind: after.map(|after| Behind { after, asked: false, rounds: 0 }),
+            behind: after.map(|after| Behind { after, part: Part::Begin, rounds: 0 }),
         };
         if after.is_none() {
             let mut state = self.lock();
@@ -346,7 +385,7 @@ impl Sink for HubSink {
     }
 
     fn write(&mut self, alert: &Arc<Alert>) -> Result<(), &'static str> {
-        let live = Arc::new(Live { alert: alert.clone(), json: OnceLock::new() });
+        let live = Arc::new(Live { alert: alert.clone(), told: Instant::now(), json: OnceLock::new() });
         let mut state = self.hub.lock();
         if state.ring.len() >= self.hub.shared.capacity {
             state.overwrite_oldest();
@@ -379,10 +418,20 @@ pub struct Subscription {
 struct Behind {
     /// The last that he has.
     after: EventId,
-    /// The history has said whether it knows the event that he began after.
-    asked: bool,
+    part: Part,
     /// How often the history had nothing more, and the ring does not join it.
     rounds: u32,
+}
+
+/// What he reads of the history.
+#[derive(Clone, Copy)]
+enum Part {
+    /// Nothing yet.
+    Begin,
+    /// Alerts that he has seen begin, and that were told again; since when he reads.
+    Updates(Span, Instant),
+    /// Alerts with greater ids than that of the last that he has; since when he reads.
+    Later(Instant),
 }
 
 /// One step of a listener who comes back.
@@ -400,22 +449,20 @@ impl Subscription {
     /// Reads a part of what happened after the event that he began after. Reads from a disk. Call it until it says
     /// [`Step::Live`], before all else.
     pub fn catch_up(&mut self) -> Step {
-        let Some(Behind { after, asked, .. }) = self.behind else { return Step::Live };
+        let Some(Behind { after, part, .. }) = self.behind else { return Step::Live };
         {
             let hub = self.hub.clone();
             let mut state = hub.lock();
-            let (start, found) = (state.overwritten, state.after(after));
-            match found {
-                Some(position) if !asked => self.join(&mut state, position, None),
-                // Updates that the history had not got yet are told again.
-                Some(_) => self.join(&mut state, start, Some(after.alert)),
-                None => {}
-            }
-            if found.is_some() {
-                return Step::Live;
+            match (state.after(after), part) {
+                (Some(_), Part::Later(since)) => return self.join_from_history(&mut state, after.alert, since),
+                (Some(position), _) => {
+                    self.join(&mut state, position, None);
+                    return Step::Live;
+                }
+                (None, _) => {}
             }
         }
-        match self.read_history(after) {
+        match self.read_history(after, part) {
             Ok(step) => step,
             Err(error) => {
                 log::error!("reading alerts for a stream: {error}");
@@ -424,29 +471,44 @@ impl Subscription {
         }
     }
 
-    fn read_history(&mut self, after: EventId) -> Result<Step, String> {
+    fn read_history(&mut self, after: EventId, part: Part) -> Result<Step, String> {
         let Some(history) = self.hub.shared.history.get().cloned() else {
             return Ok(self.give_up(after, GapReason::UnknownId));
         };
         let Some(behind) = &mut self.behind else { return Ok(Step::Live) };
-        if !std::mem::replace(&mut behind.asked, true) && !history.knows(after.alert)? {
-            // What is later than it may be there all the same.
-            return Ok(Step::Events(vec![gap(GapReason::UnknownId)]));
-        }
+        let since = match part {
+            Part::Begin => {
+                let since = Instant::now();
+                let seen = history.seen(after.alert)?;
+                let window_ns = self.hub.shared.window_ns.load(Ordering::Relaxed);
+                // An update is told up to a window after it last happened.
+                let from_ns = told_at_ns(after, seen).map(|at| at.saturating_sub(window_ns + ON_ITS_WAY_NS));
+                behind.part = from_ns.map_or(Part::Later(since), |from_ns| {
+                    Part::Updates(Span { from_ns, above: None, up_to: after.alert }, since)
+                });
+                // What is later than it may be there all the same.
+                return Ok(Step::Events(if seen.is_none() { vec![gap(GapReason::UnknownId)] } else { Vec::new() }));
+            }
+            Part::Updates(span, since) => {
+                let (page, above) = history.updated(&span, PAGE)?;
+                behind.part =
+                    above.map_or(Part::Later(since), |above| Part::Updates(Span { above: Some(above), ..span }, since));
+                let had = |stored: &Stored| stored.id == after.alert && stored.event_id().revision <= after.revision;
+                return Ok(Step::Events(self.wanted(page.into_iter().filter(|stored| !had(stored)))));
+            }
+            Part::Later(since) => since,
+        };
         let page = history.after(after.alert, PAGE)?;
         if let Some(last) = page.last() {
             (behind.after, behind.rounds) = (EventId { alert: last.id, revision: 0 }, 0);
-            let wanted = page.into_iter().filter(|stored| self.filter.wants_document(&stored.document));
-            return Ok(Step::Events(wanted.map(|stored| Event::Stored(Box::new(stored))).collect()));
+            return Ok(Step::Events(self.wanted(page.into_iter())));
         }
         behind.rounds += 1;
         let rounds = behind.rounds;
         let hub = self.hub.clone();
         let mut state = hub.lock();
         if state.closed || state.newest_overwritten.is_none_or(|newest| newest <= after.alert) {
-            let start = state.overwritten;
-            self.join(&mut state, start, Some(after.alert));
-            return Ok(Step::Live);
+            return Ok(self.join_from_history(&mut state, after.alert, since));
         }
         drop(state);
         // What has left the ring is on its way into the history.
@@ -454,6 +516,22 @@ impl Subscription {
             return Ok(Step::Later(SETTLE));
         }
         Err("what was told meanwhile is not there".to_owned())
+    }
+
+    fn wanted(&self, page: impl Iterator<Item = Stored>) -> Vec<Event> {
+        let wanted = page.filter(|stored| self.filter.wants_document(&stored.document));
+        wanted.map(|stored| Event::Stored(Box::new(stored))).collect()
+    }
+
+    /// Goes on with the ring after all that the history has, up to the id `had`. It was read from `since` on: updates that
+    /// the ring has are told again, and those that have left it were in the history by then, or may be missing.
+    fn join_from_history(&mut self, state: &mut State, had: AlertId, since: Instant) -> Step {
+        let start = state.overwritten;
+        self.join(state, start, Some(had));
+        match state.newest_update_overwritten.is_some_and(|told| told + KEPT_AFTER > since) {
+            true => Step::Events(vec![gap(GapReason::Updates)]),
+            false => Step::Live,
+        }
     }
 
     /// Goes on with what is in the ring.
@@ -559,6 +637,19 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some(number) = self.listener {
             self.hub.lock().listeners.remove(&number);
+        }
+    }
+}
+
+/// A time, in nanoseconds since 1970, before which an event was not told; `seen` is what is kept of its alert.
+fn told_at_ns(event: EventId, seen: Option<(u32, u64)>) -> Option<u64> {
+    match seen {
+        // It is the last telling, which came after all that it tells of.
+        Some((revision, last_ns)) if revision == event.revision && revision > 0 => Some(last_ns),
+        // It came after the alert was made, which the id knows to the millisecond.
+        _ => {
+            let (seconds, nanos) = event.alert.0.get_timestamp()?.to_unix();
+            Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos.into()))
         }
     }
 }

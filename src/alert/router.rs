@@ -424,9 +424,9 @@ impl Router {
         let (processes, protocol) = self.processes.as_mut().zip(alert.protocol)?;
         let source = SocketAddr::new(alert.src_ip?, alert.src_port?);
         let destination = SocketAddr::new(alert.dst_ip?, alert.dst_port?);
-        match processes.look(protocol, [source, destination], now) {
+        match processes.of_packet(protocol, [source, destination], now) {
             Found::Asked(ticket) if self.held.len() < HELD_MAX => return Some(ticket),
-            Found::Known(process) => alert.process = process.map(|process| (process.pid, process.command)),
+            Found::Known(process) => self.set_process(alert, process),
             Found::Asked(_) | Found::TooMany => {
                 self.searches.too_many.inc();
             }
@@ -763,6 +763,9 @@ mod tests {
         searches.try_recv().unwrap().answer(None, Duration::ZERO);
         bench.tick(0);
         assert_eq!((bench.heard.take().len(), bench.metrics.alert_processes("nobody").get()), (3, 3));
+        // Of whom it is known that nobody has it is not looked for, and counted all the same.
+        bench.at(1, Alert { src_port: Some(4000), dst_ip: Some("192.0.2.9".parse().unwrap()), ..alert(SOURCE, 22) });
+        assert_eq!((bench.heard.take().len(), bench.metrics.alert_processes("nobody").get()), (1, 4));
         // Where there are too many searches none is begun, and nothing waits.
         bench.router.processes.as_mut().unwrap().spend(Duration::from_secs(9));
         bench.at(11, alert_between(&client));

@@ -102,7 +102,7 @@ fn history(store: &AuditStore, request: &Request) -> Result<Reply, ApiError> {
     let found = store.history(request.path("id")?, component.map(Component::name), limit);
     let found = found.map_err(|error| unreadable(&error))?;
     if found.total == 0 {
-        return Err(ApiError::rule_not_found(request.path("id")?));
+        return Err(ApiError::version_not_found(request.path("id")?));
     }
     Ok(Reply::json(&found))
 }

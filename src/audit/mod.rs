@@ -2,16 +2,18 @@
 //!
 //! Section `[audit]`; routes under `/api/v1/audit`. Entries are numbered and chained: each holds the SHA-256 of the one
 //! before ([`chain`]), so that one that was changed, taken out or put in shows. They are kept in a file of their own
-//! ([`store`]), with the history of each rule. Sensitive values never get here: what an operation notes is what the API
+//! ([`store`]), with the history of each rule, which goes on over restarts ([`run`]). Sensitive values never get here: what an operation notes is what the API
 //! shows, and there secrets are masked.
 
 pub mod api;
 pub mod budget;
 pub mod chain;
 pub mod config;
+pub mod run;
 pub mod store;
 pub mod verify;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use schemars::JsonSchema;
@@ -29,10 +31,15 @@ pub const NAME_MAX: usize = 256;
 /// Longest value before or after a change, in bytes of JSON.
 pub const VALUE_MAX: usize = 32 << 10;
 
+/// The operation of entries about the start of a run.
+pub const AGENT_START: &str = "agent start";
+/// The operation of the entry about its end.
+pub const AGENT_STOP: &str = "agent stop";
+
 /// Who did it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// The name of the API key, the token's subject, or `config_reload` for the agent itself.
+    /// The name of the API key, the token's subject, or `config_reload` or `agent` for the agent itself.
     pub name: String,
     /// The role that it had; empty for none.
     pub role: String,
@@ -46,6 +53,11 @@ impl Actor {
     /// The agent itself: a reload by signal or file, a change that nobody confirmed.
     pub fn config_reload() -> Actor {
         Actor { name: "config_reload".to_owned(), role: "admin".to_owned(), address: None, method: "local".to_owned() }
+    }
+
+    /// The agent itself: its start, its stop, and the trail's own entries.
+    pub fn agent() -> Actor {
+        Actor { name: "agent".to_owned(), ..Actor::config_reload() }
     }
 }
 
@@ -104,6 +116,8 @@ impl Entry {
             (_, Some(_), Some(_), None) => Action::RuleRemoved,
             (_, Some(_), Some(_), Some(_)) => Action::RuleUpdated,
             _ if self.operation.starts_with("config ") => Action::ConfigChanged,
+            // Keys that are other than in the last run.
+            (_, None, Some(_), Some(_)) if self.operation == AGENT_START => Action::ConfigChanged,
             _ => Action::Operation,
         }
     }
@@ -226,7 +240,7 @@ fn compare(key: &str, before: &Value, after: &Value, found: &mut Vec<Change>) {
     }
 }
 
-/// What a reload changed: a note for each rule of a section that came, went or is another, and one for all other keys.
+/// What a reload, or a restart, changed: a note for each rule of a section that came, went or is another, and one for all other keys.
 /// Both are the configuration as it is shown, secrets masked.
 pub fn config_changes(before: &Value, after: &Value) -> Vec<Note> {
     let mut notes = Vec::new();
@@ -236,19 +250,23 @@ pub fn config_changes(before: &Value, after: &Value) -> Vec<Note> {
             _ => Vec::new(),
         };
         let (olds, news) = (rules(before), rules(after));
-        let of = |rules: &[Value], id: &str| rules.iter().find(|rule| rule["id"] == id).cloned();
+        let by_id = |rules: &[Value]| -> HashMap<String, Value> {
+            // Ids are unique. There may be thousands.
+            rules.iter().filter_map(|rule| Some((rule["id"].as_str()?.to_owned(), rule.clone()))).collect()
+        };
+        let (olds_by_id, news_by_id) = (by_id(&olds), by_id(&news));
         let note =
             |id: &str, before, after| Note { component: Some(*component), rule: Some(id.to_owned()), before, after };
         for old in &olds {
             let Some(id) = old["id"].as_str() else { continue };
-            let new = of(&news, id);
-            if new.as_ref() != Some(old) {
-                notes.push(note(id, Some(old.clone()), new));
+            let new = news_by_id.get(id);
+            if new != Some(old) {
+                notes.push(note(id, Some(old.clone()), new.cloned()));
             }
         }
         for new in &news {
             let Some(id) = new["id"].as_str() else { continue };
-            if of(&olds, id).is_none() {
+            if !olds_by_id.contains_key(id) {
                 notes.push(note(id, None, Some(new.clone())));
             }
         }
@@ -325,6 +343,13 @@ mod tests {
             (entry("config reload", 200).with(rule(None, Some(1))), "rule_added"),
             (entry("alerts mark-fp", 200), "false_positive"),
             (entry("explain", 200), "operation"),
+            (entry("agent start", 200), "operation"),
+            (entry("agent start", 200).with(rule(None, Some(1))), "rule_added"),
+            (
+                entry("agent start", 200).with(Note { component: None, rule: None, ..rule(Some(1), Some(2)) }),
+                "config_changed",
+            ),
+            (entry("agent stop", 200), "operation"),
         ] {
             assert_eq!(entry.action().name(), action, "{entry:?}");
         }

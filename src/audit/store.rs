@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 
 use super::budget::{Budget, WINDOW};
 use super::chain::{GENESIS, Hash, Head, Link};
+use super::run::{self, Known, Run, Told};
 use super::verify::verify;
 pub use super::verify::{Removal, Soundness, Verification};
-use super::{Action, Auditor, Change, DETAIL_MAX, Entry, NAME_MAX, any_value, changes, cut, cut_value};
+use super::{Action, Actor, Auditor, Change, DETAIL_MAX, Entry, NAME_MAX, any_value, changes, cut, cut_value};
 use crate::logging::rfc3339;
 use crate::metrics::Metrics;
 use crate::store::db::{Db, DbError};
@@ -258,6 +259,7 @@ pub struct AuditStore {
     lost: Counter,
     /// Lost since the owner last wrote how many.
     unheard: Arc<AtomicU64>,
+    told: Arc<Told>,
     unreadable: Arc<Unreadable>,
     verifying: Arc<AtomicBool>,
 }
@@ -276,6 +278,7 @@ impl AuditStore {
         let head = Head::beside(db.path());
         let health = Arc::new(Health::default());
         let unheard = Arc::<AtomicU64>::default();
+        let told = Arc::<Told>::default();
         let unreadable = Arc::new(Unreadable::new("audit trail", "audit", &health, metrics));
         let (queue, entries) = bounded(limits.buffer);
         let writer = Writer {
@@ -290,6 +293,9 @@ impl AuditStore {
             pending: Vec::new(),
             link: None,
             promised: None,
+            told: told.clone(),
+            run: None,
+            config: None,
             untold: Vec::new(),
             lost_now: 0,
             unheard: unheard.clone(),
@@ -303,12 +309,24 @@ impl AuditStore {
         let (handle, thread) = supervisor.spawn_owner("audit-store", writer, entries)?;
         let lost = metrics.events_lost("audit", "full");
         let verifying = Arc::default();
-        Ok((AuditStore { db, head, health, queue, handle, lost, unheard, unreadable, verifying }, thread))
+        Ok((AuditStore { db, head, health, queue, handle, lost, unheard, told, unreadable, verifying }, thread))
     }
 
     /// What is wrong with it, for readiness.
     pub fn health(&self) -> Vec<String> {
         self.health.reasons()
+    }
+
+    /// Tells of a run that begins: an entry of its start, and one of each rule, and of the keys, that are other than in
+    /// the run before. Waits for nothing.
+    pub fn begin_run(&self, run: Run) {
+        self.told.change(|waiting| waiting.run = Some(run));
+    }
+
+    /// Another configuration is in force, secrets masked: the next run is compared with it. That it changed is for who
+    /// changed it to record.
+    pub fn configured(&self, config: Value) {
+        self.told.change(|waiting| waiting.config = Some(config));
     }
 
     /// The owner's handle, to stop it.
@@ -526,6 +544,12 @@ pub struct Writer {
     link: Option<Link>,
     /// What the last commit was, had it gone well. It may have, though it was said to have failed.
     promised: Option<Promised>,
+    /// What the agent tells of the configuration.
+    told: Arc<Told>,
+    /// The run that begins, until the file says what was before.
+    run: Option<Run>,
+    /// The configuration that is to be kept with the next commit.
+    config: Option<Value>,
     /// What happened to the file and is not written into it yet.
     untold: Vec<String>,
     /// Lost since the disk failed.
@@ -547,7 +571,7 @@ struct Promised {
     link: Link,
     /// How many of the waiting ones were in it.
     count: usize,
-    /// Whether the trail's entries about itself were.
+    /// Whether the trail's entries about itself were, and the configuration.
     told: bool,
 }
 
@@ -641,15 +665,31 @@ impl Writer {
         if self.link.is_none() || self.db.is_suspect() {
             self.open()?;
         }
+        self.hear()?;
         loop {
             let count = self.pending.len().min(COMMIT_MAX);
             let is_last = count == self.pending.len();
             let about = if is_last { self.about_itself() } else { (Vec::new(), Vec::new()) };
-            if count == 0 && about.0.is_empty() && about.1.is_empty() {
+            if count == 0 && about.0.is_empty() && about.1.is_empty() && self.config.is_none() {
                 return Ok(());
             }
             self.append(count, about, is_last)?;
         }
+    }
+
+    /// Takes over what the agent tells of the configuration. The first entries of a run come before all others of it.
+    fn hear(&mut self) -> Result<(), DbError> {
+        let run::Waiting { run, config } = self.told.take();
+        self.run = run.or(self.run.take());
+        self.config = config.or(self.config.take());
+        if let Some(run) = &self.run {
+            let entries = self.db.read(Known::read)?.entries(run);
+            self.config.get_or_insert_with(|| run.config.clone());
+            self.run = None;
+            // As many as there are rules: that they are more than may wait is no reason to lose one.
+            self.pending.splice(..0, entries);
+        }
+        Ok(())
     }
 
     /// What the trail has to say about itself, before the entries that wait and after them.
@@ -664,6 +704,7 @@ impl Writer {
 
     fn was_told(&mut self) {
         (self.lost_now, self.unheard_now) = (0, 0);
+        self.config = None;
         self.untold.clear();
     }
 
@@ -673,8 +714,10 @@ impl Writer {
         let waiting = self.pending[..count].iter().cloned();
         let entries: Vec<Entry> = about.0.into_iter().chain(waiting).chain(about.1).collect();
         let promised = &mut self.promised;
+        let config = self.config.as_ref().filter(|_| told);
         let written = self.db.write(|write| {
             let link = put(write, link, entries)?;
+            config.map_or(Ok(()), |config| run::keep(write, config))?;
             *promised = Some(Promised { link, count, told });
             Ok(link)
         })?;
@@ -837,8 +880,7 @@ fn oldest_ns(table: &impl ReadableTable<u64, &'static [u8]>) -> Result<Option<u6
 
 /// An entry of the trail about itself.
 fn trail(detail: String, after: Option<Value>) -> Entry {
-    let actor = super::Actor { name: "agent".to_owned(), ..super::Actor::config_reload() };
-    Entry { after, ..Entry::new(actor, TRAIL, 200, detail) }
+    Entry { after, ..Entry::new(Actor::agent(), TRAIL, 200, detail) }
 }
 
 /// Appends entries behind `link`; the answer is the last one's.

@@ -192,8 +192,8 @@ pub fn command(args: AlertsArgs) -> Result<Remote, Exit> {
             post(format!("{}/false-positive", one(&args.id)), Some(body.into()))
         }
         AlertsSub::UnmarkFp(args) => delete(format!("{}/false-positive", one(&args.id))),
-        AlertsSub::Suppressions(_) => Remote::Page(Paged {
-            target: format!("{SUPPRESSIONS}?limit=5000"),
+        AlertsSub::Suppressions(_) => Remote::All(Paged {
+            target: SUPPRESSIONS.to_owned(),
             field: None,
             columns: SUPPRESSION_COLUMNS,
             nothing: "nothing hides alerts",

@@ -23,7 +23,7 @@ use super::block::{Block, ROWS_MAX, Row, Summary, Wanted, rows};
 use super::db::{Db, DbError};
 use super::health::{Attempts, Health, Unreadable};
 use super::{COMMIT_INTERVAL, existing, now_ns};
-use crate::alert::hub::{History, Stored};
+use crate::alert::hub::{History, Span, Stored};
 use crate::alert::sinks::Sink;
 use crate::alert::{Alert, AlertId, Full, Suppression, Suppressions};
 use crate::metrics::Metrics;
@@ -58,14 +58,27 @@ const TEXTS_SCAN_MAX: usize = 10_000;
 const RETENTION_PAUSE: Duration = Duration::from_secs(30);
 
 impl History for AlertStore {
-    fn knows(&self, id: AlertId) -> Result<bool, String> {
-        self.get(id).map(|found| found.is_some()).map_err(|error| error.to_string())
+    fn seen(&self, id: AlertId) -> Result<Option<(u32, u64)>, String> {
+        let found = self.get(id).map_err(|error| error.to_string())?;
+        Ok(found.map(|alert| {
+            let last_ns = Row::of_document(id.0.as_u128(), &alert.document).map_or(0, |row| row.last_ns);
+            (stored(alert).event_id().revision, last_ns)
+        }))
     }
 
     fn after(&self, id: AlertId, limit: usize) -> Result<Vec<Stored>, String> {
         let found = AlertStore::after(self, id, limit).map_err(|error| error.to_string())?;
-        Ok(found.into_iter().map(|StoredAlert { id, document }| Stored { id, document }).collect())
+        Ok(found.into_iter().map(stored).collect())
     }
+
+    fn updated(&self, span: &Span, limit: usize) -> Result<(Vec<Stored>, Option<AlertId>), String> {
+        let (found, above) = AlertStore::updated(self, span, limit).map_err(|error| error.to_string())?;
+        Ok((found.into_iter().map(stored).collect(), above))
+    }
+}
+
+fn stored(StoredAlert { id, document }: StoredAlert) -> Stored {
+    Stored { id, document }
 }
 
 /// An alert that is kept.
@@ -263,6 +276,42 @@ impl AlertStore {
                 documents.shown(id.value(), value.value())
             });
             shown.filter_map(Result::transpose).take(limit).collect()
+        })
+    }
+
+    /// The alerts in `span` that were told more than once, in the order of their ids; so many are looked at. The id above
+    /// which there are more.
+    pub fn updated(&self, span: &Span, limit: usize) -> Result<(Vec<StoredAlert>, Option<AlertId>), DbError> {
+        let wanted = Wanted { from_ns: Some(span.from_ns), ..Wanted::default() };
+        let (above, up_to) = (span.above.map_or(0, |id| id.0.as_u128()), span.up_to.0.as_u128());
+        self.db.read(|read| {
+            let mut found = Vec::new();
+            let Some(documents) = Documents::open(read, &self.unreadable)? else { return Ok((found, None)) };
+            let (blocks, summaries) = (read.open_table(BLOCKS)?, read.open_table(SUMMARIES)?);
+            // The block that holds the first of them.
+            let first = summaries.range(..=above)?.next_back().transpose()?.map_or(0, |(key, _)| key.value());
+            let (mut looked_at, mut last) = (0, above);
+            for item in summaries.range(first..=up_to)? {
+                let (key, value) = item?;
+                if Summary::decode(value.value()).is_some_and(|summary| !wanted.may_be_in(&summary)) {
+                    continue;
+                }
+                let block = blocks.get(key.value())?;
+                let Some(rows) = block.as_ref().and_then(|block| rows(block.value())) else {
+                    self.unreadable.skip(BLOCK, AlertId(Uuid::from_u128(key.value())));
+                    self.broken.lock().unwrap_or_else(PoisonError::into_inner).insert(key.value());
+                    continue;
+                };
+                for row in rows.filter(|row| row.id > above && row.id <= up_to && wanted.fits(row)) {
+                    if looked_at == limit {
+                        return Ok((found, Some(AlertId(Uuid::from_u128(last)))));
+                    }
+                    (looked_at, last) = (looked_at + 1, row.id);
+                    let alert = documents.of_row(row.id)?;
+                    found.extend(alert.filter(|alert| alert.document["revision"].as_u64() > Some(0)));
+                }
+            }
+            Ok((found, None))
         })
     }
 

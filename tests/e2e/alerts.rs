@@ -1,7 +1,7 @@
 //! Alerts from packets on a wire to the log: repeats are one alert, routes hear what they ask for, what is withheld is
 //! counted and summed up, and a reload changes all of it or nothing.
 
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 
 use ebpfsentinel::api::Method;
 use ebpfsentinel::packet::build::Packet;
@@ -208,5 +208,29 @@ fn an_alert_about_a_packet_names_the_process_that_has_the_socket() {
     assert!(lab.passes(packet));
     let lines = wait_for_told(&agent, "see", "it is told", |lines| !lines.is_empty());
     assert_eq!(lines[0].number("pid"), u64::from(std::process::id()), "{lines:?}");
+    agent.stop();
+}
+
+/// The first packet of TCP comes before the connection, and a server of UDP is connected to nobody.
+#[test]
+fn an_alert_about_a_first_packet_names_the_process_that_waits_for_it() {
+    let lab = Lab::new();
+    let rules = [("tcp", 10), ("udp", 11)].map(|(protocol, priority)| {
+        rule(protocol, priority, "log", &format!("protocol = \"{protocol}\"\ndst_port = \"1000-1001\""))
+    });
+    let agent = lab.start(&alerting(&rules, ""));
+    let _server = lab.host.run(|| UdpSocket::bind(("0.0.0.0", 1000))).unwrap().unwrap();
+    let _listener = lab.host.run(|| TcpListener::bind((HOST, 1000))).unwrap().unwrap();
+    let nobody = || lab.metric("ebpfsentinel_alert_process_searches_total{result=\"nobody\"}");
+    assert!(lab.passes(udp(WORLD, 1000)) && lab.passes(Packet::new().between(WORLD, HOST).tcp(4000, 1000)));
+    for protocol in ["tcp", "udp"] {
+        let lines = wait_for_told(&agent, protocol, "it is told", |lines| !lines.is_empty());
+        assert_eq!(lines[0].number("pid"), u64::from(std::process::id()), "{lines:?}");
+    }
+    assert_eq!(nobody(), 0.0);
+    // Nobody waits at the next port.
+    assert!(lab.passes(udp(WORLD, 1001)));
+    let lines = wait_for_told(&agent, "udp", "both are told", |lines| lines.len() == 2);
+    assert_eq!((lines[1].get("pid"), nobody()), ("", 1.0), "{lines:?}");
     agent.stop();
 }

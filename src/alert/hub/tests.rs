@@ -73,7 +73,10 @@ fn word(event: &Event) -> String {
             0 => live.alert().rule_id.to_string(),
             revision => format!("{}.{revision}", live.alert().rule_id),
         },
-        Event::Stored(stored) => format!("~{}", stored.document["rule_id"].as_str().unwrap()),
+        Event::Stored(stored) => match (stored.document["rule_id"].as_str().unwrap(), stored.event_id().revision) {
+            (rule, 0) => format!("~{rule}"),
+            (rule, revision) => format!("~{rule}.{revision}"),
+        },
         Event::Gap(Gap { missed: Some(missed), reason }) => format!("-{missed} {}", reason.name()),
         Event::Gap(Gap { missed: None, reason }) => format!("-? {}", reason.name()),
     }
@@ -86,27 +89,45 @@ fn numbers(first: u32, last: u32) -> Vec<String> {
 /// A history that a test writes.
 #[derive(Default)]
 struct Kept {
-    alerts: Mutex<Vec<Stored>>,
+    /// With the time at which each last happened.
+    alerts: Mutex<Vec<(Stored, u64)>>,
     broken: bool,
 }
 
 impl Kept {
     fn keep(&self, alert: &Alert) {
-        self.alerts.lock().unwrap().push(Stored { id: alert.id, document: serde_json::to_value(alert).unwrap() });
+        let stored = Stored { id: alert.id, document: serde_json::to_value(alert).unwrap() };
+        let mut alerts = self.alerts.lock().unwrap();
+        alerts.retain(|(kept, _)| kept.id != alert.id);
+        alerts.push((stored, alert.last_seen_ns));
+        alerts.sort_by_key(|(kept, _)| kept.id);
     }
 }
 
 impl History for Kept {
-    fn knows(&self, id: AlertId) -> Result<bool, String> {
+    fn seen(&self, id: AlertId) -> Result<Option<(u32, u64)>, String> {
         if self.broken {
             return Err("the disk is on fire".to_owned());
         }
-        Ok(self.alerts.lock().unwrap().iter().any(|stored| stored.id == id))
+        let alerts = self.alerts.lock().unwrap();
+        let found = alerts.iter().find(|(stored, _)| stored.id == id);
+        Ok(found.map(|(stored, last_ns)| (stored.event_id().revision, *last_ns)))
     }
 
     fn after(&self, id: AlertId, limit: usize) -> Result<Vec<Stored>, String> {
         let alerts = self.alerts.lock().unwrap();
-        Ok(alerts.iter().filter(|stored| stored.id > id).take(limit.min(2)).cloned().collect())
+        let later = alerts.iter().map(|(stored, _)| stored).filter(|stored| stored.id > id);
+        Ok(later.take(limit.min(2)).cloned().collect())
+    }
+
+    fn updated(&self, span: &Span, limit: usize) -> Result<(Vec<Stored>, Option<AlertId>), String> {
+        let alerts = self.alerts.lock().unwrap();
+        let in_span = |(stored, last_ns): &&(Stored, u64)| {
+            *last_ns >= span.from_ns && Some(stored.id) > span.above && stored.id <= span.up_to
+        };
+        let page: Vec<_> = alerts.iter().filter(in_span).take(limit.min(2)).map(|(stored, _)| stored.clone()).collect();
+        let last = page.last().map(|stored| stored.id);
+        Ok((page.into_iter().filter(|stored| stored.event_id().revision > 0).collect(), last))
     }
 }
 
@@ -279,6 +300,65 @@ fn after_a_restart_the_history_and_the_ring_join() {
     // Deleted, or never there: what is later is told all the same, and that something is missing.
     let old = AlertId(uuid::Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001));
     assert_eq!(heard(&mut bench.resume(old)), ["-? unknown_id", "~1", "~2", "~3", "~4", "5"]);
+}
+
+#[test]
+fn updates_of_what_began_before_come_from_the_history_too() {
+    let now_ns = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let second = 1_000_000_000;
+    let seen = |alert: &Alert, revision, last_seen_ns| Alert { revision, last_seen_ns, ..alert.clone() };
+    let kept = Arc::new(Kept::default());
+    let all: Vec<Alert> = (1..=6).map(|number| alert(&number.to_string())).collect();
+    // After 5 was told: 1 and 4 went on, and 3 did not; 2 was told again before, at the latest.
+    kept.keep(&seen(&all[0], 10, now_ns + second));
+    kept.keep(&seen(&all[1], 1, now_ns - 3600 * second));
+    kept.keep(&seen(&all[2], 0, now_ns));
+    kept.keep(&seen(&all[3], 2, now_ns - 40 * second));
+    kept.keep(&seen(&all[4], 3, now_ns + 2 * second));
+    kept.keep(&all[5]);
+    let resumed = |capacity, told: &[&Alert], after: &Alert, revision| {
+        let mut bench = Bench::new(capacity);
+        bench.keep(&kept);
+        bench.hub.note_window(Duration::from_secs(60));
+        bench.hub.note_window(Duration::from_secs(10));
+        for alert in told {
+            bench.tell((*alert).clone());
+        }
+        let after = Some(EventId { alert: after.id, revision });
+        heard(&mut bench.hub.subscribe(Filter::default(), after))
+    };
+    // After a restart. What is told at the end of a window may have happened at its beginning.
+    assert_eq!(resumed(10, &[], &all[4], 0), ["~1.10", "~4.2", "~5.3", "~6"]);
+    assert_eq!(resumed(10, &[], &all[4], 2), ["~1.10", "~4.2", "~5.3", "~6"]);
+    assert_eq!(resumed(10, &[], &all[4], 3), ["~1.10", "~4.2", "~6"]);
+    // What the id does not name any more is no reason to lose the others.
+    let gone = alert("7");
+    assert_eq!(resumed(10, &[], &gone, 0), ["-? unknown_id", "~1.10", "~4.2", "~5.3"]);
+    let picky = filter_of(None, None, Some("4"), None).unwrap();
+    let bench = Bench::new(3);
+    bench.keep(&kept);
+    bench.hub.note_window(Duration::from_secs(60));
+    let after = Some(EventId { alert: all[4].id, revision: 0 });
+    assert_eq!(heard(&mut bench.hub.subscribe(picky, after)), ["~4.2"]);
+
+    // Updates that left the ring a moment ago may not be in the history yet; those that are in the ring are told again.
+    let update = seen(&all[0], 11, now_ns + 9 * second);
+    let (told, had) = ([&update, &all[5]], ["~1.10", "~4.2", "~6"]);
+    assert_eq!(resumed(2, &told, &all[4], 3), [&had[..], &["1.11"]].concat());
+    assert_eq!(resumed(1, &told, &all[4], 3), [&had[..], &["-? updates"]].concat());
+}
+
+#[test]
+fn updates_that_left_the_ring_long_ago_are_no_gap() {
+    let (mut bench, kept) = (Bench::new(1), Arc::new(Kept::default()));
+    bench.keep(&kept);
+    let (first, second) = (alert("1"), alert("2"));
+    [&first, &second].into_iter().for_each(|alert| kept.keep(alert));
+    for alert in [first.clone(), second.clone(), Alert { revision: 1, ..first.clone() }, second] {
+        bench.tell(alert);
+    }
+    bench.hub.lock().newest_update_overwritten = Instant::now().checked_sub(KEPT_AFTER);
+    assert_eq!(heard(&mut bench.resume(first.id)), ["~2"]);
 }
 
 #[test]

@@ -120,6 +120,80 @@ fn entries_are_kept_filtered_and_paged() {
 }
 
 #[test]
+fn a_run_begins_with_what_is_other_than_in_the_last() {
+    let directory = tempfile::tempdir().unwrap();
+    let (deny, log) = (json!({"id": "r", "action": "deny"}), json!({"id": "r", "action": "log"}));
+    let config = |rule: &Value| json!({"firewall": {"mode": "alert", "rules": [rule]}});
+    let begin = |bench: &Bench, rule: &Value| {
+        let entry = Entry::new(Actor::agent(), "agent start", 200, "v");
+        bench.store.begin_run(Run { entry, config: config(rule), added: Vec::new() });
+    };
+    // What is written is written in its order, and by the end.
+    let trail = || {
+        let bench = Bench::new(directory.path(), LIMITS);
+        assert_eq!(bench.verify().status, Soundness::Intact);
+        let page = bench.store.logs(&Filter::default(), 100, 0).unwrap();
+        bench.stop();
+        let text = |record: Record| format!("{} {}", record.operation, record.action.name());
+        page.entries.into_iter().rev().map(text).collect::<Vec<_>>()
+    };
+    let record = |bench: &Bench, entry: Entry, last: u64| {
+        bench.store.record(entry);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while bench.store.logs(&Filter::default(), 1, 0).unwrap().total < last {
+            assert!(Instant::now() < deadline, "not written in time; {:?}", bench.store.health());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let actions = |bench: &Bench| {
+        let history = bench.store.history("r", None, 10).unwrap().entries;
+        history.into_iter().map(|version| version.after.unwrap()["action"].clone()).collect::<Vec<_>>()
+    };
+
+    let bench = Bench::new(directory.path(), LIMITS);
+    begin(&bench, &deny);
+    record(&bench, entry("explain", 200), 4);
+    assert_eq!(actions(&bench), ["deny"]);
+    // A reload, of which the entry is another's.
+    bench.store.configured(config(&log));
+    record(&bench, rule(Component::Firewall, "r", Some(deny.clone()), Some(log.clone())), 5);
+    bench.stop();
+    let mut all = vec!["agent start operation", "agent start rule_added", "agent start config_changed"];
+    all.extend(["explain operation", "firewall change rule_updated"]);
+    assert_eq!(trail(), all);
+
+    // The same again, twice, and then what somebody wrote into the file meanwhile.
+    for _ in 0..2 {
+        let bench = Bench::new(directory.path(), LIMITS);
+        begin(&bench, &log);
+        bench.stop();
+        all.push("agent start operation");
+        assert_eq!(trail(), all);
+    }
+    let bench = Bench::new(directory.path(), LIMITS);
+    begin(&bench, &deny);
+    record(&bench, entry("explain", 200), 10);
+    assert_eq!(actions(&bench), ["deny", "log", "deny"]);
+    bench.stop();
+    all.extend(["agent start operation", "agent start rule_updated", "explain operation"]);
+    assert_eq!(trail(), all);
+}
+
+#[test]
+fn a_first_run_has_an_entry_of_each_rule_however_many_may_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let rules: Vec<Value> = (0..2500).map(|n| json!({"id": format!("r{n}")})).collect();
+    let bench = Bench::new(directory.path(), Limits { buffer: 100, count: 10_000, ..LIMITS });
+    let entry = Entry::new(Actor::agent(), "agent start", 200, "v");
+    bench.store.begin_run(Run { entry, config: json!({"l7": {"rules": rules}}), added: Vec::new() });
+    bench.stop();
+    let bench = Bench::new(directory.path(), LIMITS);
+    assert_eq!(bench.store.history("r2499", Some("l7"), 10).unwrap().total, 1);
+    assert_eq!(bench.verify().last, 2501);
+    bench.stop();
+}
+
+#[test]
 fn a_rule_has_versions() {
     let directory = tempfile::tempdir().unwrap();
     let bench = Bench::new(directory.path(), LIMITS);

@@ -212,6 +212,45 @@ fn an_update_takes_the_place_and_keeps_the_mark() {
 }
 
 #[test]
+fn who_comes_back_finds_what_was_told_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Bench::new(directory.path(), LIMITS);
+    let all: Vec<Alert> = (0..2500).map(alert).collect();
+    bench.put(all.iter().cloned());
+    let later = now_ns() + 3_600_000_000_000;
+    // Those that went on, and one that changed before the time that is asked for; blocks without one are passed over.
+    let updated = [3, 700, 701, 2200, 2400];
+    bench.put(updated.iter().map(|&n| Alert { revision: 2, last_seen_ns: later + n as u64, ..all[n].clone() }));
+    bench.put([Alert { revision: 1, ..all[5].clone() }]);
+    // It began late, and nothing was told again of it.
+    bench.put([Alert { last_seen_ns: later, ..all[6].clone() }]);
+    let walk = |from_ns, up_to: usize, limit| {
+        let (mut span, mut found) = (Span { from_ns, above: None, up_to: all[up_to].id }, Vec::new());
+        for _ in 0..5000 {
+            let (page, above) = History::updated(&bench.store, &span, limit).unwrap();
+            found.extend(page.iter().map(|stored| stored.document["src_port"].as_u64().unwrap()));
+            span.above = above;
+            if above.is_none() {
+                return found;
+            }
+        }
+        panic!("it never ends");
+    };
+    for limit in [1, 2, 100] {
+        assert_eq!(walk(later, 2300, limit), [3, 700, 701, 2200], "{limit}");
+    }
+    assert_eq!(walk(later, 701, 1), [3, 700, 701]);
+    assert_eq!(walk(later + 701, 2499, 1), [701, 2200, 2400]);
+    assert_eq!(walk(0, 2499, 300), [3, 5, 700, 701, 2200, 2400]);
+    assert_eq!(walk(u64::MAX, 2499, 1), [] as [u64; 0]);
+    let seen = |id| History::seen(&bench.store, id).unwrap();
+    assert_eq!(seen(all[3].id), Some((2, later + 3)));
+    assert_eq!(seen(all[0].id), Some((0, all[0].last_seen_ns)));
+    assert_eq!(seen(AlertId(Uuid::nil())), None);
+    bench.stop();
+}
+
+#[test]
 fn ids_that_come_out_of_order_find_their_place() {
     let directory = tempfile::tempdir().unwrap();
     let mut bench = Bench::new(directory.path(), LIMITS);
