@@ -1170,7 +1170,7 @@ mod tests {
             "firewall update --json []",
             "firewall update --json {}",
             "ratelimit",
-            "ratelimit add --id a --rate 5",
+            "ratelimit add --rate 5",
             "ratelimit add --id a --priority 1 --rate 5 --state new",
             "ratelimit update --json {}",
             "ratelimit top --limit x",
