@@ -826,12 +826,16 @@ fn ask(client: &Client, remote: &Remote, output: Output) -> Result<(String, i32)
     })
 }
 
-/// The body of `/readyz`, which is not an error when the agent is not ready.
+/// The body of `/readyz`, which is not an error when the agent is not ready: the reasons are shown as what they are, and
+/// the error that says the same once more is not.
 fn ready(answer: &Answer) -> Result<Value, ClientError> {
-    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let mut body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
     match answer.status {
         200 => Ok(body),
-        503 if body.get("error").is_none() && body.is_object() => Ok(body),
+        503 if body["status"] == "not_ready" => {
+            body.as_object_mut().map(|fields| fields.remove("error"));
+            Ok(body)
+        }
         _ => Err(refused(answer)),
     }
 }
@@ -1182,7 +1186,7 @@ mod tests {
             "firewall update --json []",
             "firewall update --json {}",
             "ratelimit",
-            "ratelimit add --id a --rate 5",
+            "ratelimit add --rate 5",
             "ratelimit add --id a --priority 1 --rate 5 --state new",
             "ratelimit update --json {}",
             "ratelimit top --limit x",
@@ -1243,6 +1247,31 @@ mod tests {
         assert!(asked[1].starts_with("GET /api/v1/ratelimit/top?limit=20 "));
     }
 
+    /// As the agent says it.
+    const NOT_READY: &str = r#"{"ebpf_loaded":true,"error":{"code":"SERVICE_UNAVAILABLE","message":
+        "not ready: nope0: no such interface"},"reasons":["nope0: no such interface"],"status":"not_ready"}"#;
+
+    #[test]
+    fn health_shows_what_is_missing() {
+        let shown = |output| {
+            let (endpoint, server) = serve(vec![http(200, r#"{"status":"ok"}"#), http(503, NOT_READY)]);
+            let shown = ask(&Client::new(endpoint, None), &Remote::Health, output).unwrap();
+            server.join().unwrap();
+            shown
+        };
+        let (json, code) = shown(Output::Json);
+        let ready = json!({"status": "not_ready", "ebpf_loaded": true, "reasons": ["nope0: no such interface"]});
+        assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), json!({"healthz": "ok", "readyz": ready}));
+        let (table, same) = shown(Output::Table);
+        assert!(table.contains("healthz") && table.contains("nope0: no such interface"), "{table}");
+        assert!(!table.contains("SERVICE_UNAVAILABLE") && (code, same) == (REFUSED, REFUSED), "{table}");
+        // A 503 of anybody else is an error.
+        let busy = http(503, r#"{"error":{"code":"SERVICE_UNAVAILABLE","message":"busy"}}"#);
+        let (endpoint, server) = serve(vec![http(200, "{}"), busy]);
+        assert!(ask(&Client::new(endpoint, None), &Remote::Health, Output::Json).is_err());
+        server.join().unwrap();
+    }
+
     #[test]
     fn health_and_errors_give_their_codes() {
         let run = |answers: Vec<String>, remote: &Remote| {
@@ -1255,7 +1284,7 @@ mod tests {
         };
         let ok = || http(200, r#"{"status":"ok"}"#);
         assert_eq!(run(vec![ok(), http(200, r#"{"status":"ready"}"#)], &Remote::Health), OK);
-        assert_eq!(run(vec![ok(), http(503, r#"{"status":"not_ready","reasons":["x"]}"#)], &Remote::Health), REFUSED);
+        assert_eq!(run(vec![ok(), http(503, NOT_READY)], &Remote::Health), REFUSED);
         assert_eq!(run(vec![http(200, "a_total 1\n# EOF\n")], &Remote::Metrics), OK);
         let status = Remote::Call(call("status"));
         assert_eq!(run(vec![http(401, r#"{"error":{"code":"UNAUTHORIZED","message":"no"}}"#)], &status), REFUSED);

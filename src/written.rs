@@ -35,6 +35,12 @@ const TOKENS_MAX: usize = 1 << 20;
 /// A text above this length is not parsed a second time to find its other syntax errors.
 const RECOVER_MAX: usize = 256 << 10;
 
+/// Keys that hold a secret, or a table of them. What is written there is in no message.
+pub const SECRET_KEYS: &[&str] =
+    &["key", "key_hash", "password", "webhook_url", "webhook_secret", "webhook_headers", "webhook_template"];
+/// Keys of tables with such keys: who writes them as something else may have written the secrets themselves.
+pub const SECRET_TABLES: &[&str] = &["api_keys"];
+
 /// One thing wrong with what the user wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenError {
@@ -430,7 +436,8 @@ fn syntax_error(document: &Document, error: &toml::de::Error) -> WrittenError {
     at_offset(&document.origin, text, offset, "", message.as_deref().unwrap_or(error.message()))
 }
 
-/// What to say of a value without quotes, which is the mistake of everybody who comes from YAML.
+/// What to say of a value without quotes, which is the mistake of everybody who comes from YAML. The value is not
+/// repeated: nobody knows yet what the key is that it belongs to, and it may be a secret.
 fn bare_word(text: &str, offset: usize) -> Option<String> {
     let line = text.get(offset..)?.lines().next().unwrap_or_default();
     let word = line.split([',', ']', '}', '#']).next()?.trim();
@@ -438,7 +445,7 @@ fn bare_word(text: &str, offset: usize) -> Option<String> {
         "" => "the value is missing".to_owned(),
         "true" | "yes" | "on" => format!("{} is not a value; write true, or put a string in quotes", shortened(word)),
         "false" | "no" | "off" => format!("{} is not a value; write false, or put a string in quotes", shortened(word)),
-        _ => format!("a string needs quotes; write \"{}\"", shortened(word.trim_matches(['"', '\'']))),
+        _ => "a string needs quotes, such as \"word\"".to_owned(),
     })
 }
 
@@ -706,6 +713,20 @@ impl Pool<'_> {
         if self.document.json { "an object" } else { "a table" }
     }
 
+    /// [`Pool::describe`] without the value itself.
+    fn kind_of(&self, value: &Value) -> &'static str {
+        match value {
+            Value::Null => "null",
+            Value::Bool(_) => "a boolean",
+            Value::Integer(_) => "an integer",
+            Value::Float(_) => "a float",
+            Value::String(_) | Value::Word(_) => "a string",
+            Value::DateTime(_) => "a date or time",
+            Value::Array(_) => "an array",
+            Value::Table(_) => self.table_word(),
+        }
+    }
+
     fn describe(&self, value: &Value) -> String {
         match value {
             Value::Null => "null".to_owned(),
@@ -824,7 +845,16 @@ impl<'r> Field<'r> {
     }
 
     fn mismatch(&self, expected: impl fmt::Display, value: &Value, hint: &str) {
-        self.error(format!("expected {expected}, found {}{hint}", self.pool.describe(value)));
+        let found = if self.may_be_secret() { self.pool.kind_of(value).to_owned() } else { self.pool.describe(value) };
+        self.error(format!("expected {expected}, found {found}{hint}"));
+    }
+
+    /// Whether what was written here may be a secret, whatever it is.
+    fn may_be_secret(&self) -> bool {
+        let path = self.path();
+        let names = || path.split('.').map(|name| name.split('[').next().unwrap_or_default());
+        names().any(|name| SECRET_KEYS.contains(&name))
+            || names().last().is_some_and(|name| SECRET_TABLES.contains(&name))
     }
 
     /// A string.

@@ -466,6 +466,23 @@ fn the_audit_log_is_told_of_who_was_not_let() {
     assert!(port.trail.told().len() < 30, "{}", port.trail.told().len());
 }
 
+/// A viewer could push out of the trail what others changed.
+#[test]
+fn the_audit_log_is_not_told_of_what_changes_nothing() {
+    let port = start(&section(""), stubs);
+    let post = |key: &str, target: &str| port.ask("POST", target, &[("X-API-Key", key)], "{}").status;
+    for key in [VIEWER, OPERATOR, ADMIN] {
+        assert_eq!(post(key, "/api/v1/explain"), 200, "{key}");
+    }
+    assert_eq!(port.trail.told(), []);
+    assert_eq!(post("a-key-of-nobody-here", "/api/v1/explain"), 401);
+    assert_eq!(port.ask("POST", "/api/v1/config/reload", &[("X-API-Key", ADMIN)], "").status, 200);
+    let told = port.trail.told();
+    let operations: Vec<(&str, u16)> =
+        told.iter().map(|(_, _, operation, outcome)| (operation.as_str(), *outcome)).collect();
+    assert_eq!(operations, [("explain", 401), ("config reload", 200)]);
+}
+
 #[test]
 fn a_change_that_waits_is_confirmed_by_who_made_it() {
     let (port, confirmations) = with_l7(&section(""));

@@ -22,7 +22,7 @@ use ebpfsentinel::metrics::Metrics;
 use ebpfsentinel::ruled::AnyRule;
 use ebpfsentinel::ruled::body::read_rule_json;
 use ebpfsentinel::supervise::Supervisor;
-use ebpfsentinel::written::{Kind, WrittenError};
+use ebpfsentinel::written::{Kind, SECRET_KEYS, WrittenError};
 use proptest::prelude::*;
 
 // What the fuzz targets do with their bytes; here it is run over a corpus and mutations of it, without a fuzzer.
@@ -516,6 +516,96 @@ fn details_show_the_line() {
         "c.toml:3:14: agent.http_port: expected an integer from 1 to 65535, found the integer 0\n 3 | \thttp_port = 0\n   | \
          \t            ^\n"
     );
+}
+
+/// A config with a secret at each key that takes one; they are made of letters that stand nowhere else.
+const SECRETS: &str = "[agent]
+interfaces = ['eth0']
+[[auth.api_keys]]
+name = 'one'
+key = 'QZJXQZJXQZJXQZJX'
+[[auth.api_keys]]
+name = 'two'
+key_hash = 'QZJXQZJXQZJXQZJX'
+[auth]
+api_keys = [{ name = 'three', key = 'QZJXQZJXQZJXQZJX' }]
+[alerting.smtp]
+host = 'mail'
+from_address = 'a@example.org'
+username = 'a'
+password = \"\"\"
+QZJXQZJX\"\"\"
+[[alerting.routes]]
+name = 'hook'
+destination = 'webhook'
+webhook_url = 'http://hooks.example.org/QZJXQZJX'
+webhook_secret = 'QZJXQZJX'
+webhook_template = '{\"key\": \"QZJXQZJX\"}'
+webhook_headers = { Authorization = 'QZJXQZJX', X-Key = { value = 'QZJXQZJX' } }
+[[alerting.routes]]
+name = 'mail'
+destination = 'email'
+[alerting.routes.webhook_headers]
+X-Key = 'QZJXQZJX'
+";
+
+#[track_caller]
+fn says_no_secret(text: &str) {
+    if let Err(errors) = config::parse("c.toml", text.as_bytes(), [], &[]) {
+        for said in [errors.detailed(), errors.to_string()] {
+            assert!(!["QZJ", "ZJX", "JXQ", "XQZ"].iter().any(|part| said.contains(part)), "{text}\n{said}");
+        }
+    }
+}
+
+#[test]
+fn no_error_shows_a_secret() {
+    says_no_secret(SECRETS);
+    // Whatever one slip of the finger makes of it.
+    for (at, c) in SECRETS.char_indices() {
+        let (before, from) = SECRETS.split_at(at);
+        for edit in ["", "\n", "'", "#", "="] {
+            says_no_secret(&format!("{before}{edit}{}", &from[c.len_utf8()..]));
+        }
+        for edit in ["\"", "[", "}"] {
+            says_no_secret(&format!("{before}{edit}{from}"));
+        }
+    }
+    // And values of other types, which messages repeat elsewhere.
+    for value in ["77777", "7.7777", "[77777]", "1977-07-07", "77777x", "yes", "{ a = 77777 }", "'77777'", "['77777']"]
+    {
+        let route = "[[alerting.routes]]\nname = 'a'\ndestination = 'webhook'\n";
+        let key = "[[auth.api_keys]]\nname = 'a'\n";
+        for line in [
+            format!("{key}key = {value}"),
+            format!("{key}key_hash = {value}"),
+            format!("{key}kye = {value}"),
+            format!("[auth]\napi_keys = {value}"),
+            format!("[alerting.smtp]\npassword = {value}"),
+            format!("{route}webhook_url = {value}"),
+            format!("{route}webhook_secret = {value}"),
+            format!("{route}webhook_headers = {value}"),
+            format!("{route}webhook_headers = {{ A = {value} }}"),
+            format!("{route}[alerting.routes.webhook_headers]\nA = {value}"),
+            format!("{route}webhook_template = {value}\nwebhook_batch = 2"),
+        ] {
+            let Err(errors) = config::parse("c.toml", format!("{MINIMAL}{line}\n").as_bytes(), [], &[]) else {
+                continue;
+            };
+            for said in [errors.detailed(), errors.to_string()] {
+                assert!(!said.contains("777") && !said.contains("1977"), "{line}\n{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_secret_is_known_as_one() {
+    let keys = config::known_keys();
+    let is_known = |path: &str| keys.iter().any(|key| key.path == path);
+    let secrets = keys.iter().filter(|key| is_known(&format!("{}_credential", key.path)));
+    let names: Vec<&str> = secrets.filter_map(|key| key.path.rsplit('.').next()).collect();
+    assert!(names.len() >= 4 && names.iter().all(|name| SECRET_KEYS.contains(name)), "{names:?}");
 }
 
 #[test]

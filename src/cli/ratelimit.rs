@@ -9,12 +9,8 @@ use super::rules::{self, DeleteArgs, Key, ListArgs, RuleArgs, Rules, ShowArgs, U
 use super::{Exit, Remote, encoded, get};
 
 /// Its rules.
-pub static RULES: Rules = Rules {
-    command: "ratelimit",
-    path: "/api/v1/ratelimit/rules",
-    required: &["id", "priority"],
-    columns: LIMIT_COLUMNS,
-};
+pub static RULES: Rules =
+    Rules { command: "ratelimit", path: "/api/v1/ratelimit/rules", required: &["id"], columns: LIMIT_COLUMNS };
 
 /// Manage the rate limits.
 #[derive(FromArgs)]

@@ -337,7 +337,7 @@ fn read_host_names(field: &Field<'_>) -> Vec<String> {
         let Some(text) = item.text() else { continue };
         let name = text.to_ascii_lowercase();
         if name.parse::<IpAddr>().is_ok() {
-            item.error("an address needs no name here: the addresses that are listened on are known");
+            item.error("an address needs no name here: by address the ports may always be called");
         } else if name.len() > 253 || !name.split('.').all(is_label) {
             item.error(format!("\"{}\" is not a DNS name, such as agent.example.org", text.escape_debug()));
         } else {

@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use super::Config;
+use super::{Config, shown};
 use crate::guarded::{self, Holds};
 use crate::written::{Document, Key, Kind, TEXT_MAX, WrittenError, did_you_mean};
 
@@ -81,18 +82,27 @@ impl Paths {
     }
 }
 
-/// All that is wrong with a config. Displays as one line for each error; [`ConfigErrors::detailed`] shows the text too.
+/// All that is wrong with a config. Displays as one line for each error; [`ConfigErrors::detailed`] shows the text too, but
+/// none that may be a secret.
 #[derive(Debug)]
 pub struct ConfigErrors {
     /// In the order of the text; never empty.
     pub errors: Vec<WrittenError>,
-    /// The line that each error speaks of.
+    /// The line that each error speaks of, if it may be shown.
     lines: Vec<Option<String>>,
 }
 
 impl ConfigErrors {
     fn new(errors: Vec<WrittenError>, text: &[u8]) -> ConfigErrors {
-        let lines = errors.iter().map(|error| line_of(text, error.line?)).collect();
+        let names =
+            KNOWN_KEYS.iter().flat_map(|key| key.path.split('.')).map(|name| name.trim_end_matches("[]")).collect();
+        // Of a text that is not UTF-8 nothing is shown.
+        let may_show = shown::lines(std::str::from_utf8(text).unwrap_or_default(), &names);
+        let line = |error: &WrittenError| {
+            let number = error.line.filter(|&number| may_show.get(number as usize - 1) == Some(&true))?;
+            line_of(text, number).filter(|line| !shown::names_secret(line))
+        };
+        let lines = errors.iter().map(line).collect();
         ConfigErrors { errors, lines }
     }
 
@@ -100,7 +110,7 @@ impl ConfigErrors {
         ConfigErrors::new(vec![error], b"")
     }
 
-    /// Each error with its line of the text, and a mark below its place.
+    /// Each error with its line of the text, and a mark below its place. Lines that may hold a secret are left out.
     pub fn detailed(&self) -> String {
         let mut out = String::new();
         for (error, line) in self.errors.iter().zip(&self.lines) {
@@ -175,9 +185,12 @@ fn parse_document(
     }
 }
 
+/// Learned once: they are always the same.
+static KNOWN_KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| Document::known_keys(|root| Config::read(&root)));
+
 /// Every key of every section.
 pub fn known_keys() -> Vec<Key> {
-    Document::known_keys(|root| Config::read(&root))
+    KNOWN_KEYS.clone()
 }
 
 /// The environment variable that sets a key.
@@ -192,8 +205,7 @@ fn overlay(
     flags: &[Flag<'_>],
 ) -> Vec<WrittenError> {
     let mut errors = Vec::new();
-    let keys = known_keys();
-    let settable = keys.iter().filter(|key| key.kind != Kind::Table && !key.path.contains("[]"));
+    let settable = KNOWN_KEYS.iter().filter(|key| key.kind != Kind::Table && !key.path.contains("[]"));
     let mut variables = settable.clone().map(|key| (variable_of(&key.path), key)).collect::<Vec<_>>();
     for &(short, path) in SHORT_VARIABLES {
         variables.extend(settable.clone().find(|key| key.path == path).map(|key| (short.to_owned(), key)));

@@ -18,6 +18,7 @@ use crate::written::Field;
 pub mod agent;
 pub mod auth;
 mod load;
+mod shown;
 pub mod tls;
 
 use agent::CpuSteering;

@@ -167,8 +167,7 @@ impl Control {
         let server = Server::new(directory.clone(), routes, auth, Arc::clone(&metrics), config.auditor, every)
             .with_context(|| format!("listening in {}", directory.display()))?;
         let server = Arc::new(server);
-        let bound = [Some(addresses.rest), addresses.metrics].into_iter().flatten();
-        let hosts = Hosts::new(bound.map(|address| address.ip()), &config.host_names);
+        let hosts = Hosts::new(&config.host_names);
         let backend: Arc<dyn front::Backend> = server.clone();
         let limits = config.limits;
         let (front, stopper) = Front::new(sockets, limits.clone(), hosts, backend, metrics)

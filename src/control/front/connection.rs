@@ -4,7 +4,6 @@
 //! event it was does not matter.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
@@ -77,7 +76,6 @@ pub struct Connection {
     pub upstream: Option<UnixStream>,
     /// Refused or answered: no longer among those that are served.
     pub refused: bool,
-    local: IpAddr,
     since: Instant,
     progress: Instant,
     /// Of the head, while it is read.
@@ -103,9 +101,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(client: Transport, peer: Peer, kind: Kind, order: u64, now: Instant) -> io::Result<Connection> {
-        let local = client.local()?;
-        Ok(Connection {
+    pub fn new(client: Transport, peer: Peer, kind: Kind, order: u64, now: Instant) -> Connection {
+        Connection {
             client,
             peer,
             kind,
@@ -113,7 +110,6 @@ impl Connection {
             stage: Stage::Head,
             upstream: None,
             refused: false,
-            local,
             since: now,
             progress: now,
             input: Vec::new(),
@@ -126,7 +122,7 @@ impl Connection {
             slow: None,
             keep: None,
             answered: 0,
-        })
+        }
     }
 
     /// Bytes of body and answer that it holds.
@@ -343,7 +339,7 @@ impl Connection {
         self.input.extend_from_slice(&block[..n]);
         // Nothing changes before a line ends; the first look tells what is not HTTP at all.
         let parsed = if first || block[..n].contains(&b'\n') {
-            head::parse(&self.input, context.hosts, self.local, context.limits.body_bytes)
+            head::parse(&self.input, context.hosts, context.limits.body_bytes)
         } else {
             Ok(None)
         };
@@ -667,7 +663,7 @@ mod tests {
     fn given_way(change: impl FnOnce(&mut Connection)) -> String {
         let (client, own) = StdStream::pair().unwrap();
         own.set_nonblocking(true).unwrap();
-        let (now, limits, hosts) = (Instant::now(), Limits::default(), Hosts::new([], &[]));
+        let (now, limits, hosts) = (Instant::now(), Limits::default(), Hosts::new(&[]));
         let refusals = std::cell::Cell::new(0);
         let refused = |refusal: &Refusal, _: Peer| {
             assert_eq!(refusal.reason, "evicted");
@@ -685,7 +681,7 @@ mod tests {
         };
         let transport = Transport::Unix(UnixStream::from_std(own));
         let peer = Peer::Local { uid: 0, gid: 0 };
-        let mut connection = Connection::new(transport, peer, Kind::Unix, 0, now).unwrap();
+        let mut connection = Connection::new(transport, peer, Kind::Unix, 0, now);
         change(&mut connection);
         assert_eq!(connection.give_way(&EVICTED, &context), Step::Close);
         drop(connection);

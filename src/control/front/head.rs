@@ -5,7 +5,6 @@
 //! ours (`x-agent-...`) or change the framing.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use super::hosts::Hosts;
 use super::peer::Peer;
@@ -67,9 +66,8 @@ pub struct Head {
     relayed: Vec<(&'static str, String)>,
 }
 
-/// Reads a head from the start of `bytes`: the head and its length, or `None` while it is incomplete. `local` is the
-/// address that the client connected to.
-pub fn parse(bytes: &[u8], hosts: &Hosts, local: IpAddr, body_max: usize) -> Result<Option<(Head, usize)>, Refusal> {
+/// Reads a head from the start of `bytes`: the head and its length, or `None` while it is incomplete.
+pub fn parse(bytes: &[u8], hosts: &Hosts, body_max: usize) -> Result<Option<(Head, usize)>, Refusal> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     let length = match request.parse(bytes) {
@@ -96,7 +94,7 @@ pub fn parse(bytes: &[u8], hosts: &Hosts, local: IpAddr, body_max: usize) -> Res
         return Err(Refusal::malformed("the request target must be a path that begins with /"));
     }
     let fields = Fields(request.headers);
-    check_names(&fields, hosts, local)?;
+    check_names(&fields, hosts)?;
     let expects_continue = match fields.one("expect")? {
         None => false,
         Some(value) if value.eq_ignore_ascii_case(b"100-continue") => minor == 1,
@@ -123,13 +121,13 @@ pub struct Sender {
     pub certificate: Option<String>,
 }
 
-fn check_names(fields: &Fields, hosts: &Hosts, local: IpAddr) -> Result<(), Refusal> {
+fn check_names(fields: &Fields, hosts: &Hosts) -> Result<(), Refusal> {
     let host = match fields.text("host")? {
         None => return Err(Refusal::new(400, "BAD_REQUEST", "host", "a Host header field is required")),
         Some(host) => host,
     };
-    if !hosts.allows(host, local) {
-        let message = "Host is not a name or address of this host";
+    if !hosts.allows(host) {
+        let message = "Host is not a name of this host; names beside its own stand in agent.host_names";
         return Err(Refusal::new(421, "MISDIRECTED_REQUEST", "host", message));
     }
     // A browser sends Origin with everything that could change state. No other origin has business here, not even
@@ -307,7 +305,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Option<(Head, usize)>, Refusal> {
-        parse(text.as_bytes(), &Hosts::new([], &[]), IpAddr::from([127, 0, 0, 1]), 1000)
+        parse(text.as_bytes(), &Hosts::new(&[]), 1000)
     }
 
     #[test]
@@ -322,6 +320,7 @@ mod tests {
         check(get, "Host: localhost|Host: localhost", (400, "malformed"));
         check(get, "Host: evil.example", (421, "host"));
         check(get, "Host: localhost|Origin: http://evil.example", (403, "origin"));
+        check(get, "Host: 198.51.100.7|Origin: http://evil.example", (403, "origin"));
         check(get, "Host: localhost|Origin: null", (403, "origin"));
         check(get, "Host: localhost:8080|Origin: http://localhost:3000", (403, "origin"));
         check(get, "Host: localhost|Content-Length: 3|Content-Length: 3", (400, "framing"));

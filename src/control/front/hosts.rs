@@ -2,21 +2,24 @@
 //!
 //! A web page can make a browser connect to 127.0.0.1 under the page's own name (DNS rebinding); the name is then in
 //! `Host`. So only names that cannot be an attacker's are taken, and a page of another origin is refused by `Origin`.
+//!
+//! An address is always taken. The rebinding is a name server's lie about a name; where `Host` holds an address, the browser
+//! asked no name server, and the page's origin is that address itself: what is there is us, or whoever passes it on to us
+//! (NAT, a published port of a container), whose addresses nobody here knows. Another page's `Origin` is refused all the same.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The names and addresses of this host.
+/// The names of this host.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
     names: HashSet<String>,
-    addresses: HashSet<IpAddr>,
 }
 
 impl Hosts {
-    /// `localhost`, the host's name (with its aliases in /etc/hosts), the addresses listened on, and `extra` names.
-    pub fn new(addresses: impl IntoIterator<Item = IpAddr>, extra: &[String]) -> Hosts {
-        let mut hosts = Hosts { names: HashSet::new(), addresses: addresses.into_iter().collect() };
+    /// `localhost`, the host's name (with its aliases in /etc/hosts), and `extra` names.
+    pub fn new(extra: &[String]) -> Hosts {
+        let mut hosts = Hosts::default();
         hosts.names.insert("localhost".to_owned());
         hosts.names.extend(extra.iter().map(|name| name.to_ascii_lowercase()));
         if let Some(name) = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()) {
@@ -28,20 +31,14 @@ impl Hosts {
         hosts
     }
 
-    /// Whether `authority` (`name`, `name:port`, `[v6]:port`) is this host. `local` is the address that the client
-    /// connected to: no name server chose it.
-    pub fn allows(&self, authority: &str, local: IpAddr) -> bool {
+    /// Whether `authority` (`name`, `name:port`, `[v6]:port`) is this host, or an address.
+    pub fn allows(&self, authority: &str) -> bool {
         let Some(host) = host_of(authority) else { return false };
-        match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            Ok(address) => {
-                let address = address.to_canonical();
-                address.is_loopback() || address == local.to_canonical() || self.addresses.contains(&address)
-            }
-            Err(_) => {
-                let name = host.trim_end_matches('.').to_ascii_lowercase();
-                self.names.contains(&name) || name.ends_with(".localhost")
-            }
+        if host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok() {
+            return true;
         }
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        self.names.contains(&name) || name.ends_with(".localhost")
     }
 }
 
@@ -76,20 +73,35 @@ mod tests {
 
     #[test]
     fn names() {
-        let mut hosts = Hosts::new(["192.0.2.1".parse().unwrap()], &["Agent.Example".to_owned()]);
+        let mut hosts = Hosts::new(&["Agent.Example".to_owned()]);
         hosts.names.insert("box".to_owned());
-        let local = "::ffff:198.51.100.7".parse().unwrap();
-        let good = "localhost localhost:8080 LOCALHOST. a.localhost 127.0.0.1:1 127.9.9.9 [::1]:8080 [::1] 192.0.2.1:8080 \
-                    198.51.100.7 agent.example:9 box box:80 [::ffff:127.0.0.1]";
+        let good = "localhost localhost:8080 LOCALHOST. a.localhost agent.example:9 box box:80";
         for authority in good.split_whitespace() {
-            assert!(hosts.allows(authority, local), "{authority}");
+            assert!(hosts.allows(authority), "{authority}");
         }
-        let bad = "evil.example 192.0.2.2 localhost.evil.example box.evil.example a@localhost localhost: :80 [::1 [::1]80 \
-                   ::1 localhost:99999 localhost:+80 http://localhost localhost/ [::2] notlocalhost 0.0.0.0";
+        let bad = "evil.example localhost.evil.example box.evil.example a@localhost localhost: :80 [::1 [::1]80 ::1 \
+                   localhost:99999 localhost:+80 http://localhost localhost/ notlocalhost";
         for authority in bad.split_whitespace() {
-            assert!(!hosts.allows(authority, local), "{authority}");
+            assert!(!hosts.allows(authority), "{authority}");
         }
-        assert!(!hosts.allows("", local));
+        assert!(!hosts.allows(""));
+    }
+
+    /// Also those that this host does not have: behind NAT it is called by another's.
+    #[test]
+    fn addresses() {
+        let hosts = Hosts::new(&[]);
+        let good =
+            "127.0.0.1:1 127.9.9.9 [::1]:8080 [::1] 192.0.2.1:8080 198.51.100.7 [::ffff:127.0.0.1] [2001:db8::7]:443";
+        for authority in good.split_whitespace() {
+            assert!(hosts.allows(authority), "{authority}");
+        }
+        // What only looks like one is a name, which a name server may answer for.
+        let bad = "1.2.3 1.2.3.4.5 1.2.3.256 127.0.0.1.evil.example 127.1 0x7f000001 2130706433 192.0.2.1. 01.2.3.4 [] [1.2.3.4] \
+                   [::1%eth0] [::g] 2001:db8::7 192.0.2.1:x 192.0.2.1:99999";
+        for authority in bad.split_whitespace() {
+            assert!(!hosts.allows(authority), "{authority}");
+        }
     }
 
     #[test]

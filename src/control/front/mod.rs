@@ -509,7 +509,7 @@ impl Front {
         // There is a slot for a refusal even when all others are served or linger; limit_lingering frees it again.
         let Some(slot) = self.connections.vacant() else { return };
         self.accepted += 1;
-        let Ok(mut connection) = Connection::new(client, peer, kind, self.accepted, now) else { return };
+        let mut connection = Connection::new(client, peer, kind, self.accepted, now);
         if let Err(e) = connection.client.register(self.poll.registry(), Token(2 * slot)) {
             log::warn!("control: registering a client: {e}");
             return;

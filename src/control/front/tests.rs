@@ -54,7 +54,7 @@ fn start_with(change: impl FnOnce(&mut Limits), tls: Option<Arc<TlsStore>>) -> S
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let metrics = Metrics::new();
-    let hosts = Hosts::new([address.ip()], &[]);
+    let hosts = Hosts::new(&[]);
     let backend = Arc::new(Backstage(path));
     let here = UnixListener::bind(directory.path().join("here.sock")).unwrap();
     let sockets = vec![(Socket::Tcp(socket, tls), Kind::Rest), (Socket::Unix(here, None), Kind::Unix)];

@@ -1,7 +1,7 @@
 //! What a client's bytes go through: TCP, TLS over TCP, or a Unix socket. None of them ever waits.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown};
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use mio::event::Source;
@@ -50,15 +50,6 @@ impl Transport {
         let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
         session.set_buffer_limit(Some(SESSION_BYTES));
         Ok(Transport::Tls(Box::new(Tls { tcp, session, silent: 0, begun: false, plain: false, closing: false })))
-    }
-
-    /// The address that the client connected to.
-    pub fn local(&self) -> io::Result<IpAddr> {
-        match self {
-            Transport::Tcp(tcp) => Ok(tcp.local_addr()?.ip()),
-            Transport::Tls(tls) => Ok(tls.tcp.local_addr()?.ip()),
-            Transport::Unix(_) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        }
     }
 
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {

@@ -305,7 +305,9 @@ impl AnyRule for Rule {
     fn read(mut r: Reader<'_>, surroundings: Surroundings<'_>) -> Option<Rule> {
         let id = read_id(&r.key("id").required());
         let namespace = read_namespace(&r.key("namespace"));
-        let priority = r.key("priority").required().integer(1..=u32::MAX);
+        let priority_field = r.key("priority");
+        let priority =
+            priority_field.integer(1..=u32::MAX).or((!priority_field.is_present()).then_some(Rule::PRIORITY));
         let mut written = WrittenMatch::read_stateless(&mut r);
         r.refuse("state", "a rate limit knows no connection state; remove state");
         let written_limit = WrittenLimit::read(&mut r);
@@ -371,6 +373,10 @@ const fn yes() -> bool {
     true
 }
 
+const fn last() -> u32 {
+    Rule::PRIORITY
+}
+
 const fn per_ip() -> &'static str {
     Scope::PerIp.name()
 }
@@ -398,8 +404,8 @@ pub struct RuleText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
     pub namespace: Option<String>,
-    /// Lower numbers are asked first; equal ones keep their order.
-    #[schemars(range(min = 1))]
+    /// Lower numbers are asked first; equal ones keep their order; 1000 when absent.
+    #[schemars(range(min = 1), default = "last")]
     pub priority: u32,
     /// Which packets it is about.
     #[serde(flatten)]
@@ -582,6 +588,21 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_without_a_priority_is_among_the_last() {
+        let read = |text: &str| read_rule_json::<Rule>(text.as_bytes());
+        let rule = read(r#"{"id":"rl-global","rate":1000,"burst":2000,"scope":"per_ip"}"#).unwrap();
+        assert_eq!(
+            (rule.priority, serde_json::to_value(rule.text()).unwrap()["priority"].as_u64()),
+            (1000, Some(1000))
+        );
+        assert_eq!(read(r#"{"id":"a","rate":1,"priority":7}"#).unwrap().priority, 7);
+        for wrong in ["0", "-1", "\"1\"", "4294967296"] {
+            let errors = read(&format!(r#"{{"id":"a","rate":1,"priority":{wrong}}}"#)).unwrap_err();
+            assert!(errors.len() == 1 && errors[0].path == "priority", "{wrong}: {errors:?}");
+        }
+    }
+
+    #[test]
     fn the_schema_has_the_keys_that_are_read() {
         let schema = serde_json::to_value(schemars::schema_for!(RuleText)).unwrap();
         let mut described = schema["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -590,7 +611,7 @@ mod tests {
         described.sort();
         read.sort();
         assert_eq!(described, read);
-        assert_eq!(schema["required"], serde_json::json!(["id", "priority"]));
+        assert_eq!(schema["required"], serde_json::json!(["id"]));
         assert_eq!(schema["additionalProperties"], false);
     }
 

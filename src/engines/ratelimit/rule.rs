@@ -178,6 +178,9 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// `priority` when it is not written: behind what anybody would number by hand.
+    pub const PRIORITY: u32 = 1000;
+
     /// `ipv6_prefix_len` when it is not written: what a subscriber has at least.
     pub const IPV6_PREFIX_LEN: u8 = 64;
 

@@ -138,7 +138,7 @@ impl Port {
         let (supervisor, _failures) = Supervisor::new().expect("a supervisor");
         let config = config::parse("c.toml", CONFIG.as_bytes(), [], &[]).expect("it is right").0.auth;
         let mut port = Port {
-            hosts: Hosts::new([], &["agent.example".to_owned()]),
+            hosts: Hosts::new(&["agent.example".to_owned()]),
             routes: Routes::default(),
             auth: Auth::new(&config, &[], &metrics, &supervisor).expect("it asks nobody"),
             confirmations: Arc::default(),
@@ -231,7 +231,7 @@ fn read(bytes: &[u8], size: usize, hosts: &Hosts) -> Result<Option<(Head, Body)>
                 if input.len() > piece.len() && !piece.contains(&b'\n') {
                     continue;
                 }
-                if let Some((head, length)) = head::parse(&input, hosts, [127, 0, 0, 1].into(), BODY_MAX)? {
+                if let Some((head, length)) = head::parse(&input, hosts, BODY_MAX)? {
                     let mut body = Body::new(head.framing, BODY_MAX);
                     body.take(&input[length..])?;
                     request = Some((head, body));
