@@ -86,6 +86,7 @@ mod tests {
             tcp_flags: [0; 2],
             next_seq: [0; 2],
             is_midstream: false,
+            is_finished: false,
             is_tunnelled: false,
             is_blocked: false,
             socket_cookie: 0,

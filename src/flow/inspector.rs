@@ -330,6 +330,7 @@ impl Inspector {
             tcp_flags: [0; 2],
             next_seq: [0; 2],
             is_midstream,
+            is_finished: false,
             is_tunnelled: key.depth > 0,
             is_blocked: false,
             socket_cookie: meta.socket_cookie,
@@ -495,6 +496,8 @@ impl Inspector {
     /// Ends a flow: tells what is not told yet, then that it ended.
     fn end(&mut self, slot: u32, why: EndReason, watcher: &mut dyn Watcher) {
         if let Some((entry, mut room, mut upper)) = self.at_work(slot, watcher) {
+            // Closed: the packet at hand begins the next connection, which must not suffer for this one.
+            entry.flow.is_finished |= why == EndReason::Closed;
             Tcp { entry, room: &mut room, upper: &mut upper }.finish();
             let (flow, app, folds) = (&mut entry.flow, &mut entry.app, &mut entry.folds);
             Feed { flow, app, folds, side: Side::Client, is_swapped: false, upper: &mut upper }.finish(room.stats);

@@ -135,6 +135,9 @@ pub struct Flow {
     pub next_seq: [u32; 2],
     /// The first packet that was seen was not the first of the flow.
     pub is_midstream: bool,
+    /// Both sides have finished, in order and acknowledged, or another connection has its place: nothing more comes of
+    /// it. A single FIN or reset does not say so.
+    pub is_finished: bool,
     /// It was carried in a tunnel.
     pub is_tunnelled: bool,
     /// Its packets are blocked: it is not inspected any more.

@@ -412,6 +412,7 @@ impl Tcp<'_, '_, '_> {
             let is_finished = self.entry.streams.as_ref().is_some_and(|streams| streams[side as usize].is_finished());
             if is_finished && !self.entry.ends[side as usize].is_finished {
                 self.entry.ends[side as usize].is_finished = true;
+                self.entry.flow.is_finished |= self.entry.ends.iter().all(|end| end.is_finished);
                 self.drop_behind_fin(side);
                 self.feed(side, |_, room, feed| feed.end(room.stats));
             }

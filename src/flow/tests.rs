@@ -9,7 +9,7 @@ use support::*;
 
 use super::*;
 use crate::packet::build::Packet as Build;
-use crate::packet::frame::tcp_flag::{ACK, FIN, SYN};
+use crate::packet::frame::tcp_flag::{ACK, FIN, RST, SYN};
 use crate::packet::proto::Stage;
 #[test]
 fn a_connection_is_read_from_end_to_end() {
@@ -169,6 +169,22 @@ fn a_blocked_flow_is_not_inspected_any_more() {
     assert!(!lab.inspector.block(id + (1 << 30)));
     lab.c(5, b"more");
     assert_eq!(lab.told.client(), "Cgood");
+}
+
+#[test]
+fn a_flow_is_finished_when_both_ends_are() {
+    let mut lab = Lab::new(false);
+    let is_finished = |lab: &Lab| lab.inspector.flows().next().unwrap().is_finished;
+    lab.handshake().c(0, b"Chello").ack(6);
+    // Neither one ahead, nor one that nobody acknowledged, nor that of one side.
+    lab.segment(Side::Client, ACK | FIN, 20, b"");
+    assert!(!is_finished(&lab));
+    lab.close();
+    assert!(is_finished(&lab));
+    let mut lab = Lab::new(false);
+    lab.handshake().c(0, b"Chello").ack(6);
+    lab.segment(Side::Client, ACK | RST, 6, b"");
+    assert_eq!((is_finished(&lab), lab.inspector.flows().next().unwrap().state), (false, State::Closed));
 }
 
 #[test]

@@ -179,6 +179,61 @@ fn a_flow_that_goes_on_after_its_block_is_blocked_anew() {
     assert!(paths(&events(&ran.lines)).is_empty(), "{}", ran.lines);
 }
 
+/// What one segment says, in its place or out of it, real or made for the observer, ends no flow: it is blocked all the same.
+#[test]
+fn no_fin_and_no_reset_keeps_a_flow_from_being_blocked() {
+    const FIN: u8 = 0x01;
+    const RST: u8 = 0x04;
+    const PSH_ACK: u8 = 0x18;
+    const ACK: u8 = 0x10;
+    let request = b"GET /secret HTTP/1.1\r\nHost: www.example.org\r\n\r\n";
+    let last = request.len() - 1;
+    let before: &[(&str, &dyn Fn(&mut Conversation))] = &[
+        ("nothing", &|_| {}),
+        ("the last byte with a FIN", &|talk| talk.segment(Client, last as i64, FIN | PSH_ACK, &request[last..])),
+        ("a FIN ahead", &|talk| talk.segment(Client, 5, FIN | ACK, &[])),
+        ("a FIN in place", &|talk| talk.segment(Client, 0, FIN | ACK, &[])),
+        ("a FIN of the server's", &|talk| talk.segment(Server, 0, FIN | ACK, &[])),
+        ("a reset", &|talk| talk.segment(Client, 0, RST | ACK, &[])),
+        ("a reset of the server's", &|talk| talk.segment(Server, 0, RST | ACK, &[])),
+    ];
+    for (client, server, _) in ENDS {
+        for (name, forge) in before {
+            let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+            let mut talk = Conversation::new(client, server, fixtures::START).handshake();
+            forge(&mut talk);
+            let passed = talk.packets.len() + 1;
+            let packets = talk.say(Client, request).say(Server, b"HTTP/1.1 200 OK\r\n\r\nsecret").packets;
+            let ran = desk.replay(&[], &packets);
+            let seen = events(&ran.lines);
+            let alerts = of_kind(&seen, "alert");
+            assert_eq!(alerts.len(), 1, "{name}: {}", ran.lines);
+            assert_eq!(alerts[0]["alert"]["action"], "blocked", "{name}");
+            let says = format!("firewall   {passed} passed, 0 dropped\n");
+            assert!(ran.notes.contains(&says), "{name}: {says}{}", ran.notes);
+        }
+    }
+}
+
+/// Who says no more after the request waits for the response all the same.
+#[test]
+fn a_client_that_half_closes_is_blocked_for_what_it_is_told() {
+    let desk = Desk::new(
+        "[firewall]\nmode = \"block\"\n[l7]\nenabled = true\nmode = \"block\"\n[[l7.rules]]\nid = \"no-programs\"\n\
+         priority = 1\nprotocol = \"http\"\naction = \"deny\"\ncontent_type = \"application/x-*\"\n",
+    );
+    for (client, server, _) in ENDS {
+        let mut talk = Conversation::new(client, server, fixtures::START).handshake();
+        talk.segment(Client, 0, 0x19, b"GET /tool HTTP/1.1\r\nHost: h\r\n\r\n");
+        let response = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-executable\r\nContent-Length: 5000\r\n\r\n";
+        let packets = talk.say(Server, &[&response[..], &[7; 5000]].concat()).packets;
+        let ran = desk.replay(&[], &packets);
+        let seen = events(&ran.lines);
+        assert_eq!(of_kind(&seen, "alert")[0]["alert"]["action"], "blocked", "{}", ran.lines);
+        assert!(ran.notes.contains("blocked    1 of flows that a rule of l7 refused\n"), "{}", ran.notes);
+    }
+}
+
 #[test]
 fn without_a_block_the_flow_goes_on() {
     let desk = Desk::new(&NO_SECRET.replace("\"block\"", "\"alert\""));

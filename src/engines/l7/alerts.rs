@@ -15,7 +15,7 @@ pub enum Enforcement {
     Blocked,
     /// Nothing was to be done: `mode = "alert"`.
     NotWanted,
-    /// The flow had ended by then.
+    /// The flow had ended by then, on both sides.
     TooLate,
     /// It is carried in a tunnel, and the kernel blocks by the outer addresses only.
     Tunnelled,

@@ -32,7 +32,7 @@ use self::rule::Rule;
 use self::tally::Tally;
 use crate::classify::rules::Mode;
 use crate::component::Component;
-use crate::flow::{Flow, State};
+use crate::flow::Flow;
 use crate::metrics::{L7Counters, L7RuleCounters, Metrics};
 use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source};
@@ -71,7 +71,7 @@ impl Ruling {
             Enforcement::NotWanted
         } else if flow.is_tunnelled {
             Enforcement::Tunnelled
-        } else if flow.state == State::Closed {
+        } else if flow.is_finished {
             Enforcement::TooLate
         } else {
             block()

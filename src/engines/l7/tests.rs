@@ -44,6 +44,7 @@ fn flow_between(client: &str, server: &str) -> Flow {
         tcp_flags: [0, 0],
         next_seq: [0, 0],
         is_midstream: false,
+        is_finished: false,
         is_tunnelled: false,
         is_blocked: false,
         socket_cookie: 0,
@@ -415,6 +416,22 @@ fn an_alert_says_what_was_done() {
     assert_eq!(logged.counts.read().enforced, 0, "what is logged is not enforced");
     let allowed = hit(&one("http", "allow", "path", "/x*"), &told).unwrap();
     assert_eq!(allowed.alert(&flow(), &told, 9, None, Enforcement::Blocked), None);
+}
+
+#[test]
+fn only_what_both_ends_have_finished_is_too_late_to_block() {
+    let section =
+        "mode = 'block'\n[[rules]]\nid = 'r'\npriority = 5\naction = 'deny'\nprotocol = 'http'\npath = '/x'\n";
+    let directory = tempfile::tempdir().unwrap();
+    let ruling = engine(directory.path(), section).unwrap().ruling().load_full();
+    let told = asked(http("GET", "/x"));
+    let hit = Decided::default().judge(&ruling.judge, &mut Scratch::default(), &flow(), &told).unwrap();
+    let becomes = |flow: &Flow| ruling.enforce(&hit, flow, || Enforcement::Blocked);
+    assert_eq!(becomes(&flow()), Enforcement::Blocked);
+    // One FIN or reset, which anybody can forge.
+    assert_eq!(becomes(&Flow { state: State::Closed, ..flow() }), Enforcement::Blocked);
+    assert_eq!(becomes(&Flow { state: State::Closed, is_finished: true, ..flow() }), Enforcement::TooLate);
+    assert_eq!(becomes(&Flow { is_tunnelled: true, ..flow() }), Enforcement::Tunnelled);
 }
 
 #[test]
