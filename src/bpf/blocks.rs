@@ -10,7 +10,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut};
 
 use super::boot_seconds;
 use super::map::{self, MapFacts, Mapped, handle};
-use crate::abi::{Plain, block, block_address, block_flow, block_policy, bytes_of, from_bytes, fw_guard};
+use crate::abi::{Plain, block, block_address, block_flow, block_policy, bytes_of, from_bytes, fw_guard, fw_net};
+use crate::packet::frame::protocol::{TCP, UDP};
 
 /// A flow, whichever way its packets go. Two that differ in the order of their ends are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,6 +169,37 @@ pub struct Blocks {
     addresses: Table<IpAddr>,
     policy_map: MapHandle,
     policy: Mapped<block_policy>,
+    exceptions: Exceptions,
+}
+
+/// Who is never blocked, as far as it is a matter of flows: is_spared() of include/verdicts.h.
+#[derive(Clone, Copy, Default)]
+pub struct Exceptions {
+    /// The lock-out guard.
+    pub guard: fw_guard,
+    /// DHCP between this host and its server.
+    pub dhcp: bool,
+}
+
+impl Exceptions {
+    /// Whether the kernel drops nothing of the flow between an end of this host's and another one.
+    pub fn spare(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        match protocol {
+            TCP => self.is_guarded(local.port(), remote.ip()),
+            UDP => {
+                let ports = if local.is_ipv4() { (68, 67) } else { (546, 547) };
+                self.dhcp && (local.port(), remote.port()) == ports
+            }
+            _ => false,
+        }
+    }
+
+    fn is_guarded(&self, port: u16, remote: IpAddr) -> bool {
+        let [high, low] = address_key(remote).address;
+        let has = |net: &fw_net| ((high ^ net.addr[0]) & net.mask[0]) | ((low ^ net.addr[1]) & net.mask[1]) == 0;
+        let (ports, nets) = (usize::from(self.guard.ports), usize::from(self.guard.nets));
+        self.guard.port.iter().take(ports).any(|one| *one == port) && self.guard.net.iter().take(nets).any(has)
+    }
 }
 
 impl Blocks {
@@ -187,7 +219,7 @@ impl Blocks {
         let policy = Mapped::new(&policy_map, 1)?;
         let flows = Table::new::<block_flow>("blocked_flows", flows_max, "flows")?;
         let addresses = Table::new::<block_address>("blocked_addrs", addresses_max, "addresses")?;
-        Ok(Blocks { flows, addresses, policy_map, policy })
+        Ok(Blocks { flows, addresses, policy_map, policy, exceptions: Exceptions::default() })
     }
 
     /// Makes an object that is about to be loaded use these tables, or none: flows, addresses, policy.
@@ -208,6 +240,7 @@ impl Blocks {
 
     /// Who is never blocked beside what include/verdicts.h names: those who are working on this host, and DHCP.
     pub fn set_exceptions(&mut self, guard: &fw_guard, dhcp: bool) {
+        self.exceptions = Exceptions { guard: *guard, dhcp };
         let policy = self.policy.at(0);
         // SAFETY: within the mapping, of which this is the only writer; the kernel reads single words at any time, and any
         // mix of two guards spares nobody whom neither of them spares but by a port of one and a network of the other.
@@ -215,6 +248,11 @@ impl Blocks {
             (&raw mut (*policy).guard).write_volatile(*guard);
             (&raw mut (*policy).dhcp).write_volatile(dhcp.into());
         }
+    }
+
+    /// Whether the kernel would drop nothing of a flow if it was blocked.
+    pub fn spare(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.exceptions.spare(protocol, local, remote)
     }
 
     /// Tells the kernel whether there is anything to look for.

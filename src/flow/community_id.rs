@@ -80,6 +80,8 @@ mod tests {
             last_ns: 0,
             packets: [0; 2],
             bytes: [0; 2],
+            arrived: [true, false],
+            left: [false, true],
             gap_bytes: [0; 2],
             app_proto: None,
             state: State::New,

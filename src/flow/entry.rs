@@ -128,6 +128,8 @@ pub(super) fn swap_sides(flow: &mut Flow) {
     std::mem::swap(&mut flow.client, &mut flow.server);
     flow.packets.swap(0, 1);
     flow.bytes.swap(0, 1);
+    flow.arrived.swap(0, 1);
+    flow.left.swap(0, 1);
     flow.gap_bytes.swap(0, 1);
     flow.tcp_flags.swap(0, 1);
     flow.next_seq.swap(0, 1);

@@ -15,7 +15,7 @@ use super::reassembly::{Room, Sink};
 use super::stats::Stats;
 use super::table::{FLOWS_MAX, Key, Table};
 use super::tcp::{Arrival, Next, Tcp};
-use super::{EndReason, Flow, Link, PacketMeta, State, Watcher};
+use super::{Direction, EndReason, Flow, Link, PacketMeta, State, Watcher};
 use crate::packet::frame::{self, Checksum, Content, Datagram, Frame, Malformed, Segment, Unread, protocol, tcp_flag};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{AppProto, Out, Side, datagram_parser_for, detect, parser_for};
@@ -324,6 +324,8 @@ impl Inspector {
             last_ns: self.now_ns,
             packets: [0; 2],
             bytes: [0; 2],
+            arrived: [false; 2],
+            left: [false; 2],
             gap_bytes: [0; 2],
             app_proto: None,
             state: State::New,
@@ -369,6 +371,10 @@ impl Inspector {
         let (frames, meta) = (packet.frames, packet.meta);
         flow.packets[side as usize] += frames.0 + meta.unseen.0;
         flow.bytes[side as usize] += frames.1 + meta.unseen.1;
+        match meta.direction {
+            Direction::Ingress => flow.arrived[side as usize] = true,
+            Direction::Egress => flow.left[side as usize] = true,
+        }
         flow.last_ns = self.now_ns;
         if flow.socket_cookie == 0 {
             flow.socket_cookie = meta.socket_cookie;

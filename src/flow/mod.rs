@@ -123,6 +123,10 @@ pub struct Flow {
     pub packets: [u64; 2],
     /// Bytes of frames by side.
     pub bytes: [u64; 2],
+    /// Whether packets of a side arrived, by side.
+    pub arrived: [bool; 2],
+    /// Whether packets of a side left.
+    pub left: [bool; 2],
     /// Bytes that are missing in a side's stream.
     pub gap_bytes: [u64; 2],
     /// The protocol above, once it is known.
@@ -146,6 +150,19 @@ pub struct Flow {
     pub socket_cookie: u64,
     /// Its cgroup, 0 when there is none.
     pub cgroup_id: u64,
+}
+
+impl Flow {
+    /// Ends of it that are this host's, as far as is known by the way that their packets went, each with the other one:
+    /// one, none when it is forwarded, or both on the loopback interface.
+    pub fn local_ends(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> + '_ {
+        let is_local = |side: Side| {
+            let (own, other) = (side as usize, side.other() as usize);
+            self.left[own] || self.arrived[other] && !self.arrived[own]
+        };
+        let end = |side| if side == Side::Client { self.client } else { self.server };
+        Side::BOTH.into_iter().filter(move |side| is_local(*side)).map(move |side| (end(side), end(side.other())))
+    }
 }
 
 /// Something in packets or streams that no honest sender does, or that two receivers may read differently.

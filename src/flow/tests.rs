@@ -187,6 +187,32 @@ fn a_flow_is_finished_when_both_ends_are() {
     assert_eq!((is_finished(&lab), lab.inspector.flows().next().unwrap().state), (false, State::Closed));
 }
 
+/// Whose end a flow's ends are, by the way that packets went; also when the sides are exchanged later.
+#[test]
+fn the_end_of_this_host_is_known() {
+    let locals = |lab: &Lab| {
+        let flow = lab.inspector.flows().next().unwrap();
+        flow.local_ends().map(|(local, _)| local.port()).collect::<Vec<_>>()
+    };
+    for (client, server, want) in [
+        (Direction::Ingress, Direction::Egress, &[21][..]),
+        (Direction::Egress, Direction::Ingress, &[40000]),
+        (Direction::Ingress, Direction::Ingress, &[]),
+        (Direction::Egress, Direction::Egress, &[40000, 21]),
+    ] {
+        // Midstream, the server first.
+        let mut lab = Lab::new(false);
+        lab.direction = server;
+        lab.s(0, b"Sa");
+        assert_eq!(locals(&lab), if server == Direction::Egress { [21] } else { [40000] });
+        lab.s(2, b"nswer");
+        lab.direction = client;
+        lab.c(0, b"Cquestion");
+        assert_eq!(lab.inspector.flows().next().unwrap().client.port(), 40000);
+        assert_eq!(locals(&lab), want);
+    }
+}
+
 #[test]
 fn announced_connections_carry_their_file() {
     let mut lab = Lab::new(false);

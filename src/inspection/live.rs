@@ -86,7 +86,12 @@ impl Live {
             return Enforcement::Failed;
         };
         let until = boot_secs().map(|now| now + BLOCK_SECS);
-        let blocked = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).block_flow(key, until);
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if flow.local_ends().any(|(local, remote)| blocks.spare(flow.protocol, local, remote)) {
+            return Enforcement::Spared;
+        }
+        let blocked = blocks.block_flow(key, until);
+        drop(blocks);
         if let Err(error) = blocked {
             log::warn!("blocking {} - {}: {error}", flow.client, flow.server);
             self.blocks_failed += 1;

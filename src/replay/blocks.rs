@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use crate::bpf::blocks::{BlockedFlow, Blocks};
+use crate::bpf::blocks::{BlockedFlow, Blocks, Exceptions};
 use crate::classify::guard::Guard;
 use crate::event::address;
-use crate::flow::Direction;
+use crate::flow::{Direction, Flow};
 use crate::inspection::{BLOCK_SECS, BLOCKED_FLOWS_MAX};
 use crate::packet::frame::protocol::TCP;
 use crate::packet::frame::tcp_flag::RST;
@@ -21,8 +21,8 @@ pub struct ReplayBlocks {
     /// The ends of blocks; of those that were prolonged the earlier ones, too.
     ends: VecDeque<(u64, BlockedFlow)>,
     kernel: Option<Blocks>,
-    /// DHCP between this host and its server is never blocked.
-    dhcp: bool,
+    /// No guard, as there are no sessions; DHCP, maybe.
+    exceptions: Exceptions,
 }
 
 impl ReplayBlocks {
@@ -37,12 +37,18 @@ impl ReplayBlocks {
             Guard::default().write(&mut guard);
             blocks.set_exceptions(&guard, dhcp);
         }
-        Ok(ReplayBlocks { until_ns: HashMap::new(), ends: VecDeque::new(), kernel, dhcp })
+        let exceptions = Exceptions { dhcp, ..Exceptions::default() };
+        Ok(ReplayBlocks { until_ns: HashMap::new(), ends: VecDeque::new(), kernel, exceptions })
     }
 
     /// The kernel's tables.
     pub fn kernel(&self) -> Option<&Blocks> {
         self.kernel.as_ref()
+    }
+
+    /// Whether nothing of a flow would be dropped if it was blocked.
+    pub fn spare(&self, flow: &Flow) -> bool {
+        flow.local_ends().any(|(local, remote)| self.exceptions.spare(flow.protocol, local, remote))
     }
 
     /// Blocks a flow for as long as on the wire; false when there is no room, or the kernel refuses.
@@ -89,8 +95,8 @@ impl ReplayBlocks {
             return false;
         }
         let is_spared = match direction {
-            Direction::Ingress => self.dhcp && p.is_dhcp_answer(),
-            Direction::Egress => (self.dhcp && p.is_dhcp_request()) || is_parting_reset(p, frame),
+            Direction::Ingress => self.exceptions.dhcp && p.is_dhcp_answer(),
+            Direction::Egress => (self.exceptions.dhcp && p.is_dhcp_request()) || is_parting_reset(p, frame),
         };
         let end = |words, port| Some(SocketAddr::new(address(p.family, words)?, port));
         let flow = || BlockedFlow::new(end(p.src, p.src_port)?, end(p.dst, p.dst_port)?, p.protocol, p.vlans[0]);

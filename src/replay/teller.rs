@@ -188,6 +188,9 @@ impl<'o> Teller<'o> {
 
 /// Blocks a flow, as the agent does.
 fn block(blocks: &mut ReplayBlocks, flow: &Flow, now_ns: u64) -> Enforcement {
+    if blocks.spare(flow) {
+        return Enforcement::Spared;
+    }
     let key = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]);
     if key.is_some_and(|key| blocks.block(key, now_ns)) { Enforcement::Blocked } else { Enforcement::Failed }
 }

@@ -223,6 +223,21 @@ fn nobody_is_shut_out_who_must_not_be() {
     let (admin, me) = ("10.0.0.1", "10.0.9.2");
     host.blocks.block_address(admin.parse().unwrap(), None).unwrap();
     host.blocks.block_flow(flow(admin, me, (5000, 22), 6, 0), None).unwrap();
+    // Who decides asks the same; of a forwarded flow no end is this host's.
+    let spare = |protocol, local: &str, remote: &str| {
+        host.blocks.spare(protocol, local.parse().unwrap(), remote.parse().unwrap())
+    };
+    assert!(spare(6, "10.0.9.2:22", "10.0.0.1:5000") && spare(17, "10.0.9.2:68", "10.0.0.1:67"));
+    assert!(spare(17, "[fe80::1]:546", "[fe80::2]:547"));
+    for (protocol, local, remote) in [
+        (6, "10.0.0.1:5000", "10.0.9.2:22"),
+        (6, "10.0.9.2:22", "10.0.1.1:5000"),
+        (6, "10.0.9.2:80", "10.0.0.1:22"),
+        (17, "10.0.9.2:22", "10.0.0.1:5000"),
+        (17, "10.0.9.2:67", "10.0.0.1:68"),
+    ] {
+        assert!(!spare(protocol, local, remote), "{protocol} {local} {remote}");
+    }
     let action = |direction, packet: Packet| host.tc(direction, &packet.build());
     let ssh = || Packet::new().between(admin, me).tcp(5000, 22).flags(ACK);
     let answer = || Packet::new().between(me, admin).tcp(22, 5000).flags(ACK);

@@ -38,6 +38,8 @@ fn flow_between(client: &str, server: &str) -> Flow {
         last_ns: 5,
         packets: [1, 0],
         bytes: [60, 0],
+        arrived: [true, false],
+        left: [false, true],
         gap_bytes: [0, 0],
         app_proto: Some(AppProto::Http),
         state: State::Established,
@@ -385,6 +387,7 @@ fn an_alert_says_what_was_done() {
     let action = |enforcement| denied.alert(&flow(), &told, 9, Some("eth0"), enforcement).unwrap();
     assert_eq!(action(Enforcement::NotWanted).action, "would_block");
     assert_eq!(action(Enforcement::TooLate).action, "too_late");
+    assert_eq!(action(Enforcement::Spared).action, "spared");
     assert_eq!(action(Enforcement::Failed).action, "block_failed");
     assert_eq!(denied.counts.read().enforced, 0);
     let alert = action(Enforcement::Blocked);

@@ -138,6 +138,7 @@ pub struct Lab {
     pub sent: [u32; 2],
     pub ttl: u8,
     pub window: u16,
+    pub direction: Direction,
     pub unseen: (u64, u64),
 }
 
@@ -169,6 +170,7 @@ impl Lab {
             sent: [0; 2],
             ttl: 64,
             window: 60_000,
+            direction: Direction::Ingress,
             unseen: (0, 0),
         }
     }
@@ -177,7 +179,7 @@ impl Lab {
         PacketMeta {
             time_ns: self.time_ns,
             ifindex: 1,
-            direction: Direction::Ingress,
+            direction: self.direction,
             vlans: [0; 2],
             socket_cookie: 0,
             cgroup_id: 0,

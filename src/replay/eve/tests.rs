@@ -19,6 +19,8 @@ fn flow() -> Flow {
         last_ns: TIME + 2_500_000_000,
         packets: [12, 9],
         bytes: [1_234, 56_789],
+        arrived: [true, false],
+        left: [false, true],
         gap_bytes: [0; 2],
         app_proto: Some(AppProto::Http),
         state: State::Closed,
