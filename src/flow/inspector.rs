@@ -149,6 +149,7 @@ impl Inspector {
             entry.flow.is_blocked = true;
             entry.ignore(&mut self.held_total);
         }
+        self.table.touch(slot, self.now_ns);
         self.recount(slot);
         true
     }
@@ -262,7 +263,7 @@ impl Inspector {
             }
         };
         match next {
-            Next::Done => self.settle(slot, watcher),
+            Next::Done => self.settle(slot, goes_on(&packet.frame.content), watcher),
             Next::Restart { syn } => {
                 self.end(slot, EndReason::Closed, watcher);
                 let (slot, side) = self.begin(&key, &packet, syn, watcher);
@@ -270,7 +271,7 @@ impl Inspector {
                 if let Content::Tcp(segment) = packet.frame.content {
                     self.segment(slot, side, &packet, segment, watcher);
                 }
-                self.settle(slot, watcher);
+                self.settle(slot, true, watcher);
             }
         }
     }
@@ -443,12 +444,13 @@ impl Inspector {
         }
     }
 
-    /// After a packet: the flow goes to its list, and what it keeps is counted.
-    fn settle(&mut self, slot: u32, watcher: &mut dyn Watcher) {
+    /// After a packet: a blocked flow that goes on is told, the flow goes to its list, and what it keeps is counted.
+    fn settle(&mut self, slot: u32, goes_on: bool, watcher: &mut dyn Watcher) {
         if let Some(entry) = self.table.get_mut(slot)
             && entry.flow.is_blocked
+            && goes_on
         {
-            watcher.blocked_packet(&entry.flow);
+            entry.flow.is_blocked = watcher.blocked_packet(&entry.flow);
         }
         self.table.touch(slot, self.now_ns);
         self.recount(slot);
@@ -522,6 +524,18 @@ impl Inspector {
             EndReason::Evicted | EndReason::Shutdown => {}
         }
         watcher.ended(&entry.flow, why);
+    }
+}
+
+/// Whether a packet shows that its flow goes on, and does not only open another connection between the same ports, or end
+/// this one.
+fn goes_on(content: &Content<'_>) -> bool {
+    match content {
+        Content::Tcp(segment) if segment.has(tcp_flag::RST) => false,
+        Content::Tcp(segment) if segment.has(tcp_flag::SYN) && !segment.has(tcp_flag::ACK) => {
+            segment.payload.len() + segment.missing > 0
+        }
+        _ => true,
     }
 }
 

@@ -197,8 +197,11 @@ pub trait Watcher {
     /// Something is odd; without a flow when the packet could not be read that far.
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly);
 
-    /// A packet of a flow came that is blocked: it was on its way, or the block does not hold any more.
-    fn blocked_packet(&mut self, _flow: &Flow) {}
+    /// A packet of a flow came that is blocked: it was on its way, or the block does not hold any more. Says whether the
+    /// flow is blocked still, or again.
+    fn blocked_packet(&mut self, _flow: &Flow) -> bool {
+        true
+    }
 
     /// A flow ended.
     fn ended(&mut self, flow: &Flow, why: EndReason);

@@ -2,7 +2,9 @@
 //!
 //! Nothing that one segment says makes this look away. A reset or a FIN changes the state, but what is sent after it is
 //! still inspected, and told as odd; of two SYNs the one counts that the other end acknowledged. So a segment that was
-//! made for this observer only, and never reached its receiver, is told in one way or another.
+//! made for this observer only, and never reached its receiver, is told in one way or another. A flow that is blocked is
+//! blocked until the other end has answered the SYN of the next connection, whatever ended it: else one forged SYN would
+//! make it forgotten.
 
 use super::State;
 use super::app::{App, Feed, Upper};
@@ -97,21 +99,29 @@ impl Tcp<'_, '_, '_> {
     fn syn(&mut self, arrival: &mut Arrival<'_>) -> Next {
         let (segment, side) = (arrival.segment, arrival.side);
         let is_new = self.entry.flow.state == State::New;
+        let is_blocked = self.entry.flow.is_blocked;
         let end = &mut self.entry.ends[side as usize];
         if end.has_syn && end.isn == segment.sequence {
             self.syn_data(arrival);
         } else if is_new && !end.is_synced {
             self.open(side, &segment);
             self.syn_data(arrival);
-        } else if self.entry.is_over || is_new && !end.has_syn {
+        } else if self.entry.is_over && !is_blocked || is_new && !end.has_syn {
             return Next::Restart { syn: None };
         } else if is_new {
+            if is_blocked {
+                // Nobody answered so far, so this one need not be answered either.
+                self.odd("tcp.syn_other_isn", side);
+                return Next::Restart { syn: None };
+            }
             // The other end's answer will say which of them arrived.
             end.other_isn = Some(segment.sequence);
             self.odd("tcp.syn_other_isn", side);
         } else {
             self.entry.next_syn = Some(segment.sequence);
-            self.odd("tcp.syn_in_connection", side);
+            if !self.entry.is_over {
+                self.odd("tcp.syn_in_connection", side);
+            }
         }
         Next::Done
     }
@@ -123,7 +133,8 @@ impl Tcp<'_, '_, '_> {
         if self.entry.next_syn == Some(acked) {
             return Next::Restart { syn: Some(acked) };
         }
-        if self.entry.is_over && self.entry.ends[side as usize].isn != segment.sequence {
+        let is_gone = self.entry.is_over && !self.entry.flow.is_blocked;
+        if is_gone && self.entry.ends[side as usize].isn != segment.sequence {
             return Next::Restart { syn: None };
         }
         let peer = self.entry.ends[side.other() as usize];
@@ -222,7 +233,8 @@ impl Tcp<'_, '_, '_> {
     /// Neither SYN nor RST.
     fn plain(&mut self, arrival: &mut Arrival<'_>) {
         let (segment, side) = (arrival.segment, arrival.side);
-        if self.entry.ends[side as usize].has_reset {
+        // Those of a blocked one are ours.
+        if self.entry.ends[side as usize].has_reset && !self.entry.flow.is_blocked {
             // What the other end sends may have been on its way; who resets a connection sends no more.
             self.odd("tcp.segment_after_reset", side);
         }

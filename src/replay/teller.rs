@@ -243,9 +243,9 @@ impl Watcher for Teller<'_> {
         reaction
     }
 
-    fn blocked_packet(&mut self, flow: &Flow) {
+    fn blocked_packet(&mut self, flow: &Flow) -> bool {
         // The block is over, and the flow goes on: it is blocked anew.
-        block(&mut self.blocks, flow, self.now_ns);
+        block(&mut self.blocks, flow, self.now_ns) != Enforcement::Spared
     }
 
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {

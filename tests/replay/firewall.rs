@@ -162,9 +162,14 @@ fn what_l7_refuses_stays_away_as_long_as_the_block() {
 
 #[test]
 fn a_flow_that_goes_on_after_its_block_is_blocked_anew() {
-    let rules = NO_SECRET.replace("enabled = true", "enabled = true\ntcp_reset = false");
+    for (tcp_reset, (client, server, _)) in [(true, ENDS[0]), (false, ENDS[0]), (true, ENDS[1])] {
+        let rules = NO_SECRET.replace("enabled = true", &format!("enabled = true\ntcp_reset = {tcp_reset}"));
+        goes_on_after_its_block(client, server, &rules);
+    }
+}
+
+fn goes_on_after_its_block(client: &str, server: &str, rules: &str) {
     let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{rules}"));
-    let (client, server, _) = ENDS[0];
     let mut packets = browse(client, server, &[], fixtures::START, &["/secret"]);
     packets.truncate(4);
     for second in [1, 119, 121, 122, 240, 242] {

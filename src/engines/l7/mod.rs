@@ -28,7 +28,7 @@ use self::alerts::Enforcement;
 use self::api::RuleView;
 use self::config::{L7Config, RULES_MAX};
 use self::judge::{DEFAULT_RULE, Hit, Judge};
-use self::rule::Rule;
+use self::rule::{Protocol, Rule};
 use self::tally::Tally;
 use crate::classify::rules::Mode;
 use crate::component::Component;
@@ -63,6 +63,11 @@ impl Ruling {
     /// Whether a hit's flow is to be blocked.
     pub fn blocks(&self, hit: &Hit) -> bool {
         self.mode == Mode::Block && hit.wants_block()
+    }
+
+    /// Whether a flow that was blocked because of a rule is to be blocked again.
+    pub fn blocks_again(&self, rule: &str, protocol: Protocol) -> bool {
+        self.mode == Mode::Block && self.judge.denies(rule, protocol)
     }
 
     /// What becomes of a hit's flow; `block` blocks it, where that is to be and can be.

@@ -437,6 +437,22 @@ fn only_what_both_ends_have_finished_is_too_late_to_block() {
     assert_eq!(becomes(&Flow { is_tunnelled: true, ..flow() }), Enforcement::Tunnelled);
 }
 
+/// Who was blocked is blocked again only as long as that is wanted.
+#[test]
+fn a_block_is_renewed_as_long_as_its_rule_denies() {
+    let directory = tempfile::tempdir().unwrap();
+    let section = "mode = 'block'\ndefault_action = { tls = 'deny' }\n[[rules]]\nid = 'r'\npriority = 5\n\
+        action = 'deny'\nprotocol = 'http'\npath = '/x'\n";
+    let again = |section: &str, rule: &str, protocol: Protocol| {
+        engine(directory.path(), section).unwrap().ruling().load().blocks_again(rule, protocol)
+    };
+    assert!(again(section, "r", Protocol::Http) && again(section, DEFAULT_RULE, Protocol::Tls));
+    assert!(!again(section, "gone", Protocol::Http) && !again(section, DEFAULT_RULE, Protocol::Http));
+    assert!(!again(&section.replace("action = 'deny'\n", "action = 'log'\n"), "r", Protocol::Http));
+    assert!(!again(&section.replace("id = 'r'\n", "id = 'r'\nenabled = false\n"), "r", Protocol::Http));
+    assert!(!again(&section.replace("mode = 'block'", "mode = 'alert'"), "r", Protocol::Http));
+}
+
 #[test]
 fn a_rule_switched_off_never_matches() {
     let json = r#"{"id":"r","priority":1,"action":"deny","protocol":"http","path":"/x","enabled":false}"#;

@@ -85,6 +85,9 @@ pub struct Told {
     pub ended: Vec<(Flow, EndReason)>,
     /// What a transaction with these bytes is answered with.
     pub block_on: Option<&'static [u8]>,
+    /// Packets of blocked flows that showed that these go on, and whether these are let go.
+    pub going_on: usize,
+    pub lets_go: bool,
 }
 
 impl Told {
@@ -118,6 +121,11 @@ impl Watcher for Told {
 
     fn anomaly(&mut self, _flow: Option<&Flow>, anomaly: &Anomaly) {
         self.anomalies.push(anomaly.name);
+    }
+
+    fn blocked_packet(&mut self, _flow: &Flow) -> bool {
+        self.going_on += 1;
+        !self.lets_go
     }
 
     fn ended(&mut self, flow: &Flow, why: EndReason) {
