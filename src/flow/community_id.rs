@@ -88,6 +88,7 @@ mod tests {
             tcp_flags: [0; 2],
             next_seq: [0; 2],
             is_midstream: false,
+            is_answered: true,
             is_finished: false,
             is_tunnelled: false,
             is_blocked: false,

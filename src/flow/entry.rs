@@ -104,8 +104,9 @@ impl Entry {
         !end.has_good_checksum
     }
 
-    /// Notes that a side was heard.
+    /// Notes that a side was heard, of what has no connections.
     pub(super) fn hear(&mut self, side: Side) {
+        self.flow.is_answered |= self.flow.packets[side.other() as usize] > 0;
         if self.flow.state == State::New && self.flow.packets[side.other() as usize] > 0 {
             self.flow.state = State::Established;
         }

@@ -333,6 +333,7 @@ impl Inspector {
             tcp_flags: [0; 2],
             next_seq: [0; 2],
             is_midstream,
+            is_answered: false,
             is_finished: false,
             is_tunnelled: key.depth > 0,
             is_blocked: false,

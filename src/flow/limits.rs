@@ -53,8 +53,8 @@ pub struct Limits {
     pub tcp_established_ns: u64,
     /// The same, of those that are closed; until then late segments still belong to it.
     pub tcp_closed_ns: u64,
-    /// The same of all that are blocked, in whatever state: a block makes them silent, so this is longer than one lasts
-    /// by the time within which they are blocked anew when they go on.
+    /// The same of all that were answered and are blocked, in whatever state: a block makes them silent, so this is longer
+    /// than one lasts by the time within which they are blocked anew when they go on.
     pub blocked_ns: u64,
     /// Silence after which a flow of UDP ends that was not answered.
     pub udp_new_ns: u64,

@@ -139,6 +139,9 @@ pub struct Flow {
     pub next_seq: [u32; 2],
     /// The first packet that was seen was not the first of the flow.
     pub is_midstream: bool,
+    /// Both ends were heard, and of TCP each acknowledged what the other sends, which strangers who send in the name of
+    /// one of them cannot do. What is seen of one direction only never is.
+    pub is_answered: bool,
     /// Both sides have finished, in order and acknowledged, or another connection has its place: nothing more comes of
     /// it. A single FIN or reset does not say so.
     pub is_finished: bool,

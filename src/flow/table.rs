@@ -115,7 +115,10 @@ impl List {
     /// The list of a flow; `is_over` says that its packets closed it.
     fn of(entry: &Entry) -> List {
         match (entry.flow.protocol, entry.flow.state) {
-            _ if entry.flow.is_blocked => List::Blocked,
+            _ if entry.flow.is_blocked && entry.flow.is_answered => List::Blocked,
+            // Anybody can make as many of these as he likes.
+            (protocol::TCP, _) if entry.flow.is_blocked => List::TcpNew,
+            (protocol::UDP, _) if entry.flow.is_blocked => List::UdpNew,
             (protocol::TCP, _) if entry.is_over => List::TcpClosed,
             (protocol::TCP, State::New) => List::TcpNew,
             (protocol::TCP, _) => List::TcpEstablished,

@@ -15,12 +15,19 @@ use crate::packet::proto::Side;
 
 /// How far the TTL of a segment with conflicting data may be from that of its sender's first one, in hops.
 const TTL_SLACK: u8 = 2;
+/// How far an acknowledgement may be from what its receiver sends next, for both to be of one connection.
+const NEAR: u32 = 1 << 20;
 /// After so long without a word from the receiver its window may be another than the last that was seen.
 const FRESH_MS: u32 = 1000;
 
 /// Whether `a` stands behind `b` (RFC 1982).
 fn is_after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
+}
+
+/// Whether two numbers are near each other.
+fn is_near(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).wrapping_add(NEAR) <= 2 * NEAR
 }
 
 /// What to do next.
@@ -240,6 +247,7 @@ impl Tcp<'_, '_, '_> {
         }
         self.synchronise(side, segment.sequence);
         self.synchronise(side.other(), segment.acknowledgement);
+        self.meet(&segment, side);
         self.acknowledge(arrival);
         if self.entry.flow.state == State::New && self.entry.flow.packets[arrival.side.other() as usize] > 0 {
             self.entry.flow.state = State::Established;
@@ -255,6 +263,15 @@ impl Tcp<'_, '_, '_> {
         if is_accepted && is_fin {
             self.fin(arrival);
         }
+    }
+
+    /// Whether the sender of this segment and the other end, heard before it, know each other's numbers.
+    fn meet(&mut self, segment: &Segment<'_>, side: Side) {
+        let peer = self.entry.ends[side.other() as usize];
+        let flow = &mut self.entry.flow;
+        flow.is_answered |= peer.has_acked
+            && is_near(peer.ack, segment.sequence)
+            && is_near(segment.acknowledgement, flow.next_seq[side.other() as usize]);
     }
 
     fn acknowledge(&mut self, arrival: &mut Arrival<'_>) {

@@ -25,7 +25,15 @@ use crate::packet::proto::Told;
 /// A flow is blocked for so long. Its ends are reset at once, and what it sends later blocks it anew, since a blocked flow
 /// is known for longer ([`crate::flow::Limits::blocked_ns`]): the time only has to be longer than packets are on their way,
 /// and short enough that a client may use the port again.
-pub const BLOCK_SECS: u64 = 120;
+const BLOCK_SECS: u64 = 120;
+/// The same of a flow of which one end alone was heard: maybe a stranger spoke in its name, and the port is to be of use to
+/// who has it. If it is genuine it goes on, and each block costs it all but a packet.
+const UNANSWERED_BLOCK_SECS: u64 = 10;
+
+/// For how long a flow is blocked.
+pub fn block_secs(is_answered: bool) -> u64 {
+    if is_answered { BLOCK_SECS } else { UNANSWERED_BLOCK_SECS }
+}
 
 /// Who may be blocked, shared by the workers. A lock, not a thread's turn: until the block stands, packets pass.
 pub type SharedBlocks = Arc<Mutex<Blocks>>;
@@ -48,6 +56,8 @@ pub struct Live {
 /// A blocked flow.
 struct Refused {
     ends: Ends,
+    /// It was when it was blocked.
+    is_answered: bool,
     /// Why: the rule of a hit, and its protocol.
     rule: Arc<str>,
     protocol: Protocol,
@@ -96,20 +106,28 @@ impl Live {
         let Some(key) = BlockedFlow::new(flow.client, flow.server, flow.protocol, vlan) else {
             return Enforcement::Failed;
         };
-        let until = boot_secs().map(|now| now + BLOCK_SECS);
+        let until = boot_secs().map(|now| now + block_secs(flow.is_answered));
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if flow.local_ends().any(|(local, remote)| blocks.spare(flow.protocol, local, remote)) {
             return Enforcement::Spared;
         }
-        let blocked = blocks.block_flow(key, until);
+        let blocked = match flow.is_answered {
+            true => blocks.block_flow(key, until),
+            false => blocks.block_unanswered(key, until),
+        };
         drop(blocks);
         if let Err(error) = blocked {
             log::warn!("blocking {} - {}: {error}", flow.client, flow.server);
             self.blocks_failed += 1;
             return Enforcement::Failed;
         }
-        self.blocked.insert(flow.id, Refused { ends: ends_of(flow), rule: rule.clone(), protocol });
+        self.blocked.insert(
+            flow.id,
+            Refused { ends: ends_of(flow), is_answered: flow.is_answered, rule: rule.clone(), protocol },
+        );
+        // Who does not answer is not told: nobody is to get resets from here for what he never sent.
         if flow.protocol == TCP
+            && flow.is_answered
             && tcp_reset
             && let Some(resets) = &mut self.resets
         {
@@ -163,11 +181,12 @@ impl Watcher for Live {
         // What is on its way still passes, and moves the place where a reset is taken.
         refused.ends = ends_of(flow);
         let (rule, protocol) = (refused.rule.clone(), refused.protocol);
+        let was_answered = refused.is_answered || !flow.is_answered;
         let Some(key) = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]) else { return false };
-        if self.blocks.lock().unwrap_or_else(PoisonError::into_inner).is_blocked(&key) {
+        if was_answered && self.blocks.lock().unwrap_or_else(PoisonError::into_inner).is_blocked(&key) {
             return true;
         }
-        // The block has ended, and the flow goes on.
+        // The block has ended, and the flow goes on; or it was answered now, and is blocked as one that was.
         let ruling = self.ruling.as_ref().map(|ruling| ruling.load_full());
         let becomes = match ruling.filter(|ruling| ruling.blocks_again(&rule, protocol)) {
             Some(ruling) => self.block(flow, (&rule, protocol), ruling.tcp_reset),
@@ -209,6 +228,8 @@ mod tests {
     /// As long again as the block: senders wait for two minutes at most before they try once more.
     #[test]
     fn blocked_flows_are_known_beyond_their_block() {
-        assert_eq!(Limits::default().blocked_ns, 2 * BLOCK_SECS * SECOND_NS);
+        let limits = Limits::default();
+        assert_eq!(limits.blocked_ns, 2 * block_secs(true) * SECOND_NS);
+        assert!(limits.tcp_new_ns.min(limits.udp_new_ns) >= 2 * block_secs(false) * SECOND_NS);
     }
 }

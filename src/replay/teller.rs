@@ -168,7 +168,7 @@ impl<'o> Teller<'o> {
             return ON;
         }
         let enforcement = ruling.enforce(&hit, flow, || block(&mut self.blocks, flow, self.now_ns));
-        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP {
+        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP && flow.is_answered {
             self.reset.push(flow.id);
         }
         let rule = format!("l7 {}", hit.rule);
@@ -192,7 +192,11 @@ fn block(blocks: &mut ReplayBlocks, flow: &Flow, now_ns: u64) -> Enforcement {
         return Enforcement::Spared;
     }
     let key = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]);
-    if key.is_some_and(|key| blocks.block(key, now_ns)) { Enforcement::Blocked } else { Enforcement::Failed }
+    if key.is_some_and(|key| blocks.block(key, flow.is_answered, now_ns)) {
+        Enforcement::Blocked
+    } else {
+        Enforcement::Failed
+    }
 }
 
 /// A severity as EVE counts it.

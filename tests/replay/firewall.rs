@@ -239,6 +239,65 @@ fn a_client_that_half_closes_is_blocked_for_what_it_is_told() {
     }
 }
 
+const DENIED: &[u8] = b"GET /secret HTTP/1.1\r\nHost: www.example.org\r\n\r\n";
+
+/// A segment in the name of another, who has said nothing.
+fn forged(client: &str, server: &str, start_ns: u64) -> Packets {
+    let mut talk = Conversation::new(client, server, start_ns);
+    talk.segment(Client, 0, 0x18, DENIED);
+    talk.packets
+}
+
+/// Whoever sends in the name of others fills no table, so that the genuine are blocked all the same.
+#[test]
+fn forged_packets_do_not_keep_others_from_being_blocked() {
+    let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+    let (client, server, _) = ENDS[0];
+    let stranger = |n: usize| format!("203.0.113.{}:{}", n % 250 + 1, 1024 + n / 250);
+    let mut packets: Packets = (0..66_000).flat_map(|n| forged(&stranger(n), server, fixtures::START)).collect();
+    packets.extend(browse(client, server, &[], fixtures::START, &["/secret", "/more"]));
+    let ran = desk.replay(&[], &packets);
+    let seen = events(&ran.lines);
+    let alerts = of_kind(&seen, "alert");
+    assert_eq!((alerts.len(), &alerts[66_000]["alert"]["action"]), (66_001, &"blocked".into()));
+    assert_eq!(alerts[66_000]["src_ip"], "192.0.2.1");
+    assert_eq!(paths(&seen).iter().filter(|path| **path == "/more").count(), 0);
+}
+
+/// One forged packet shuts the port of who has it for seconds, not for minutes; what goes on is cut as long as it does.
+#[test]
+fn what_nobody_answers_is_blocked_shortly_and_again() {
+    let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+    for (client, server, _) in ENDS {
+        let mut packets = forged(client, server, fixtures::START);
+        packets.extend(browse(client, server, &[], fixtures::START + 9 * SECOND_NS, &["/soon"]));
+        packets.extend(browse(client, server, &[], fixtures::START + 11 * SECOND_NS, &["/then"]));
+        let ran = desk.replay(&[], &packets);
+        assert_eq!(paths(&events(&ran.lines)), ["/then"], "{}", ran.lines);
+        assert!(ran.notes.contains("blocked    10 of flows that a rule of l7 refused\n"), "{}", ran.notes);
+
+        // Seen in one direction only: of ten seconds each one packet passes.
+        let mut packets = forged(client, server, fixtures::START);
+        for second in 1..=40 {
+            let mut talk = Conversation::new(client, server, fixtures::START + second * SECOND_NS);
+            talk.segment(Client, DENIED.len() as i64, 0x18, b"more");
+            packets.extend(talk.packets);
+        }
+        let ran = desk.replay(&[], &packets);
+        assert!(ran.notes.contains("firewall   5 passed, 0 dropped\n"), "{}", ran.notes);
+
+        // From the middle on: when it is known to be genuine it is blocked as such.
+        let mut packets = forged(client, server, fixtures::START);
+        for (second, from) in [(10, Server), (11, Client), (100, Client), (129, Server), (131, Client)] {
+            let mut talk = Conversation::new(client, server, fixtures::START + second * SECOND_NS);
+            talk.segment(from, if from == Client { DENIED.len() as i64 } else { 0 }, 0x18, b"more");
+            packets.extend(talk.packets);
+        }
+        let ran = desk.replay(&[], &packets);
+        assert!(ran.notes.contains("firewall   3 passed, 0 dropped\n"), "{}", ran.notes);
+    }
+}
+
 #[test]
 fn without_a_block_the_flow_goes_on() {
     let desk = Desk::new(&NO_SECRET.replace("\"block\"", "\"alert\""));

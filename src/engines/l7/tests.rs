@@ -46,6 +46,7 @@ fn flow_between(client: &str, server: &str) -> Flow {
         tcp_flags: [0, 0],
         next_seq: [0, 0],
         is_midstream: false,
+        is_answered: true,
         is_finished: false,
         is_tunnelled: false,
         is_blocked: false,

@@ -238,3 +238,68 @@ fn a_blocked_flow_ends_by_the_next_connection_alone() {
         assert!(lab.inspector.flows().all(|flow| !flow.is_blocked && !flow.is_midstream));
     }
 }
+
+/// What a stranger sends in the name of others is forgotten soon, and the first SYN of who has the port is another flow.
+#[test]
+fn a_blocked_flow_that_nobody_answered_is_forgotten_soon() {
+    for has_syn in [false, true] {
+        for ends in [false, true] {
+            let mut lab = Lab::new(false);
+            lab.told.block_on = Some(b"Cbad");
+            if has_syn {
+                lab.segment(Side::Client, SYN, u32::MAX, b"");
+            }
+            lab.c(0, b"Cbad");
+            if ends {
+                lab.reset(Side::Client, 4);
+            }
+            wait(&mut lab, 29);
+            lab.c(4, b"more");
+            assert_eq!((lab.told.going_on, lab.told.ended.len()), (2, 0));
+            if !ends {
+                lab.isn = [900_000, 800_000];
+                lab.handshake().c(0, b"Cgood");
+                assert_eq!((lab.told.going_on, lab.told.ended.len()), (2, 1));
+                assert_eq!(lab.told.client(), "CbadCgood");
+            }
+            wait(&mut lab, if ends { 32 } else { 700 });
+            assert_eq!(lab.inspector.flows().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_flow_is_answered_by_who_knows_its_numbers() {
+    let is_answered = |lab: &Lab| lab.inspector.flows().next().unwrap().is_answered;
+    for is_v6 in [false, true] {
+        let mut lab = Lab::new(is_v6);
+        lab.segment(Side::Client, SYN, u32::MAX, b"").segment(Side::Server, SYN | ACK, u32::MAX, b"");
+        assert!(!is_answered(&lab));
+        // Somebody who has not seen the server's number, as its answer went to another.
+        let isn = std::mem::replace(&mut lab.isn, [1000, 0x7000_0000]);
+        lab.c(0, b"Cbad").reset(Side::Client, 4);
+        assert!(!is_answered(&lab));
+        lab.isn = isn;
+        lab.c(0, b"");
+        assert!(is_answered(&lab));
+
+        // From the middle on, in one direction, and then in both.
+        let mut lab = Lab::new(is_v6);
+        lab.c(0, b"Chello").c(6, b"again");
+        assert!(!is_answered(&lab));
+        lab.ack(11);
+        assert!(is_answered(&lab));
+
+        // A reset answers nothing.
+        let mut lab = Lab::new(is_v6);
+        lab.c(0, b"Chello").reset(Side::Server, 0).c(6, b"again");
+        assert!(!is_answered(&lab));
+
+        let mut lab = Lab::new(is_v6);
+        let question = lab.ip(Side::Client).udp(4000, 53).payload(b"C").build();
+        lab.frame(&question);
+        assert!(!is_answered(&lab));
+        udp(&mut lab);
+        assert!(is_answered(&lab));
+    }
+}

@@ -27,6 +27,7 @@ fn flow() -> Flow {
         tcp_flags: [0x1b, 0x13],
         next_seq: [0; 2],
         is_midstream: false,
+        is_answered: true,
         is_finished: false,
         is_tunnelled: false,
         is_blocked: false,
