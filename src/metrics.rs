@@ -95,6 +95,8 @@ metrics! {
     CAPTURE_EVICTED = Counter "inspection_flows_replaced" ["direction"] "Flows whose place in the kernel's table was taken \
         by another one; their budget begins anew";
     BLOCKS = Gauge "blocked" ["kind"] "What is blocked: flows";
+    BLOCKS_EVICTED = Counter "blocks_evicted" ["kind"] "Blocks of flows of which one end alone was heard that made room for \
+        others";
     BLOCKS_FAILED = Counter "blocks_failed" ["worker"] "Flows that should have been blocked and for which there was no room";
     RESETS = Counter "tcp_resets" ["worker", "result"] "Refused connections that were reset at both ends, were too many, or \
         could not be";
@@ -213,6 +215,8 @@ pub struct InspectionCounters {
     pub capture: Vec<CaptureCounters>,
     /// What is blocked, by kind.
     pub blocks: Vec<(&'static str, u64)>,
+    /// Blocks of flows that were not answered which made room for others.
+    pub blocks_evicted: u64,
     /// Batches that wait, by worker.
     pub queues: Vec<u64>,
     /// By worker.
@@ -823,6 +827,7 @@ impl Output<'_> {
         self.counters(&CAPTURE_TRUNCATED, capture.iter().map(|one| ([one.direction], one.truncated)))?;
         self.counters(&CAPTURE_EVICTED, capture.iter().map(|one| ([one.direction], one.flows_evicted)))?;
         self.gauges(&BLOCKS, inspection.blocks.iter().map(|(kind, n)| ([*kind], *n as f64)))?;
+        self.counters(&BLOCKS_EVICTED, [(["flow"], inspection.blocks_evicted)].into_iter())?;
         let numbers: Vec<String> =
             (0..inspection.workers.len().max(inspection.queues.len())).map(|n| n.to_string()).collect();
         let workers = || numbers.iter().map(String::as_str).zip(&inspection.workers);
@@ -1006,6 +1011,7 @@ mod tests {
                     flows_evicted: 20,
                 }],
                 blocks: vec![("flow", 22)],
+                blocks_evicted: 30,
                 queues: vec![23],
                 workers: vec![WorkerCounters {
                     flows: vec![("tls", 24)],
@@ -1097,6 +1103,7 @@ mod tests {
             "ebpfsentinel_inspection_truncated_packets_total{direction=\"egress\"} 19",
             "ebpfsentinel_inspection_flows_replaced_total{direction=\"egress\"} 20",
             "ebpfsentinel_blocked{kind=\"flow\"} 22.0",
+            "ebpfsentinel_blocks_evicted_total{kind=\"flow\"} 30",
             "ebpfsentinel_blocks_failed_total{worker=\"0\"} 29",
             "ebpfsentinel_tcp_resets_total{worker=\"0\",result=\"sent\"} 28",
             "ebpfsentinel_inspection_queue_batches{worker=\"0\"} 23.0",

@@ -1,6 +1,6 @@
 //! What is blocked: flows and addresses, in tables that xdp_firewall and tc_ids share (include/verdicts.h).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut};
 
 use super::boot_seconds;
 use super::map::{self, MapFacts, Mapped, handle};
-use crate::abi::{Plain, block, block_address, block_flow, block_policy, bytes_of, from_bytes, fw_guard};
+use crate::abi::{Plain, block, block_address, block_flow, block_policy, bytes_of, from_bytes, fw_guard, fw_net};
+use crate::packet::frame::protocol::{TCP, UDP};
 
 /// A flow, whichever way its packets go. Two that differ in the order of their ends are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,7 +82,7 @@ fn address_key(address: IpAddr) -> block_address {
 /// Why something was not blocked.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
-    /// Its table is full: nothing is thrown out for a newcomer.
+    /// Its table is full, and of what can be thrown out for a newcomer there is nothing.
     #[error("{0} {1} are blocked already, and there is no room for more")]
     Full(usize, &'static str),
     /// The kernel refuses.
@@ -98,6 +99,47 @@ pub struct Blocked<K> {
     pub until_secs: Option<u64>,
     /// Packets that were dropped for it.
     pub packets: u64,
+}
+
+/// Flows that were blocked although one end alone was heard. Anybody can make such flows in the name of others, so their
+/// blocks get a part of the table, in which the oldest makes room, and make room for those of flows that were answered.
+#[derive(Default)]
+pub struct Unanswered {
+    /// By the number of the block, which grows.
+    order: BTreeMap<u64, BlockedFlow>,
+    numbers: HashMap<BlockedFlow, u64>,
+    next: u64,
+}
+
+impl Unanswered {
+    /// One part in so many.
+    const SHARE: usize = 4;
+
+    /// Notes the newest block.
+    pub fn note(&mut self, flow: BlockedFlow) {
+        self.forget(&flow);
+        self.order.insert(self.next, flow);
+        self.numbers.insert(flow, self.next);
+        self.next += 1;
+    }
+
+    /// A block is no more, or the flow was answered.
+    pub fn forget(&mut self, flow: &BlockedFlow) {
+        if let Some(number) = self.numbers.remove(flow) {
+            self.order.remove(&number);
+        }
+    }
+
+    /// Whether a flow is blocked as one that was not answered.
+    pub fn has(&self, flow: &BlockedFlow) -> bool {
+        self.numbers.contains_key(flow)
+    }
+
+    /// Whose room a newcomer takes, in a table of `room` with `taken` entries.
+    pub fn victim(&self, is_answered: bool, taken: usize, room: usize) -> Option<BlockedFlow> {
+        let has_no_share = !is_answered && self.order.len() >= (room / Self::SHARE).max(1);
+        if has_no_share || taken >= room { self.order.first_key_value().map(|(_, flow)| *flow) } else { None }
+    }
 }
 
 /// One of the two tables, and what is in it.
@@ -168,6 +210,39 @@ pub struct Blocks {
     addresses: Table<IpAddr>,
     policy_map: MapHandle,
     policy: Mapped<block_policy>,
+    exceptions: Exceptions,
+    unanswered: Unanswered,
+    evicted: u64,
+}
+
+/// Who is never blocked, as far as it is a matter of flows: is_spared() of include/verdicts.h.
+#[derive(Clone, Copy, Default)]
+pub struct Exceptions {
+    /// The lock-out guard.
+    pub guard: fw_guard,
+    /// DHCP between this host and its server.
+    pub dhcp: bool,
+}
+
+impl Exceptions {
+    /// Whether the kernel drops nothing of the flow between an end of this host's and another one.
+    pub fn spare(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        match protocol {
+            TCP => self.is_guarded(local.port(), remote.ip()),
+            UDP => {
+                let ports = if local.is_ipv4() { (68, 67) } else { (546, 547) };
+                self.dhcp && (local.port(), remote.port()) == ports
+            }
+            _ => false,
+        }
+    }
+
+    fn is_guarded(&self, port: u16, remote: IpAddr) -> bool {
+        let [high, low] = address_key(remote).address;
+        let has = |net: &fw_net| ((high ^ net.addr[0]) & net.mask[0]) | ((low ^ net.addr[1]) & net.mask[1]) == 0;
+        let (ports, nets) = (usize::from(self.guard.ports), usize::from(self.guard.nets));
+        self.guard.port.iter().take(ports).any(|one| *one == port) && self.guard.net.iter().take(nets).any(has)
+    }
 }
 
 impl Blocks {
@@ -187,7 +262,15 @@ impl Blocks {
         let policy = Mapped::new(&policy_map, 1)?;
         let flows = Table::new::<block_flow>("blocked_flows", flows_max, "flows")?;
         let addresses = Table::new::<block_address>("blocked_addrs", addresses_max, "addresses")?;
-        Ok(Blocks { flows, addresses, policy_map, policy })
+        Ok(Blocks {
+            flows,
+            addresses,
+            policy_map,
+            policy,
+            exceptions: Exceptions::default(),
+            unanswered: Unanswered::default(),
+            evicted: 0,
+        })
     }
 
     /// Makes an object that is about to be loaded use these tables, or none: flows, addresses, policy.
@@ -208,6 +291,7 @@ impl Blocks {
 
     /// Who is never blocked beside what include/verdicts.h names: those who are working on this host, and DHCP.
     pub fn set_exceptions(&mut self, guard: &fw_guard, dhcp: bool) {
+        self.exceptions = Exceptions { guard: *guard, dhcp };
         let policy = self.policy.at(0);
         // SAFETY: within the mapping, of which this is the only writer; the kernel reads single words at any time, and any
         // mix of two guards spares nobody whom neither of them spares but by a port of one and a network of the other.
@@ -215,6 +299,11 @@ impl Blocks {
             (&raw mut (*policy).guard).write_volatile(*guard);
             (&raw mut (*policy).dhcp).write_volatile(dhcp.into());
         }
+    }
+
+    /// Whether the kernel would drop nothing of a flow if it was blocked.
+    pub fn spare(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.exceptions.spare(protocol, local, remote)
     }
 
     /// Tells the kernel whether there is anything to look for.
@@ -234,9 +323,41 @@ impl Blocks {
     /// # Errors
     /// There is no room, or the kernel refuses.
     pub fn block_flow(&mut self, flow: BlockedFlow, until_secs: Option<u64>) -> Result<(), BlockError> {
+        self.make_room(&flow, true)?;
         self.flows.insert(flow, &flow.key(), until_secs)?;
+        self.unanswered.forget(&flow);
         self.publish();
         Ok(())
+    }
+
+    /// The same for a flow of which one end alone was heard: see [`Unanswered`]. A longer block stays as it is.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    pub fn block_unanswered(&mut self, flow: BlockedFlow, until_secs: Option<u64>) -> Result<(), BlockError> {
+        if self.is_blocked(&flow) && !self.unanswered.has(&flow) {
+            return Ok(());
+        }
+        self.make_room(&flow, false)?;
+        self.flows.insert(flow, &flow.key(), until_secs)?;
+        self.unanswered.note(flow);
+        self.publish();
+        Ok(())
+    }
+
+    fn make_room(&mut self, flow: &BlockedFlow, is_answered: bool) -> Result<()> {
+        if !self.flows.entries.contains_key(flow)
+            && let Some(victim) = self.unanswered.victim(is_answered, self.flows.entries.len(), self.flows.room)
+        {
+            self.unblock_flow(&victim)?;
+            self.evicted += 1;
+        }
+        Ok(())
+    }
+
+    /// Blocks of flows that were not answered which made room for others.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// The same for an address, as source and destination.
@@ -256,6 +377,7 @@ impl Blocks {
     /// The kernel refuses.
     pub fn unblock_flow(&mut self, flow: &BlockedFlow) -> Result<bool> {
         let was = self.flows.remove(flow, &flow.key())?;
+        self.unanswered.forget(flow);
         self.publish();
         Ok(was)
     }
@@ -307,6 +429,7 @@ impl Blocks {
         let (flows, addresses) = (self.flows.expired(now), self.addresses.expired(now));
         for flow in &flows {
             self.flows.remove(flow, &flow.key())?;
+            self.unanswered.forget(flow);
         }
         for address in &addresses {
             self.addresses.remove(address, &address_key(*address))?;
@@ -336,6 +459,23 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_answered_has_a_share_and_gives_it_to_what_was() {
+        let flow = |n: u16| BlockedFlow::new(([10, 0, 0, 1], n).into(), ([10, 0, 0, 2], 80).into(), 6, 0).unwrap();
+        let mut unanswered = Unanswered::default();
+        assert_eq!((unanswered.victim(false, 7, 8), unanswered.victim(true, 8, 8)), (None, None));
+        unanswered.note(flow(1));
+        assert_eq!(unanswered.victim(false, 1, 8), None);
+        unanswered.note(flow(2));
+        assert_eq!((unanswered.victim(false, 2, 8), unanswered.victim(true, 2, 8)), (Some(flow(1)), None));
+        // Renewed, it is the newest.
+        unanswered.note(flow(1));
+        assert_eq!((unanswered.victim(false, 2, 8), unanswered.victim(true, 8, 8)), (Some(flow(2)), Some(flow(2))));
+        unanswered.forget(&flow(2));
+        assert_eq!((unanswered.victim(false, 1, 8), unanswered.victim(true, 8, 8)), (None, Some(flow(1))));
+        assert!(unanswered.has(&flow(1)) && !unanswered.has(&flow(2)));
+    }
 
     #[test]
     fn a_flow_is_the_same_from_both_ends() {

@@ -104,8 +104,9 @@ impl Entry {
         !end.has_good_checksum
     }
 
-    /// Notes that a side was heard.
+    /// Notes that a side was heard, of what has no connections.
     pub(super) fn hear(&mut self, side: Side) {
+        self.flow.is_answered |= self.flow.packets[side.other() as usize] > 0;
         if self.flow.state == State::New && self.flow.packets[side.other() as usize] > 0 {
             self.flow.state = State::Established;
         }
@@ -128,6 +129,8 @@ pub(super) fn swap_sides(flow: &mut Flow) {
     std::mem::swap(&mut flow.client, &mut flow.server);
     flow.packets.swap(0, 1);
     flow.bytes.swap(0, 1);
+    flow.arrived.swap(0, 1);
+    flow.left.swap(0, 1);
     flow.gap_bytes.swap(0, 1);
     flow.tcp_flags.swap(0, 1);
     flow.next_seq.swap(0, 1);

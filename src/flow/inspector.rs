@@ -15,7 +15,7 @@ use super::reassembly::{Room, Sink};
 use super::stats::Stats;
 use super::table::{FLOWS_MAX, Key, Table};
 use super::tcp::{Arrival, Next, Tcp};
-use super::{EndReason, Flow, Link, PacketMeta, State, Watcher};
+use super::{Direction, EndReason, Flow, Link, PacketMeta, State, Watcher};
 use crate::packet::frame::{self, Checksum, Content, Datagram, Frame, Malformed, Segment, Unread, protocol, tcp_flag};
 use crate::packet::proto::ftp::Transfer;
 use crate::packet::proto::{AppProto, Out, Side, datagram_parser_for, detect, parser_for};
@@ -149,6 +149,7 @@ impl Inspector {
             entry.flow.is_blocked = true;
             entry.ignore(&mut self.held_total);
         }
+        self.table.touch(slot, self.now_ns);
         self.recount(slot);
         true
     }
@@ -262,7 +263,7 @@ impl Inspector {
             }
         };
         match next {
-            Next::Done => self.settle(slot, watcher),
+            Next::Done => self.settle(slot, goes_on(&packet.frame.content), watcher),
             Next::Restart { syn } => {
                 self.end(slot, EndReason::Closed, watcher);
                 let (slot, side) = self.begin(&key, &packet, syn, watcher);
@@ -270,7 +271,7 @@ impl Inspector {
                 if let Content::Tcp(segment) = packet.frame.content {
                     self.segment(slot, side, &packet, segment, watcher);
                 }
-                self.settle(slot, watcher);
+                self.settle(slot, true, watcher);
             }
         }
     }
@@ -324,12 +325,16 @@ impl Inspector {
             last_ns: self.now_ns,
             packets: [0; 2],
             bytes: [0; 2],
+            arrived: [false; 2],
+            left: [false; 2],
             gap_bytes: [0; 2],
             app_proto: None,
             state: State::New,
             tcp_flags: [0; 2],
             next_seq: [0; 2],
             is_midstream,
+            is_answered: false,
+            is_finished: false,
             is_tunnelled: key.depth > 0,
             is_blocked: false,
             socket_cookie: meta.socket_cookie,
@@ -368,6 +373,10 @@ impl Inspector {
         let (frames, meta) = (packet.frames, packet.meta);
         flow.packets[side as usize] += frames.0 + meta.unseen.0;
         flow.bytes[side as usize] += frames.1 + meta.unseen.1;
+        match meta.direction {
+            Direction::Ingress => flow.arrived[side as usize] = true,
+            Direction::Egress => flow.left[side as usize] = true,
+        }
         flow.last_ns = self.now_ns;
         if flow.socket_cookie == 0 {
             flow.socket_cookie = meta.socket_cookie;
@@ -436,12 +445,13 @@ impl Inspector {
         }
     }
 
-    /// After a packet: the flow goes to its list, and what it keeps is counted.
-    fn settle(&mut self, slot: u32, watcher: &mut dyn Watcher) {
+    /// After a packet: a blocked flow that goes on is told, the flow goes to its list, and what it keeps is counted.
+    fn settle(&mut self, slot: u32, goes_on: bool, watcher: &mut dyn Watcher) {
         if let Some(entry) = self.table.get_mut(slot)
             && entry.flow.is_blocked
+            && goes_on
         {
-            watcher.blocked_packet(&entry.flow);
+            entry.flow.is_blocked = watcher.blocked_packet(&entry.flow);
         }
         self.table.touch(slot, self.now_ns);
         self.recount(slot);
@@ -495,6 +505,8 @@ impl Inspector {
     /// Ends a flow: tells what is not told yet, then that it ended.
     fn end(&mut self, slot: u32, why: EndReason, watcher: &mut dyn Watcher) {
         if let Some((entry, mut room, mut upper)) = self.at_work(slot, watcher) {
+            // Closed: the packet at hand begins the next connection, which must not suffer for this one.
+            entry.flow.is_finished |= why == EndReason::Closed;
             Tcp { entry, room: &mut room, upper: &mut upper }.finish();
             let (flow, app, folds) = (&mut entry.flow, &mut entry.app, &mut entry.folds);
             Feed { flow, app, folds, side: Side::Client, is_swapped: false, upper: &mut upper }.finish(room.stats);
@@ -513,6 +525,18 @@ impl Inspector {
             EndReason::Evicted | EndReason::Shutdown => {}
         }
         watcher.ended(&entry.flow, why);
+    }
+}
+
+/// Whether a packet shows that its flow goes on, and does not only open another connection between the same ports, or end
+/// this one.
+fn goes_on(content: &Content<'_>) -> bool {
+    match content {
+        Content::Tcp(segment) if segment.has(tcp_flag::RST) => false,
+        Content::Tcp(segment) if segment.has(tcp_flag::SYN) && !segment.has(tcp_flag::ACK) => {
+            segment.payload.len() + segment.missing > 0
+        }
+        _ => true,
     }
 }
 

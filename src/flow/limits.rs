@@ -24,7 +24,7 @@ pub enum Checksums {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Flows. When there is no room, a closed one makes it, else the one of those that were not answered that has been
-    /// silent longest, else of the others.
+    /// silent longest, else of those that are blocked, else of the others.
     pub flows_max: u32,
     /// Bytes of parsers, undecided beginnings and out-of-order data, all flows together. Beyond, flows are evicted in
     /// the same order, a few for each packet; if that does not suffice the packet's flow is not inspected any more.
@@ -53,6 +53,9 @@ pub struct Limits {
     pub tcp_established_ns: u64,
     /// The same, of those that are closed; until then late segments still belong to it.
     pub tcp_closed_ns: u64,
+    /// The same of all that were answered and are blocked, in whatever state: a block makes them silent, so this is longer
+    /// than one lasts by the time within which they are blocked anew when they go on.
+    pub blocked_ns: u64,
     /// Silence after which a flow of UDP ends that was not answered.
     pub udp_new_ns: u64,
     /// The same, of those that were.
@@ -81,6 +84,7 @@ impl Default for Limits {
             tcp_new_ns: 30 * SECOND_NS,
             tcp_established_ns: 600 * SECOND_NS,
             tcp_closed_ns: 10 * SECOND_NS,
+            blocked_ns: 240 * SECOND_NS,
             udp_new_ns: 30 * SECOND_NS,
             udp_established_ns: 120 * SECOND_NS,
             other_ns: 60 * SECOND_NS,

@@ -123,6 +123,10 @@ pub struct Flow {
     pub packets: [u64; 2],
     /// Bytes of frames by side.
     pub bytes: [u64; 2],
+    /// Whether packets of a side arrived, by side.
+    pub arrived: [bool; 2],
+    /// Whether packets of a side left.
+    pub left: [bool; 2],
     /// Bytes that are missing in a side's stream.
     pub gap_bytes: [u64; 2],
     /// The protocol above, once it is known.
@@ -135,6 +139,12 @@ pub struct Flow {
     pub next_seq: [u32; 2],
     /// The first packet that was seen was not the first of the flow.
     pub is_midstream: bool,
+    /// Both ends were heard, and of TCP each acknowledged what the other sends, which strangers who send in the name of
+    /// one of them cannot do. What is seen of one direction only never is.
+    pub is_answered: bool,
+    /// Both sides have finished, in order and acknowledged, or another connection has its place: nothing more comes of
+    /// it. A single FIN or reset does not say so.
+    pub is_finished: bool,
     /// It was carried in a tunnel.
     pub is_tunnelled: bool,
     /// Its packets are blocked: it is not inspected any more.
@@ -143,6 +153,19 @@ pub struct Flow {
     pub socket_cookie: u64,
     /// Its cgroup, 0 when there is none.
     pub cgroup_id: u64,
+}
+
+impl Flow {
+    /// Ends of it that are this host's, as far as is known by the way that their packets went, each with the other one:
+    /// one, none when it is forwarded, or both on the loopback interface.
+    pub fn local_ends(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> + '_ {
+        let is_local = |side: Side| {
+            let (own, other) = (side as usize, side.other() as usize);
+            self.left[own] || self.arrived[other] && !self.arrived[own]
+        };
+        let end = |side| if side == Side::Client { self.client } else { self.server };
+        Side::BOTH.into_iter().filter(move |side| is_local(*side)).map(move |side| (end(side), end(side.other())))
+    }
 }
 
 /// Something in packets or streams that no honest sender does, or that two receivers may read differently.
@@ -177,8 +200,11 @@ pub trait Watcher {
     /// Something is odd; without a flow when the packet could not be read that far.
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly);
 
-    /// A packet of a flow came that is blocked: it was on its way, or the block does not hold any more.
-    fn blocked_packet(&mut self, _flow: &Flow) {}
+    /// A packet of a flow came that is blocked: it was on its way, or the block does not hold any more. Says whether the
+    /// flow is blocked still, or again.
+    fn blocked_packet(&mut self, _flow: &Flow) -> bool {
+        true
+    }
 
     /// A flow ended.
     fn ended(&mut self, flow: &Flow, why: EndReason);

@@ -97,10 +97,11 @@ pub(super) enum List {
     UdpEstablished,
     OtherNew,
     OtherEstablished,
+    Blocked,
 }
 
 impl List {
-    const ALL: [List; 7] = [
+    const ALL: [List; 8] = [
         List::TcpNew,
         List::TcpEstablished,
         List::TcpClosed,
@@ -108,11 +109,16 @@ impl List {
         List::UdpEstablished,
         List::OtherNew,
         List::OtherEstablished,
+        List::Blocked,
     ];
 
     /// The list of a flow; `is_over` says that its packets closed it.
     fn of(entry: &Entry) -> List {
         match (entry.flow.protocol, entry.flow.state) {
+            _ if entry.flow.is_blocked && entry.flow.is_answered => List::Blocked,
+            // Anybody can make as many of these as he likes.
+            (protocol::TCP, _) if entry.flow.is_blocked => List::TcpNew,
+            (protocol::UDP, _) if entry.flow.is_blocked => List::UdpNew,
             (protocol::TCP, _) if entry.is_over => List::TcpClosed,
             (protocol::TCP, State::New) => List::TcpNew,
             (protocol::TCP, _) => List::TcpEstablished,
@@ -131,6 +137,7 @@ impl List {
             List::UdpNew => limits.udp_new_ns,
             List::UdpEstablished => limits.udp_established_ns,
             List::OtherNew | List::OtherEstablished => limits.other_ns,
+            List::Blocked => limits.blocked_ns,
         }
     }
 }
@@ -157,7 +164,7 @@ pub(super) struct Table {
     slots: Vec<Option<Entry>>,
     links: Vec<Links>,
     free: Vec<u32>,
-    ends: [Ends; 7],
+    ends: [Ends; 8],
     /// Flows that there were.
     count: u64,
     worker: (u64, u64),
@@ -171,7 +178,7 @@ impl Table {
             slots: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
-            ends: [Ends { head: NONE, tail: NONE }; 7],
+            ends: [Ends { head: NONE, tail: NONE }; 8],
             // From 1: readers of EVE take an id of 0 for none.
             count: 1,
             worker: (limits.worker.0.into(), limits.worker.1.max(1).into()),
@@ -286,8 +293,8 @@ impl Table {
         })
     }
 
-    /// The flow whose loss costs least: a closed one, else of those that were not answered the one silent longest, else
-    /// one that was, TCP last. `spared` is not chosen.
+    /// The flow whose loss costs least: a closed one, else of those that were not answered the one silent longest, else a
+    /// blocked one, else one that was answered, TCP last. `spared` is not chosen.
     pub(super) fn next_victim(&self, spared: u32) -> Option<u32> {
         let new = [List::TcpNew, List::UdpNew, List::OtherNew];
         self.oldest(List::TcpClosed, spared)
@@ -295,6 +302,7 @@ impl Table {
                 let heads = new.map(|list| self.oldest(list, spared));
                 heads.into_iter().flatten().min_by_key(|slot| self.links[*slot as usize].moved_ns)
             })
+            .or_else(|| self.oldest(List::Blocked, spared))
             .or_else(|| self.oldest(List::OtherEstablished, spared))
             .or_else(|| self.oldest(List::UdpEstablished, spared))
             .or_else(|| self.oldest(List::TcpEstablished, spared))
@@ -304,7 +312,7 @@ impl Table {
     pub(super) fn next_holder(&self, spared: u32) -> Option<u32> {
         let holders = [List::TcpClosed, List::UdpNew, List::UdpEstablished, List::TcpEstablished];
         // The rest keep anomalies at most.
-        let others = [List::TcpNew, List::OtherNew, List::OtherEstablished];
+        let others = [List::TcpNew, List::OtherNew, List::OtherEstablished, List::Blocked];
         holders.into_iter().chain(others).find_map(|list| self.oldest(list, spared))
     }
 

@@ -2,7 +2,9 @@
 //!
 //! Nothing that one segment says makes this look away. A reset or a FIN changes the state, but what is sent after it is
 //! still inspected, and told as odd; of two SYNs the one counts that the other end acknowledged. So a segment that was
-//! made for this observer only, and never reached its receiver, is told in one way or another.
+//! made for this observer only, and never reached its receiver, is told in one way or another. A flow that is blocked is
+//! blocked until the other end has answered the SYN of the next connection, whatever ended it: else one forged SYN would
+//! make it forgotten.
 
 use super::State;
 use super::app::{App, Feed, Upper};
@@ -13,12 +15,19 @@ use crate::packet::proto::Side;
 
 /// How far the TTL of a segment with conflicting data may be from that of its sender's first one, in hops.
 const TTL_SLACK: u8 = 2;
+/// How far an acknowledgement may be from what its receiver sends next, for both to be of one connection.
+const NEAR: u32 = 1 << 20;
 /// After so long without a word from the receiver its window may be another than the last that was seen.
 const FRESH_MS: u32 = 1000;
 
 /// Whether `a` stands behind `b` (RFC 1982).
 fn is_after(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) > 0
+}
+
+/// Whether two numbers are near each other.
+fn is_near(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).wrapping_add(NEAR) <= 2 * NEAR
 }
 
 /// What to do next.
@@ -97,21 +106,29 @@ impl Tcp<'_, '_, '_> {
     fn syn(&mut self, arrival: &mut Arrival<'_>) -> Next {
         let (segment, side) = (arrival.segment, arrival.side);
         let is_new = self.entry.flow.state == State::New;
+        let is_blocked = self.entry.flow.is_blocked;
         let end = &mut self.entry.ends[side as usize];
         if end.has_syn && end.isn == segment.sequence {
             self.syn_data(arrival);
         } else if is_new && !end.is_synced {
             self.open(side, &segment);
             self.syn_data(arrival);
-        } else if self.entry.is_over || is_new && !end.has_syn {
+        } else if self.entry.is_over && !is_blocked || is_new && !end.has_syn {
             return Next::Restart { syn: None };
         } else if is_new {
+            if is_blocked {
+                // Nobody answered so far, so this one need not be answered either.
+                self.odd("tcp.syn_other_isn", side);
+                return Next::Restart { syn: None };
+            }
             // The other end's answer will say which of them arrived.
             end.other_isn = Some(segment.sequence);
             self.odd("tcp.syn_other_isn", side);
         } else {
             self.entry.next_syn = Some(segment.sequence);
-            self.odd("tcp.syn_in_connection", side);
+            if !self.entry.is_over {
+                self.odd("tcp.syn_in_connection", side);
+            }
         }
         Next::Done
     }
@@ -123,7 +140,8 @@ impl Tcp<'_, '_, '_> {
         if self.entry.next_syn == Some(acked) {
             return Next::Restart { syn: Some(acked) };
         }
-        if self.entry.is_over && self.entry.ends[side as usize].isn != segment.sequence {
+        let is_gone = self.entry.is_over && !self.entry.flow.is_blocked;
+        if is_gone && self.entry.ends[side as usize].isn != segment.sequence {
             return Next::Restart { syn: None };
         }
         let peer = self.entry.ends[side.other() as usize];
@@ -222,12 +240,14 @@ impl Tcp<'_, '_, '_> {
     /// Neither SYN nor RST.
     fn plain(&mut self, arrival: &mut Arrival<'_>) {
         let (segment, side) = (arrival.segment, arrival.side);
-        if self.entry.ends[side as usize].has_reset {
+        // Those of a blocked one are ours.
+        if self.entry.ends[side as usize].has_reset && !self.entry.flow.is_blocked {
             // What the other end sends may have been on its way; who resets a connection sends no more.
             self.odd("tcp.segment_after_reset", side);
         }
         self.synchronise(side, segment.sequence);
         self.synchronise(side.other(), segment.acknowledgement);
+        self.meet(&segment, side);
         self.acknowledge(arrival);
         if self.entry.flow.state == State::New && self.entry.flow.packets[arrival.side.other() as usize] > 0 {
             self.entry.flow.state = State::Established;
@@ -243,6 +263,15 @@ impl Tcp<'_, '_, '_> {
         if is_accepted && is_fin {
             self.fin(arrival);
         }
+    }
+
+    /// Whether the sender of this segment and the other end, heard before it, know each other's numbers.
+    fn meet(&mut self, segment: &Segment<'_>, side: Side) {
+        let peer = self.entry.ends[side.other() as usize];
+        let flow = &mut self.entry.flow;
+        flow.is_answered |= peer.has_acked
+            && is_near(peer.ack, segment.sequence)
+            && is_near(segment.acknowledgement, flow.next_seq[side.other() as usize]);
     }
 
     fn acknowledge(&mut self, arrival: &mut Arrival<'_>) {
@@ -412,6 +441,7 @@ impl Tcp<'_, '_, '_> {
             let is_finished = self.entry.streams.as_ref().is_some_and(|streams| streams[side as usize].is_finished());
             if is_finished && !self.entry.ends[side as usize].is_finished {
                 self.entry.ends[side as usize].is_finished = true;
+                self.entry.flow.is_finished |= self.entry.ends.iter().all(|end| end.is_finished);
                 self.drop_behind_fin(side);
                 self.feed(side, |_, room, feed| feed.end(room.stats));
             }

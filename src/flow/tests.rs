@@ -9,7 +9,7 @@ use support::*;
 
 use super::*;
 use crate::packet::build::Packet as Build;
-use crate::packet::frame::tcp_flag::{ACK, FIN, SYN};
+use crate::packet::frame::tcp_flag::{ACK, FIN, RST, SYN};
 use crate::packet::proto::Stage;
 #[test]
 fn a_connection_is_read_from_end_to_end() {
@@ -169,6 +169,48 @@ fn a_blocked_flow_is_not_inspected_any_more() {
     assert!(!lab.inspector.block(id + (1 << 30)));
     lab.c(5, b"more");
     assert_eq!(lab.told.client(), "Cgood");
+}
+
+#[test]
+fn a_flow_is_finished_when_both_ends_are() {
+    let mut lab = Lab::new(false);
+    let is_finished = |lab: &Lab| lab.inspector.flows().next().unwrap().is_finished;
+    lab.handshake().c(0, b"Chello").ack(6);
+    // Neither one ahead, nor one that nobody acknowledged, nor that of one side.
+    lab.segment(Side::Client, ACK | FIN, 20, b"");
+    assert!(!is_finished(&lab));
+    lab.close();
+    assert!(is_finished(&lab));
+    let mut lab = Lab::new(false);
+    lab.handshake().c(0, b"Chello").ack(6);
+    lab.segment(Side::Client, ACK | RST, 6, b"");
+    assert_eq!((is_finished(&lab), lab.inspector.flows().next().unwrap().state), (false, State::Closed));
+}
+
+/// Whose end a flow's ends are, by the way that packets went; also when the sides are exchanged later.
+#[test]
+fn the_end_of_this_host_is_known() {
+    let locals = |lab: &Lab| {
+        let flow = lab.inspector.flows().next().unwrap();
+        flow.local_ends().map(|(local, _)| local.port()).collect::<Vec<_>>()
+    };
+    for (client, server, want) in [
+        (Direction::Ingress, Direction::Egress, &[21][..]),
+        (Direction::Egress, Direction::Ingress, &[40000]),
+        (Direction::Ingress, Direction::Ingress, &[]),
+        (Direction::Egress, Direction::Egress, &[40000, 21]),
+    ] {
+        // Midstream, the server first.
+        let mut lab = Lab::new(false);
+        lab.direction = server;
+        lab.s(0, b"Sa");
+        assert_eq!(locals(&lab), if server == Direction::Egress { [21] } else { [40000] });
+        lab.s(2, b"nswer");
+        lab.direction = client;
+        lab.c(0, b"Cquestion");
+        assert_eq!(lab.inspector.flows().next().unwrap().client.port(), 40000);
+        assert_eq!(locals(&lab), want);
+    }
 }
 
 #[test]

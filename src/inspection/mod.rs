@@ -23,9 +23,9 @@ use libbpf_rs::MapHandle;
 use prometheus_client::metrics::counter::Counter;
 
 use self::batch::{Batch, Incoming, Outgoing, Used};
-pub use self::live::BLOCK_SECS;
 use self::live::Live;
 pub use self::live::SharedBlocks;
+pub use self::live::block_secs;
 use self::reset::ResetCounts;
 use crate::abi::{fw_guard, ids_count};
 use crate::alert::AlertSender;
@@ -309,12 +309,16 @@ impl Inspection {
             .and_then(|kernel| kernel.counts().map_err(|error| format!("{error:#}")));
         let counts = counts.inspect_err(|error| log::warn!("reading what tc_ids counted: {error}")).unwrap_or_default();
         // Addresses are blocked by nobody yet, so nothing is told of them.
-        let (flows, _) = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let (flows, blocks_evicted) = {
+            let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+            (blocks.len().0, blocks.evicted())
+        };
         InspectionCounters {
             capture: [("ingress", &counts[0]), ("egress", &counts[1])]
                 .map(|(name, of)| capture_counters(name, of))
                 .into(),
             blocks: vec![("flow", flows as u64)],
+            blocks_evicted,
             queues: self.queues.iter().map(|queue| queue.len() as u64).collect(),
             workers: Vec::new(),
         }

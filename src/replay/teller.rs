@@ -167,7 +167,7 @@ impl<'o> Teller<'o> {
             return ON;
         }
         let enforcement = ruling.enforce(&hit, flow, || block(&mut self.blocks, flow, self.now_ns));
-        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP {
+        if enforcement == Enforcement::Blocked && ruling.tcp_reset && flow.protocol == TCP && flow.is_answered {
             self.reset.push(flow.id);
         }
         let rule = format!("l7 {}", hit.rule);
@@ -187,8 +187,15 @@ impl<'o> Teller<'o> {
 
 /// Blocks a flow, as the agent does.
 fn block(blocks: &mut ReplayBlocks, flow: &Flow, now_ns: u64) -> Enforcement {
+    if blocks.spare(flow) {
+        return Enforcement::Spared;
+    }
     let key = BlockedFlow::new(flow.client, flow.server, flow.protocol, flow.vlans[0]);
-    if key.is_some_and(|key| blocks.block(key, now_ns)) { Enforcement::Blocked } else { Enforcement::Failed }
+    if key.is_some_and(|key| blocks.block(key, flow.is_answered, now_ns)) {
+        Enforcement::Blocked
+    } else {
+        Enforcement::Failed
+    }
 }
 
 /// A severity as EVE counts it.
@@ -238,9 +245,9 @@ impl Watcher for Teller<'_> {
         reaction
     }
 
-    fn blocked_packet(&mut self, flow: &Flow) {
+    fn blocked_packet(&mut self, flow: &Flow) -> bool {
         // The block is over, and the flow goes on: it is blocked anew.
-        block(&mut self.blocks, flow, self.now_ns);
+        block(&mut self.blocks, flow, self.now_ns) != Enforcement::Spared
     }
 
     fn anomaly(&mut self, flow: Option<&Flow>, anomaly: &Anomaly) {

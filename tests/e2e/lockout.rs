@@ -1,6 +1,6 @@
 //! Whoever works on the host keeps the way in, whatever the rules say.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use ebpfsentinel::api::Method;
 use ebpfsentinel::packet::build::Packet;
 use serde_json::json;
 
-use super::support::{HOST, HOST_V6, Lab, OTHER, WORLD, WORLD_V6, config, rule, udp};
+use super::support::{HOST, HOST_V6, Lab, OTHER, WORLD, WORLD_V6, config, rule, udp, wait_until};
 
 const SYN: u8 = 2;
 
@@ -84,6 +84,37 @@ fn networks_of_a_list_have_the_way_in() {
     assert!(lab.passes(syn(WORLD, 2222)) && lab.passes(syn(WORLD_V6, 2222)));
     assert!(!lab.passes(syn(OTHER, 2222)) && !lab.passes(syn(WORLD, 22)));
     agent.stop();
+}
+
+/// What somebody says who works here is told, and the session goes on: neither blocked nor reset, nor counted as such.
+#[test]
+fn no_rule_of_l7_ends_a_guarded_session() {
+    let lab = Lab::new();
+    let mut guarded = [Session::open(&lab, HOST, 2222), Session::open(&lab, HOST_V6, 2222)];
+    let mut other = Session::open(&lab, HOST, 8123);
+    let list = "anti_lockout = { ssh_ports = [2222], from = [\"192.0.2.0/31\", \"2001:db8:1::/64\"] }";
+    let l7 = "[l7]\nmode = \"block\"\n[[l7.rules]]\nid = \"no-admin\"\npriority = 1\naction = \"deny\"\n\
+              protocol = \"http\"\npath = \"/admin\"\n";
+    let agent = lab.start(&format!("{}{l7}", config(list, "mode = \"block\"", &[])));
+    let ask = |session: &mut Session, hits: usize| {
+        let request = b"GET /admin HTTP/1.1\r\nHost: h\r\n\r\n";
+        session.far.write_all(request).unwrap();
+        session.near.read_exact(&mut request.clone()).unwrap();
+        wait_until("the hit is counted", || lab.get("/api/v1/firewall/l7-rules/no-admin")["hits"] == hits);
+    };
+    for (place, session) in guarded.iter_mut().enumerate() {
+        ask(session, place + 1);
+    }
+    // The other one shows that the agent has had its time to do the same to the guarded ones.
+    ask(&mut other, 3);
+    assert_eq!(other.far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    guarded.iter_mut().for_each(Session::works);
+    let rule = lab.get("/api/v1/firewall/l7-rules/no-admin");
+    assert_eq!((&rule["hits"], &rule["enforced"]), (&3.into(), &1.into()), "{rule}");
+    assert_eq!(lab.metric("ebpfsentinel_blocked{kind=\"flow\"}"), 1.0);
+    let said = agent.stop();
+    let told = |action: &str| said.lines().filter(|line| line.contains("no-admin") && line.contains(action)).count();
+    assert_eq!((told("action=spared"), told("action=blocked")), (2, 1), "{said}");
 }
 
 #[test]

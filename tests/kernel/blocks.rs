@@ -214,6 +214,32 @@ fn a_full_table_is_an_error_and_throws_nobody_out() {
     assert!(host.blocks.unblock_address("::ffff:10.9.9.1".parse().unwrap()).unwrap());
 }
 
+/// Flows of which one end alone was heard fill no table, and keep nobody out of it.
+#[test]
+fn what_was_not_answered_makes_room() {
+    let mut blocks = Blocks::new(8, 1).unwrap();
+    let ours = |n: u16| flow("10.0.0.1", "10.0.0.9", (n, 80), 6, 0);
+    let blocked = |blocks: &Blocks| (1..40).filter(|n| blocks.is_blocked(&ours(*n))).collect::<Vec<_>>();
+    let until = Some(boot_seconds().unwrap() + 1000);
+    (1..=20).for_each(|n| blocks.block_unanswered(ours(n), until).unwrap());
+    assert_eq!((blocked(&blocks), blocks.evicted()), (vec![19, 20], 18));
+    // One that was answered meanwhile stays, and stays so.
+    blocks.block_flow(ours(19), until).unwrap();
+    blocks.block_unanswered(ours(19), Some(boot_seconds().unwrap() + 1)).unwrap();
+    assert_eq!(blocks.flows(None, 1)[0].until_secs, until);
+    (21..=27).for_each(|n| blocks.block_flow(ours(n), until).unwrap());
+    assert_eq!((blocked(&blocks), blocks.evicted()), (vec![19, 21, 22, 23, 24, 25, 26, 27], 19));
+    assert!(matches!(blocks.block_flow(ours(28), until), Err(BlockError::Full(8, _))));
+    assert!(matches!(blocks.block_unanswered(ours(28), until), Err(BlockError::Full(8, _))));
+    // The kernel's table has the same entries.
+    (19..=27).for_each(|n| assert_eq!(blocks.unblock_flow(&ours(n)).unwrap(), n != 20));
+    assert!(blocks.is_empty());
+    blocks.block_unanswered(ours(1), Some(0)).unwrap();
+    assert_eq!(blocks.expire().unwrap(), (1, 0));
+    (2..=4).for_each(|n| blocks.block_unanswered(ours(n), until).unwrap());
+    assert_eq!((blocked(&blocks), blocks.evicted()), (vec![3, 4], 20));
+}
+
 #[test]
 fn nobody_is_shut_out_who_must_not_be() {
     let mut host = Host::new();
@@ -223,6 +249,21 @@ fn nobody_is_shut_out_who_must_not_be() {
     let (admin, me) = ("10.0.0.1", "10.0.9.2");
     host.blocks.block_address(admin.parse().unwrap(), None).unwrap();
     host.blocks.block_flow(flow(admin, me, (5000, 22), 6, 0), None).unwrap();
+    // Who decides asks the same; of a forwarded flow no end is this host's.
+    let spare = |protocol, local: &str, remote: &str| {
+        host.blocks.spare(protocol, local.parse().unwrap(), remote.parse().unwrap())
+    };
+    assert!(spare(6, "10.0.9.2:22", "10.0.0.1:5000") && spare(17, "10.0.9.2:68", "10.0.0.1:67"));
+    assert!(spare(17, "[fe80::1]:546", "[fe80::2]:547"));
+    for (protocol, local, remote) in [
+        (6, "10.0.0.1:5000", "10.0.9.2:22"),
+        (6, "10.0.9.2:22", "10.0.1.1:5000"),
+        (6, "10.0.9.2:80", "10.0.0.1:22"),
+        (17, "10.0.9.2:22", "10.0.0.1:5000"),
+        (17, "10.0.9.2:67", "10.0.0.1:68"),
+    ] {
+        assert!(!spare(protocol, local, remote), "{protocol} {local} {remote}");
+    }
     let action = |direction, packet: Packet| host.tc(direction, &packet.build());
     let ssh = || Packet::new().between(admin, me).tcp(5000, 22).flags(ACK);
     let answer = || Packet::new().between(me, admin).tcp(22, 5000).flags(ACK);

@@ -168,9 +168,14 @@ fn what_l7_refuses_stays_away_as_long_as_the_block() {
 
 #[test]
 fn a_flow_that_goes_on_after_its_block_is_blocked_anew() {
-    let rules = NO_SECRET.replace("enabled = true", "enabled = true\ntcp_reset = false");
+    for (tcp_reset, (client, server, _)) in [(true, ENDS[0]), (false, ENDS[0]), (true, ENDS[1])] {
+        let rules = NO_SECRET.replace("enabled = true", &format!("enabled = true\ntcp_reset = {tcp_reset}"));
+        goes_on_after_its_block(client, server, &rules);
+    }
+}
+
+fn goes_on_after_its_block(client: &str, server: &str, rules: &str) {
     let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{rules}"));
-    let (client, server, _) = ENDS[0];
     let mut packets = browse(client, server, &[], fixtures::START, &["/secret"]);
     packets.truncate(4);
     for second in [1, 119, 121, 122, 240, 242] {
@@ -183,6 +188,120 @@ fn a_flow_that_goes_on_after_its_block_is_blocked_anew() {
     assert!(ran.notes.contains("blocked    4 of flows that a rule of l7 refused\n"), "{}", ran.notes);
     assert!(ran.notes.contains("firewall   6 passed, 0 dropped\n"), "{}", ran.notes);
     assert!(paths(&events(&ran.lines)).is_empty(), "{}", ran.lines);
+}
+
+/// What one segment says, in its place or out of it, real or made for the observer, ends no flow: it is blocked all the same.
+#[test]
+fn no_fin_and_no_reset_keeps_a_flow_from_being_blocked() {
+    const FIN: u8 = 0x01;
+    const RST: u8 = 0x04;
+    const PSH_ACK: u8 = 0x18;
+    const ACK: u8 = 0x10;
+    let request = b"GET /secret HTTP/1.1\r\nHost: www.example.org\r\n\r\n";
+    let last = request.len() - 1;
+    let before: &[(&str, &dyn Fn(&mut Conversation))] = &[
+        ("nothing", &|_| {}),
+        ("the last byte with a FIN", &|talk| talk.segment(Client, last as i64, FIN | PSH_ACK, &request[last..])),
+        ("a FIN ahead", &|talk| talk.segment(Client, 5, FIN | ACK, &[])),
+        ("a FIN in place", &|talk| talk.segment(Client, 0, FIN | ACK, &[])),
+        ("a FIN of the server's", &|talk| talk.segment(Server, 0, FIN | ACK, &[])),
+        ("a reset", &|talk| talk.segment(Client, 0, RST | ACK, &[])),
+        ("a reset of the server's", &|talk| talk.segment(Server, 0, RST | ACK, &[])),
+    ];
+    for (client, server, _) in ENDS {
+        for (name, forge) in before {
+            let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+            let mut talk = Conversation::new(client, server, fixtures::START).handshake();
+            forge(&mut talk);
+            let passed = talk.packets.len() + 1;
+            let packets = talk.say(Client, request).say(Server, b"HTTP/1.1 200 OK\r\n\r\nsecret").packets;
+            let ran = desk.replay(&[], &packets);
+            let seen = events(&ran.lines);
+            let alerts = of_kind(&seen, "alert");
+            assert_eq!(alerts.len(), 1, "{name}: {}", ran.lines);
+            assert_eq!(alerts[0]["alert"]["action"], "blocked", "{name}");
+            let says = format!("firewall   {passed} passed, 0 dropped\n");
+            assert!(ran.notes.contains(&says), "{name}: {says}{}", ran.notes);
+        }
+    }
+}
+
+/// Who says no more after the request waits for the response all the same.
+#[test]
+fn a_client_that_half_closes_is_blocked_for_what_it_is_told() {
+    let desk = Desk::new(
+        "[firewall]\nmode = \"block\"\n[l7]\nenabled = true\nmode = \"block\"\n[[l7.rules]]\nid = \"no-programs\"\n\
+         priority = 1\nprotocol = \"http\"\naction = \"deny\"\ncontent_type = \"application/x-*\"\n",
+    );
+    for (client, server, _) in ENDS {
+        let mut talk = Conversation::new(client, server, fixtures::START).handshake();
+        talk.segment(Client, 0, 0x19, b"GET /tool HTTP/1.1\r\nHost: h\r\n\r\n");
+        let response = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-executable\r\nContent-Length: 5000\r\n\r\n";
+        let packets = talk.say(Server, &[&response[..], &[7; 5000]].concat()).packets;
+        let ran = desk.replay(&[], &packets);
+        let seen = events(&ran.lines);
+        assert_eq!(of_kind(&seen, "alert")[0]["alert"]["action"], "blocked", "{}", ran.lines);
+        assert!(ran.notes.contains("blocked    1 of flows that a rule of l7 refused\n"), "{}", ran.notes);
+    }
+}
+
+const DENIED: &[u8] = b"GET /secret HTTP/1.1\r\nHost: www.example.org\r\n\r\n";
+
+/// A segment in the name of another, who has said nothing.
+fn forged(client: &str, server: &str, start_ns: u64) -> Packets {
+    let mut talk = Conversation::new(client, server, start_ns);
+    talk.segment(Client, 0, 0x18, DENIED);
+    talk.packets
+}
+
+/// Whoever sends in the name of others fills no table, so that the genuine are blocked all the same.
+#[test]
+fn forged_packets_do_not_keep_others_from_being_blocked() {
+    let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+    let (client, server, _) = ENDS[0];
+    let stranger = |n: usize| format!("203.0.113.{}:{}", n % 250 + 1, 1024 + n / 250);
+    let mut packets: Packets = (0..66_000).flat_map(|n| forged(&stranger(n), server, fixtures::START)).collect();
+    packets.extend(browse(client, server, &[], fixtures::START, &["/secret", "/more"]));
+    let ran = desk.replay(&[], &packets);
+    let seen = events(&ran.lines);
+    let alerts = of_kind(&seen, "alert");
+    assert_eq!((alerts.len(), &alerts[66_000]["alert"]["action"]), (66_001, &"blocked".into()));
+    assert_eq!(alerts[66_000]["src_ip"], "192.0.2.1");
+    assert_eq!(paths(&seen).iter().filter(|path| **path == "/more").count(), 0);
+}
+
+/// One forged packet shuts the port of who has it for seconds, not for minutes; what goes on is cut as long as it does.
+#[test]
+fn what_nobody_answers_is_blocked_shortly_and_again() {
+    let desk = Desk::new(&format!("[firewall]\nmode = \"block\"\n{NO_SECRET}"));
+    for (client, server, _) in ENDS {
+        let mut packets = forged(client, server, fixtures::START);
+        packets.extend(browse(client, server, &[], fixtures::START + 9 * SECOND_NS, &["/soon"]));
+        packets.extend(browse(client, server, &[], fixtures::START + 11 * SECOND_NS, &["/then"]));
+        let ran = desk.replay(&[], &packets);
+        assert_eq!(paths(&events(&ran.lines)), ["/then"], "{}", ran.lines);
+        assert!(ran.notes.contains("blocked    10 of flows that a rule of l7 refused\n"), "{}", ran.notes);
+
+        // Seen in one direction only: of ten seconds each one packet passes.
+        let mut packets = forged(client, server, fixtures::START);
+        for second in 1..=40 {
+            let mut talk = Conversation::new(client, server, fixtures::START + second * SECOND_NS);
+            talk.segment(Client, DENIED.len() as i64, 0x18, b"more");
+            packets.extend(talk.packets);
+        }
+        let ran = desk.replay(&[], &packets);
+        assert!(ran.notes.contains("firewall   5 passed, 0 dropped\n"), "{}", ran.notes);
+
+        // From the middle on: when it is known to be genuine it is blocked as such.
+        let mut packets = forged(client, server, fixtures::START);
+        for (second, from) in [(10, Server), (11, Client), (100, Client), (129, Server), (131, Client)] {
+            let mut talk = Conversation::new(client, server, fixtures::START + second * SECOND_NS);
+            talk.segment(from, if from == Client { DENIED.len() as i64 } else { 0 }, 0x18, b"more");
+            packets.extend(talk.packets);
+        }
+        let ran = desk.replay(&[], &packets);
+        assert!(ran.notes.contains("firewall   3 passed, 0 dropped\n"), "{}", ran.notes);
+    }
 }
 
 #[test]

@@ -15,8 +15,10 @@ pub enum Enforcement {
     Blocked,
     /// Nothing was to be done: `mode = "alert"`.
     NotWanted,
-    /// The flow had ended by then.
+    /// The flow had ended by then, on both sides.
     TooLate,
+    /// It is among what is never blocked: sessions that the lock-out guard keeps open, and DHCP.
+    Spared,
     /// It is carried in a tunnel, and the kernel blocks by the outer addresses only.
     Tunnelled,
     /// The kernel did not take it.
@@ -52,6 +54,7 @@ impl Hit {
             (Action::Deny, Enforcement::Blocked) => ("blocked", "flow blocked"),
             (Action::Deny, Enforcement::NotWanted) => ("would_block", "let go on, since nothing is to be blocked"),
             (Action::Deny, Enforcement::TooLate) => ("too_late", "not blocked, the flow had ended"),
+            (Action::Deny, Enforcement::Spared) => ("spared", "let go on, since the lock-out guard keeps it open"),
             (Action::Deny, Enforcement::Tunnelled) => ("block_failed", "not blocked, since it is carried in a tunnel"),
             (Action::Deny, Enforcement::Failed) => ("block_failed", "not blocked, the kernel refused"),
         };

@@ -394,6 +394,14 @@ impl Judge {
         self.rules.len()
     }
 
+    /// Whether a rule of this name, or the default of the protocol for [`DEFAULT_RULE`], denies.
+    pub fn denies(&self, rule: &str, protocol: Protocol) -> bool {
+        if rule == DEFAULT_RULE {
+            return self.parts[protocol as usize].default == Action::Deny;
+        }
+        self.rules.iter().any(|one| &*one.id == rule && one.action == Action::Deny)
+    }
+
     /// Scans that the pattern matcher failed at. It does when memory is out; the transaction was then judged without them.
     pub fn scan_failures(&self) -> u64 {
         self.scan_failures.load(Ordering::Relaxed)

@@ -28,11 +28,11 @@ use self::alerts::Enforcement;
 use self::api::RuleView;
 use self::config::{L7Config, RULES_MAX};
 use self::judge::{DEFAULT_RULE, Hit, Judge};
-use self::rule::Rule;
+use self::rule::{Protocol, Rule};
 use self::tally::Tally;
 use crate::classify::rules::Mode;
 use crate::component::Component;
-use crate::flow::{Flow, State};
+use crate::flow::Flow;
 use crate::metrics::{L7Counters, L7RuleCounters, Metrics};
 use crate::ruled::store::Store;
 use crate::ruled::{Book, ChangeError, RuleOwner, Source};
@@ -65,13 +65,18 @@ impl Ruling {
         self.mode == Mode::Block && hit.wants_block()
     }
 
+    /// Whether a flow that was blocked because of a rule is to be blocked again.
+    pub fn blocks_again(&self, rule: &str, protocol: Protocol) -> bool {
+        self.mode == Mode::Block && self.judge.denies(rule, protocol)
+    }
+
     /// What becomes of a hit's flow; `block` blocks it, where that is to be and can be.
     pub fn enforce(&self, hit: &Hit, flow: &Flow, block: impl FnOnce() -> Enforcement) -> Enforcement {
         if !self.blocks(hit) {
             Enforcement::NotWanted
         } else if flow.is_tunnelled {
             Enforcement::Tunnelled
-        } else if flow.state == State::Closed {
+        } else if flow.is_finished {
             Enforcement::TooLate
         } else {
             block()

@@ -38,12 +38,16 @@ fn flow_between(client: &str, server: &str) -> Flow {
         last_ns: 5,
         packets: [1, 0],
         bytes: [60, 0],
+        arrived: [true, false],
+        left: [false, true],
         gap_bytes: [0, 0],
         app_proto: Some(AppProto::Http),
         state: State::Established,
         tcp_flags: [0, 0],
         next_seq: [0, 0],
         is_midstream: false,
+        is_answered: true,
+        is_finished: false,
         is_tunnelled: false,
         is_blocked: false,
         socket_cookie: 0,
@@ -384,6 +388,7 @@ fn an_alert_says_what_was_done() {
     let action = |enforcement| denied.alert(&flow(), &told, 9, Some("eth0"), enforcement).unwrap();
     assert_eq!(action(Enforcement::NotWanted).action, "would_block");
     assert_eq!(action(Enforcement::TooLate).action, "too_late");
+    assert_eq!(action(Enforcement::Spared).action, "spared");
     assert_eq!(action(Enforcement::Failed).action, "block_failed");
     assert_eq!(denied.counts.read().enforced, 0);
     let alert = action(Enforcement::Blocked);
@@ -415,6 +420,38 @@ fn an_alert_says_what_was_done() {
     assert_eq!(logged.counts.read().enforced, 0, "what is logged is not enforced");
     let allowed = hit(&one("http", "allow", "path", "/x*"), &told).unwrap();
     assert_eq!(allowed.alert(&flow(), &told, 9, None, Enforcement::Blocked), None);
+}
+
+#[test]
+fn only_what_both_ends_have_finished_is_too_late_to_block() {
+    let section =
+        "mode = 'block'\n[[rules]]\nid = 'r'\npriority = 5\naction = 'deny'\nprotocol = 'http'\npath = '/x'\n";
+    let directory = tempfile::tempdir().unwrap();
+    let ruling = engine(directory.path(), section).unwrap().ruling().load_full();
+    let told = asked(http("GET", "/x"));
+    let hit = Decided::default().judge(&ruling.judge, &mut Scratch::default(), &flow(), &told).unwrap();
+    let becomes = |flow: &Flow| ruling.enforce(&hit, flow, || Enforcement::Blocked);
+    assert_eq!(becomes(&flow()), Enforcement::Blocked);
+    // One FIN or reset, which anybody can forge.
+    assert_eq!(becomes(&Flow { state: State::Closed, ..flow() }), Enforcement::Blocked);
+    assert_eq!(becomes(&Flow { state: State::Closed, is_finished: true, ..flow() }), Enforcement::TooLate);
+    assert_eq!(becomes(&Flow { is_tunnelled: true, ..flow() }), Enforcement::Tunnelled);
+}
+
+/// Who was blocked is blocked again only as long as that is wanted.
+#[test]
+fn a_block_is_renewed_as_long_as_its_rule_denies() {
+    let directory = tempfile::tempdir().unwrap();
+    let section = "mode = 'block'\ndefault_action = { tls = 'deny' }\n[[rules]]\nid = 'r'\npriority = 5\n\
+        action = 'deny'\nprotocol = 'http'\npath = '/x'\n";
+    let again = |section: &str, rule: &str, protocol: Protocol| {
+        engine(directory.path(), section).unwrap().ruling().load().blocks_again(rule, protocol)
+    };
+    assert!(again(section, "r", Protocol::Http) && again(section, DEFAULT_RULE, Protocol::Tls));
+    assert!(!again(section, "gone", Protocol::Http) && !again(section, DEFAULT_RULE, Protocol::Http));
+    assert!(!again(&section.replace("action = 'deny'\n", "action = 'log'\n"), "r", Protocol::Http));
+    assert!(!again(&section.replace("id = 'r'\n", "id = 'r'\nenabled = false\n"), "r", Protocol::Http));
+    assert!(!again(&section.replace("mode = 'block'", "mode = 'alert'"), "r", Protocol::Http));
 }
 
 #[test]

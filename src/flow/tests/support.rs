@@ -96,6 +96,9 @@ pub struct Told {
     pub ended: Vec<(Flow, EndReason)>,
     /// What a transaction with these bytes is answered with.
     pub block_on: Option<&'static [u8]>,
+    /// Packets of blocked flows that showed that these go on, and whether these are let go.
+    pub going_on: usize,
+    pub lets_go: bool,
 }
 
 impl Told {
@@ -132,6 +135,11 @@ impl Watcher for Told {
         self.anomalies.push(anomaly.name);
     }
 
+    fn blocked_packet(&mut self, _flow: &Flow) -> bool {
+        self.going_on += 1;
+        !self.lets_go
+    }
+
     fn ended(&mut self, flow: &Flow, why: EndReason) {
         self.ended.push((flow.clone(), why));
     }
@@ -150,6 +158,7 @@ pub struct Lab {
     pub sent: [u32; 2],
     pub ttl: u8,
     pub window: u16,
+    pub direction: Direction,
     pub unseen: (u64, u64),
 }
 
@@ -181,6 +190,7 @@ impl Lab {
             sent: [0; 2],
             ttl: 64,
             window: 60_000,
+            direction: Direction::Ingress,
             unseen: (0, 0),
         }
     }
@@ -189,7 +199,7 @@ impl Lab {
         PacketMeta {
             time_ns: self.time_ns,
             ifindex: 1,
-            direction: Direction::Ingress,
+            direction: self.direction,
             vlans: [0; 2],
             socket_cookie: 0,
             cgroup_id: 0,

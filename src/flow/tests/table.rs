@@ -151,3 +151,155 @@ fn vlans_tell_flows_apart() {
     vlans.sort_unstable();
     assert_eq!(vlans, [[1, 0], [2, 0]]);
 }
+
+/// A connection, or datagrams, blocked a moment ago.
+fn blocked(is_udp: bool) -> Lab {
+    let mut lab = Lab::new(false);
+    lab.told.block_on = Some(b"Cbad");
+    match is_udp {
+        true => udp(&mut lab),
+        false => drop(lab.handshake().c(0, b"Cbad").ack(4)),
+    }
+    assert!(lab.inspector.flows().all(|flow| flow.is_blocked));
+    lab.told.going_on = 0;
+    lab
+}
+
+fn udp(lab: &mut Lab) {
+    let answer = lab.ip(Side::Server).udp(53, 4000).payload(b"S").build();
+    let question = lab.ip(Side::Client).udp(4000, 53).payload(b"Cbad").build();
+    lab.frame(&answer).frame(&question);
+}
+
+fn wait(lab: &mut Lab, seconds: u64) {
+    lab.time_ns += seconds * SECOND_NS;
+    lab.inspector.tick(lab.time_ns, &mut lab.told);
+}
+
+/// A block is as good as silence, so nothing but the block's own time makes a blocked flow forgotten.
+#[test]
+fn a_blocked_flow_is_known_beyond_its_block() {
+    for (is_udp, ends) in [(true, false), (false, false), (false, true)] {
+        let mut lab = blocked(is_udp);
+        if ends {
+            // As by the agent's own resets.
+            lab.reset(Side::Client, 4).reset(Side::Server, 0);
+            let id = lab.inspector.flows().next().unwrap().id;
+            lab.inspector.reset(id);
+        }
+        assert_eq!(lab.told.going_on, 0, "a reset does not show that it goes on");
+        for round in 1..4 {
+            wait(&mut lab, 239);
+            match is_udp {
+                true => udp(&mut lab),
+                false => drop(lab.c(4, b"more")),
+            }
+            assert_eq!(lab.told.going_on, if is_udp { 2 * round } else { round });
+        }
+        assert_eq!((lab.told.ended.len(), lab.inspector.stats().flows), (0, 1));
+        assert_eq!(lab.told.anomalies, [""; 0]);
+        wait(&mut lab, 242);
+        assert_eq!((lab.told.ended.len(), lab.told.client().as_str()), (1, "Cbad"));
+    }
+}
+
+#[test]
+fn a_blocked_flow_that_is_let_go_is_only_counted() {
+    let mut lab = blocked(false);
+    lab.told.lets_go = true;
+    lab.c(4, b"Cbad").c(8, b"Cbad");
+    assert_eq!(lab.told.going_on, 1);
+    assert!(lab.inspector.flows().all(|flow| !flow.is_blocked));
+    wait(&mut lab, 300);
+    assert_eq!((lab.inspector.flows().count(), lab.told.client().as_str()), (1, "Cbad"));
+}
+
+/// The next connection between the ports of a blocked one is another; a SYN that nobody answers is none.
+#[test]
+fn a_blocked_flow_ends_by_the_next_connection_alone() {
+    for is_reset in [false, true] {
+        let mut lab = blocked(false);
+        if is_reset {
+            lab.reset(Side::Client, 4).reset(Side::Server, 0);
+        }
+        let first = lab.isn;
+        wait(&mut lab, 130);
+        lab.isn = [900_000, 800_000];
+        lab.segment(Side::Client, SYN, u32::MAX, b"");
+        assert_eq!(lab.told.going_on, 0);
+        lab.isn = first;
+        lab.c(4, b"more");
+        assert_eq!((lab.told.going_on, lab.told.ended.len()), (1, 0));
+        wait(&mut lab, 130);
+        (lab.isn, lab.sent) = ([900_000, 800_000], [0, 0]);
+        lab.handshake().c(0, b"Cgood");
+        assert_eq!((lab.told.going_on, lab.told.ended.len()), (1, 1));
+        assert_eq!(lab.told.client(), "CbadCgood");
+        assert!(lab.inspector.flows().all(|flow| !flow.is_blocked && !flow.is_midstream));
+    }
+}
+
+/// What a stranger sends in the name of others is forgotten soon, and the first SYN of who has the port is another flow.
+#[test]
+fn a_blocked_flow_that_nobody_answered_is_forgotten_soon() {
+    for has_syn in [false, true] {
+        for ends in [false, true] {
+            let mut lab = Lab::new(false);
+            lab.told.block_on = Some(b"Cbad");
+            if has_syn {
+                lab.segment(Side::Client, SYN, u32::MAX, b"");
+            }
+            lab.c(0, b"Cbad");
+            if ends {
+                lab.reset(Side::Client, 4);
+            }
+            wait(&mut lab, 29);
+            lab.c(4, b"more");
+            assert_eq!((lab.told.going_on, lab.told.ended.len()), (2, 0));
+            if !ends {
+                lab.isn = [900_000, 800_000];
+                lab.handshake().c(0, b"Cgood");
+                assert_eq!((lab.told.going_on, lab.told.ended.len()), (2, 1));
+                assert_eq!(lab.told.client(), "CbadCgood");
+            }
+            wait(&mut lab, if ends { 32 } else { 700 });
+            assert_eq!(lab.inspector.flows().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_flow_is_answered_by_who_knows_its_numbers() {
+    let is_answered = |lab: &Lab| lab.inspector.flows().next().unwrap().is_answered;
+    for is_v6 in [false, true] {
+        let mut lab = Lab::new(is_v6);
+        lab.segment(Side::Client, SYN, u32::MAX, b"").segment(Side::Server, SYN | ACK, u32::MAX, b"");
+        assert!(!is_answered(&lab));
+        // Somebody who has not seen the server's number, as its answer went to another.
+        let isn = std::mem::replace(&mut lab.isn, [1000, 0x7000_0000]);
+        lab.c(0, b"Cbad").reset(Side::Client, 4);
+        assert!(!is_answered(&lab));
+        lab.isn = isn;
+        lab.c(0, b"");
+        assert!(is_answered(&lab));
+
+        // From the middle on, in one direction, and then in both.
+        let mut lab = Lab::new(is_v6);
+        lab.c(0, b"Chello").c(6, b"again");
+        assert!(!is_answered(&lab));
+        lab.ack(11);
+        assert!(is_answered(&lab));
+
+        // A reset answers nothing.
+        let mut lab = Lab::new(is_v6);
+        lab.c(0, b"Chello").reset(Side::Server, 0).c(6, b"again");
+        assert!(!is_answered(&lab));
+
+        let mut lab = Lab::new(is_v6);
+        let question = lab.ip(Side::Client).udp(4000, 53).payload(b"C").build();
+        lab.frame(&question);
+        assert!(!is_answered(&lab));
+        udp(&mut lab);
+        assert!(is_answered(&lab));
+    }
+}
