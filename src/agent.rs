@@ -49,10 +49,12 @@ use crate::event::{Event, OverLimit};
 use crate::inspection::{self, Inspection, SharedBlocks, Worker};
 use crate::logging::rfc3339;
 use crate::metrics::{InspectionCounters, KernelCounters, Metrics};
+use crate::ruled::api::namespace_of;
 use crate::ruled::store::Store;
 use crate::ruled::{AnyRule, RuleOwner};
 use crate::store;
 use crate::store::alerts::AlertStore;
+use crate::store::api::NamespaceOf;
 use crate::supervise::{Gone, Handle, Mailbox, Supervisor, Thread};
 use crate::system::harden::{self, Sandbox};
 use crate::system::{LinkWatch, MainEvent, MainLoop, Notifier, Signal, Signals};
@@ -1299,6 +1301,18 @@ fn load_tls(config: &Config) -> Result<Option<Arc<TlsStore>>> {
     Ok(Some(store))
 }
 
+/// Finds the namespaces of rules. Alerts of inspection name no rule that somebody wrote.
+fn namespaces(engines: &Engines) -> NamespaceOf {
+    let Engines { firewall, ratelimit, l7, .. } = engines;
+    let (firewall, ratelimit, l7) = (firewall.clone(), ratelimit.clone(), l7.clone());
+    Arc::new(move |component, rule| match component {
+        Component::Firewall => namespace_of(&firewall, rule),
+        Component::Ratelimit => ratelimit.as_ref().map_or(Ok(None), |limiter| namespace_of(limiter, rule)),
+        Component::L7 => l7.as_ref().map_or(Ok(None), |l7| namespace_of(l7, rule)),
+        Component::Ids => Ok(None),
+    })
+}
+
 fn start_control(
     whole: &Config,
     supervisor: &Supervisor,
@@ -1318,7 +1332,7 @@ fn start_control(
     }
     let mut operations = crate::control::agent::operations(Arc::new(front), metrics.clone());
     operations.extend(audit::api::operations(stores.audit.as_ref()));
-    operations.extend(store::api::operations(stores.alerts.as_ref()));
+    operations.extend(store::api::operations(stores.alerts.as_ref(), namespaces(engines)));
     operations.extend(firewall::api::operations(&engines.firewall, confirmations));
     operations.extend(match &engines.ratelimit {
         Some(limiter) => ratelimit::api::operations(limiter, confirmations),

@@ -378,7 +378,7 @@ fn operators_find_alerts_mark_them_and_see_who_did_by_curl_and_command_line() {
     wait_for("alerts", || stores.written("alerts") == 250);
     let mut config = ControlConfig::new("127.0.0.1:0".parse().unwrap(), directory.path().join("run"));
     config.auditor = Arc::new(stores.audit.clone());
-    let mut operations = ebpfsentinel::store::api::operations(Some(&stores.alerts));
+    let mut operations = ebpfsentinel::store::api::operations(Some(&stores.alerts), Arc::new(|_, _| Ok(None)));
     operations.extend(ebpfsentinel::audit::api::operations(Some(&stores.audit)));
     let control = Control::start(config, operations, stores.metrics.clone()).unwrap();
     let port = control.addresses().rest.port();

@@ -73,7 +73,7 @@ pub fn document(specs: &[&Spec]) -> Value {
 
 const DESCRIPTION: &str = "The control port of eBPFsentinel, a network security agent.\n\n\
     Each operation names the least role that may call it: viewer reads, operator changes rules (those of its \
-    namespaces), admin changes the agent. Without `auth.enabled`, whoever reaches the port may do all of it; a caller \
+    namespaces) and marks their alerts, admin changes the agent. Without `auth.enabled`, whoever reaches the port may do all of it; a caller \
     by the Unix socket is known by its user.\n\n\
     Every failure has the same body, `{\"error\": {\"code\", \"message\"}}`: the code is for programs, the \
     message for people. Unknown keys of a body and unknown query parameters are errors. Lists are paged by `limit` and \

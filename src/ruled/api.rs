@@ -25,6 +25,13 @@ pub const RULES_LIMIT: Param = Param::optional(
     ParamKind::Integer { min: 1, max: RULES_SHOWN_MAX },
 );
 
+/// The namespace of a rule; `None`: there is no such rule, or it is in none.
+pub fn namespace_of<O: RuleOwner>(owner: &Handle<O>, id: &str) -> Result<Option<String>, ApiError> {
+    let id = id.to_owned();
+    let find = move |owner: &mut O| owner.book().find(&id).and_then(AnyRule::namespace).map(str::to_owned);
+    owner.call(find).map_err(gone)
+}
+
 /// How an engine describes the operations on its rules.
 #[derive(Clone, Copy, Debug)]
 pub struct RuleSpecs {

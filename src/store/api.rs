@@ -1,5 +1,7 @@
 //! Routes under `/api/v1/alerts`.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -184,7 +186,7 @@ static MARK: Spec = Spec {
     path: "/api/v1/alerts/{id}/false-positive",
     query: &[],
     role: Role::Operator,
-    summary: "Mark an alert as a false positive, and hide others like it for a time if that is wanted",
+    summary: "Mark an alert of a rule that the caller may change as a false positive, and (admins) hide others like it",
     body: Some(api::schema::<MarkBody>),
     reply: api::schema::<Marked>,
     success: 200,
@@ -196,7 +198,7 @@ static UNMARK: Spec = Spec {
     path: "/api/v1/alerts/{id}/false-positive",
     query: &[],
     role: Role::Operator,
-    summary: "Take the mark from an alert",
+    summary: "Take the mark from an alert of a rule that the caller may change",
     body: None,
     reply: api::no_reply,
     success: 204,
@@ -229,10 +231,20 @@ static UNSUPPRESS: Spec = Spec {
 /// What can be asked of the store.
 pub static SPECS: &[&Spec] = &[&LIST, &SHOW, &MARK, &UNMARK, &SUPPRESSIONS, &UNSUPPRESS];
 
-/// The operations; without a store each says so.
-pub fn operations(store: Option<&AlertStore>) -> Vec<Operation> {
+/// Finds the namespace of a rule; `None`: there is no such rule, or it is in none.
+pub type NamespaceOf = Arc<dyn Fn(Component, &str) -> Result<Option<String>, ApiError> + Send + Sync>;
+
+/// The store, and whose its alerts are.
+#[derive(Clone)]
+struct Alerts {
+    store: AlertStore,
+    namespace_of: NamespaceOf,
+}
+
+/// The operations; without a store each says so. An alert is in the namespace that `namespace_of` finds for its rule.
+pub fn operations(store: Option<&AlertStore>, namespace_of: NamespaceOf) -> Vec<Operation> {
     let missing = "alerts are not kept; set audit.alerts.enabled = true and restart the agent";
-    let all: &[(&Spec, Run<AlertStore>)] = &[
+    let all: &[(&Spec, Run<Alerts>)] = &[
         (&LIST, list),
         (&SHOW, show),
         (&MARK, mark),
@@ -240,7 +252,8 @@ pub fn operations(store: Option<&AlertStore>) -> Vec<Operation> {
         (&SUPPRESSIONS, suppressions),
         (&UNSUPPRESS, unsuppress),
     ];
-    super::operations(store, missing, all)
+    let alerts = store.map(|store| Alerts { store: store.clone(), namespace_of });
+    super::operations(alerts.as_ref(), missing, all)
 }
 
 fn not_found(id: AlertId) -> ApiError {
@@ -253,7 +266,7 @@ fn id_of(request: &Request) -> Result<AlertId, ApiError> {
     text.parse().map_err(|error| ApiError::new(404, "ALERT_NOT_FOUND", error))
 }
 
-fn list(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn list(Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     let page = request.page()?;
     let [from_ns, to_ns] = period_of(request)?;
     let mut wanted = Wanted {
@@ -281,7 +294,7 @@ fn list(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
     Ok(Reply::Json(body))
 }
 
-fn show(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn show(Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     let id = id_of(request)?;
     let found = store.get(id).map_err(|error| unreadable(&error))?;
     found.map(|alert| Reply::Json(alert.document)).ok_or_else(|| not_found(id))
@@ -301,7 +314,25 @@ fn asked<R: Send + 'static>(
     })
 }
 
-/// What hides alerts hides those of all namespaces, as an alert is in none: an operator marks, an admin hides.
+/// Who may change a rule may mark its alerts, and take marks from them; what no rule is named by, or one in no namespace,
+/// is the admins'.
+fn may_mark(alerts: &Alerts, request: &Request, id: AlertId) -> Result<(), ApiError> {
+    if request.namespaces == Namespaces::All {
+        return Ok(());
+    }
+    let alert = alerts.store.get(id).map_err(|error| unreadable(&error))?.ok_or_else(|| not_found(id))?.document;
+    let component = Component::ALL.iter().find(|component| alert["component"] == component.name());
+    let namespace = match (component, alert["rule_id"].as_str()) {
+        (Some(component), Some(rule)) => (alerts.namespace_of)(*component, rule)?,
+        _ => None,
+    };
+    request.namespaces.check(namespace.as_deref()).map_err(|error| ApiError {
+        message: format!("an alert is marked by who may change its rule: {}", error.message),
+        ..error
+    })
+}
+
+/// What hides alerts hides them from everybody, and before they are kept: an operator marks, an admin hides.
 fn may_hide(request: &Request) -> Result<(), ApiError> {
     match request.namespaces {
         Namespaces::All => Ok(()),
@@ -317,7 +348,7 @@ fn note(request: &Request, id: AlertId, before: Option<&Mark>, after: Option<Val
     request.note(Note { component: None, rule: None, before, after });
 }
 
-fn mark(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn mark(alerts @ Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     let id = id_of(request)?;
     let body: MarkBody = match request.body.iter().all(u8::is_ascii_whitespace) {
         true => MarkBody::default(),
@@ -341,6 +372,7 @@ fn mark(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
         Some(_) => return Err(ApiError::validation(format!("\"suppress.minutes\" must be 1 to {MINUTES_MAX}"))),
         None => None,
     };
+    may_mark(alerts, request, id)?;
     let mark = Mark { by, at: rfc3339(now), comment: body.comment };
     let wanted = mark.clone();
     let (before, suppression) = asked(store, move |writer| writer.mark(id, Some(wanted), suppress))?;
@@ -350,20 +382,21 @@ fn mark(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
     Ok(Reply::json(&Marked { alert_id: id.to_string(), marked: true, suppression }))
 }
 
-fn unmark(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn unmark(alerts @ Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     let id = id_of(request)?;
+    may_mark(alerts, request, id)?;
     let (before, _) = asked(store, move |writer| writer.mark(id, None, None))?;
     note(request, id, before.as_ref(), None);
     Ok(Reply::NoContent)
 }
 
-fn suppressions(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn suppressions(Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     let page = request.page()?;
     let all = store.suppressions().list(now_ns());
     Ok(Reply::json(&page.of(all.into_iter().map(SuppressionView::from))))
 }
 
-fn unsuppress(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> {
+fn unsuppress(Alerts { store, .. }: &Alerts, request: &Request) -> Result<Reply, ApiError> {
     may_hide(request)?;
     let id = request.path("id")?.to_owned();
     let wanted = id.clone();
@@ -378,4 +411,81 @@ fn unsuppress(store: &AlertStore, request: &Request) -> Result<Reply, ApiError> 
     let before = serde_json::to_value(ended).ok();
     request.note(Note { component: None, rule: None, before, after: None });
     Ok(Reply::NoContent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::alert::Alert;
+    use crate::alert::sinks::Sink;
+    use crate::api::Caller;
+    use crate::metrics::Metrics;
+    use crate::store::alerts::Limits;
+    use crate::supervise::Supervisor;
+
+    /// Rules of the firewall are in the namespace that they are called by, but "nobodys"; l7 has the same names elsewhere.
+    fn namespace_of(component: Component, rule: &str) -> Result<Option<String>, ApiError> {
+        Ok(match (component, rule) {
+            (Component::Firewall, "prod" | "finance") => Some(rule.to_owned()),
+            (Component::L7, "prod") => Some("finance".to_owned()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn operators_mark_the_alerts_of_their_rules() {
+        let directory = tempfile::tempdir().unwrap();
+        let (supervisor, _failures) = Supervisor::new().unwrap();
+        let limits = Limits { age: Duration::from_secs(3600), count: 1000, buffer: 100 };
+        let path = directory.path().join("alerts.redb");
+        let (store, _thread) = AlertStore::start(path, limits, &Arc::default(), &Metrics::new(), &supervisor).unwrap();
+        let kept = |component, rule: &str| {
+            let mut alert = Alert::new(component, Severity::High, rule, "deny", now_ns(), "m");
+            alert.src_ip = Some("192.0.2.1".parse().unwrap());
+            let id = alert.id;
+            store.sink().write(&Arc::new(alert)).unwrap();
+            let begin = Instant::now();
+            while !matches!(store.get(id), Ok(Some(_))) {
+                assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", store.health());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            id
+        };
+        let alerts = Alerts { store: store.clone(), namespace_of: Arc::new(namespace_of) };
+        let request = |spec, id: AlertId, namespaces: Option<&[&str]>| {
+            let namespaces = namespaces.map_or(Namespaces::All, |own| {
+                Namespaces::Only(own.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>())
+            });
+            let caller = Caller { name: "anna".to_owned(), role: Role::Operator, namespaces, method: "api_key" };
+            Request::new(spec).with_path("id", id.to_string()).called_by(caller)
+        };
+        let status = |result: Result<Reply, ApiError>| match result {
+            Ok(reply) => (reply.status(), ""),
+            Err(error) => (error.status, error.code),
+        };
+        const FORBIDDEN: (u16, &str) = (403, "NAMESPACE_FORBIDDEN");
+        for (component, rule, of_prod) in [
+            (Component::Firewall, "prod", true),
+            (Component::Firewall, "finance", false),
+            (Component::Firewall, "nobodys", false),
+            (Component::L7, "prod", false),
+            (Component::Ids, "tcp.overlap_conflict", false),
+        ] {
+            let id = kept(component, rule);
+            for (namespaces, may) in [(None, true), (Some(&["prod"][..]), of_prod), (Some(&[][..]), false)] {
+                let (marked, unmarked) = if may { ((200, ""), (204, "")) } else { (FORBIDDEN, FORBIDDEN) };
+                let about = format!("{component:?} {rule} {namespaces:?}");
+                assert_eq!(status(mark(&alerts, &request(&MARK, id, namespaces))), marked, "{about}");
+                // An admin's mark stays.
+                assert_eq!(status(mark(&alerts, &request(&MARK, id, None))), (200, ""), "{about}");
+                assert_eq!(status(unmark(&alerts, &request(&UNMARK, id, namespaces))), unmarked, "{about}");
+                assert_eq!(store.get(id).unwrap().unwrap().document["false_positive"], !may, "{about}");
+            }
+        }
+        let nothing = request(&MARK, AlertId::next(), Some(&["prod"]));
+        assert_eq!(status(mark(&alerts, &nothing)), (404, "ALERT_NOT_FOUND"));
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::support::{Agent, Lab, config, rule, wait_until};
+use super::support::{Agent, Lab, WORLD, config, rule, udp, wait_for, wait_until};
 
 const ADMIN: &str = "the-key-of-the-admin";
 const OPERATOR: &str = "the-key-of-an-operator";
@@ -93,5 +93,31 @@ fn a_reload_changes_who_is_let_in_and_can_be_taken_back() {
     lab.write_unseen(&file(&key("root", "short", "")));
     assert_eq!(cli(&lab, ADMIN, &["config", "reload"]).0, 1);
     assert_eq!(cli(&lab, ADMIN, &["status"]).0, 0);
+    agent.stop();
+}
+
+#[test]
+fn operators_mark_the_alerts_of_their_rules() {
+    let lab = Lab::new();
+    let deny = |id: &str, port: u16, more: &str| {
+        rule(id, port.into(), "deny", &format!("{more}protocol = \"udp\"\ndst_port = {port}"))
+    };
+    let rules =
+        [deny("ours", 1, "namespace = \"prod\"\n"), deny("theirs", 2, "namespace = \"finance\"\n"), deny("any", 3, "")];
+    let agent =
+        lab.start(&(config("", "mode = \"block\"", &rules) + &key("root", ADMIN, "role = \"admin\"") + &operator()));
+    for (port, id, may) in [(1, "ours", true), (2, "theirs", false), (3, "any", false)] {
+        assert!(!lab.passes(udp(WORLD, port)));
+        let alert = wait_for("the alert", || {
+            let (_, found, _) = cli(&lab, ADMIN, &["alerts", "list", "--rule", id]);
+            found["alerts"][0]["id"].as_str().map(str::to_owned)
+        });
+        for word in ["mark-fp", "unmark-fp"] {
+            assert_eq!(cli(&lab, ADMIN, &["alerts", word, &alert]).0, 0, "{id}");
+            let (code, _, error) = cli(&lab, OPERATOR, &["alerts", word, &alert]);
+            let forbidden = error.contains("NAMESPACE_FORBIDDEN");
+            assert_eq!((code, forbidden), if may { (0, false) } else { (1, true) }, "{word} {id}: {error}");
+        }
+    }
     agent.stop();
 }

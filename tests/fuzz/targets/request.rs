@@ -198,7 +198,10 @@ impl Port {
             assert!(begin.elapsed() < Duration::from_secs(60), "the alert is not written: {:?}", alerts.health());
             std::thread::sleep(Duration::from_millis(5));
         }
-        [store::api::operations(Some(&alerts)), audit::api::operations(Some(&trail))].into_iter().flatten().collect()
+        [store::api::operations(Some(&alerts), Arc::new(|_, _| Ok(None))), audit::api::operations(Some(&trail))]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
