@@ -119,7 +119,8 @@ fn no_rule_of_l7_ends_a_guarded_session() {
     assert_eq!((told("action=spared"), told("action=blocked")), (2, 1), "{said}");
 }
 
-/// Who sends in the name of another shuts that one's port for ten seconds, and has nobody reset.
+/// Who sends in the name of another shuts that one's port for ten seconds, and has nobody reset. When that goes on it is
+/// blocked again, as long as the rule is there.
 #[test]
 fn a_forged_packet_shuts_a_port_for_a_short_time_only() {
     const PSH_ACK: u8 = 0x18;
@@ -130,9 +131,12 @@ fn a_forged_packet_shuts_a_port_for_a_short_time_only() {
     let agent = lab.start(&format!("{}{l7}", config("", "mode = \"block\"", &[])));
     let rule = || lab.get("/api/v1/firewall/l7-rules/no-admin");
     let blocked = || lab.metric("ebpfsentinel_blocked{kind=\"flow\"}");
-    let forged = Packet::new().between(WORLD, HOST).tcp(45555, 8123).flags(PSH_ACK).numbers(77_777, 1);
-    assert!(lab.passes(forged.payload(request)));
-    wait_until("it is blocked", || rule()["enforced"] == 1 && blocked() == 1.0);
+    let forged = |port: u16, at: usize| {
+        let packet = Packet::new().between(WORLD, HOST).tcp(port, 8123).flags(PSH_ACK);
+        packet.numbers(77_777 + at as u32, 1).payload(if at == 0 { request } else { b"more" })
+    };
+    assert!(lab.passes(forged(45555, 0)) && lab.passes(forged(45556, 0)));
+    wait_until("they are blocked", || rule()["enforced"] == 2 && blocked() == 2.0);
     // A genuine one is reset, and only that.
     let mut genuine = Session::open(&lab, HOST, 8124);
     genuine.far.write_all(request).unwrap();
@@ -141,8 +145,11 @@ fn a_forged_packet_shuts_a_port_for_a_short_time_only() {
     let sent =
         |worker: u32| lab.metric(&format!("ebpfsentinel_tcp_resets_total{{worker=\"{worker}\",result=\"sent\"}}"));
     wait_until("it is counted", || (0..16).map(sent).sum::<f64>() == 1.0);
-    // The forged one's block ends by itself, long before that.
-    wait_until("the block has ended", || blocked() == 1.0);
+    // The blocks of the forged ones end by themselves, long before that.
+    wait_until("the blocks have ended", || blocked() == 1.0);
+    assert!(lab.passes(forged(45556, request.len())));
+    wait_until("it is blocked again", || blocked() == 2.0);
+    assert!(!lab.passes(forged(45556, request.len() + 4)));
     let listener = lab.host.run(|| TcpListener::bind((HOST, 8123))).unwrap().unwrap();
     let far = lab.world.run(|| {
         let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
@@ -154,7 +161,23 @@ fn a_forged_packet_shuts_a_port_for_a_short_time_only() {
     let (near, _) = listener.accept().unwrap();
     let mut owner = Session { near, far };
     owner.works();
-    assert_eq!((&rule()["hits"], &rule()["enforced"]), (&2.into(), &2.into()));
+    assert_eq!((&rule()["hits"], &rule()["enforced"]), (&3.into(), &3.into()));
+    lab.write_config(
+        &std::fs::read_to_string(lab.config_path())
+            .unwrap()
+            .replace("/admin", "/other")
+            .replace("no-admin", "no-other"),
+    );
+    lab.ask(Method::Post, "/api/v1/config/reload", None);
+    wait_until("the block has ended", || blocked() == 1.0);
+    let is_blocked = || {
+        let flows = lab.get("/api/v1/flows?limit=100");
+        flows.as_array().unwrap().iter().any(|flow| flow.to_string().contains("45556") && flow["blocked"] == true)
+    };
+    assert!(is_blocked());
+    assert!(lab.passes(forged(45556, request.len() + 4)));
+    wait_until("it is let go", || !is_blocked());
+    assert!(lab.passes(forged(45556, request.len() + 8)));
     agent.stop();
 }
 
