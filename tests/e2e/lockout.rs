@@ -1,11 +1,13 @@
 //! Whoever works on the host keeps the way in, whatever the rules say.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use ebpfsentinel::api::Method;
 use ebpfsentinel::packet::build::Packet;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 use serde_json::json;
 
 use super::support::{HOST, HOST_V6, Lab, OTHER, WORLD, WORLD_V6, config, rule, udp, wait_until};
@@ -115,6 +117,68 @@ fn no_rule_of_l7_ends_a_guarded_session() {
     let said = agent.stop();
     let told = |action: &str| said.lines().filter(|line| line.contains("no-admin") && line.contains(action)).count();
     assert_eq!((told("action=spared"), told("action=blocked")), (2, 1), "{said}");
+}
+
+/// Who sends in the name of another shuts that one's port for ten seconds, and has nobody reset. When that goes on it is
+/// blocked again, as long as the rule is there.
+#[test]
+fn a_forged_packet_shuts_a_port_for_a_short_time_only() {
+    const PSH_ACK: u8 = 0x18;
+    let lab = Lab::new();
+    let request = b"GET /admin HTTP/1.1\r\nHost: h\r\n\r\n";
+    let l7 = "[l7]\nmode = \"block\"\n[[l7.rules]]\nid = \"no-admin\"\npriority = 1\naction = \"deny\"\n\
+              protocol = \"http\"\npath = \"/admin\"\n";
+    let agent = lab.start(&format!("{}{l7}", config("", "mode = \"block\"", &[])));
+    let rule = || lab.get("/api/v1/firewall/l7-rules/no-admin");
+    let blocked = || lab.metric("ebpfsentinel_blocked{kind=\"flow\"}");
+    let forged = |port: u16, at: usize| {
+        let packet = Packet::new().between(WORLD, HOST).tcp(port, 8123).flags(PSH_ACK);
+        packet.numbers(77_777 + at as u32, 1).payload(if at == 0 { request } else { b"more" })
+    };
+    assert!(lab.passes(forged(45555, 0)) && lab.passes(forged(45556, 0)));
+    wait_until("they are blocked", || rule()["enforced"] == 2 && blocked() == 2.0);
+    // A genuine one is reset, and only that.
+    let mut genuine = Session::open(&lab, HOST, 8124);
+    genuine.far.write_all(request).unwrap();
+    genuine.near.read_exact(&mut request.clone()).unwrap();
+    assert_eq!(genuine.far.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let sent =
+        |worker: u32| lab.metric(&format!("ebpfsentinel_tcp_resets_total{{worker=\"{worker}\",result=\"sent\"}}"));
+    wait_until("it is counted", || (0..16).map(sent).sum::<f64>() == 1.0);
+    // The blocks of the forged ones end by themselves, long before that.
+    wait_until("the blocks have ended", || blocked() == 1.0);
+    assert!(lab.passes(forged(45556, request.len())));
+    wait_until("it is blocked again", || blocked() == 2.0);
+    assert!(!lab.passes(forged(45556, request.len() + 4)));
+    let listener = lab.host.run(|| TcpListener::bind((HOST, 8123))).unwrap().unwrap();
+    let far = lab.world.run(|| {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(WORLD.parse().unwrap(), 45555))).unwrap();
+        connect(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(HOST.parse().unwrap(), 8123))).unwrap();
+        TcpStream::from(socket)
+    });
+    let far = far.unwrap();
+    let (near, _) = listener.accept().unwrap();
+    let mut owner = Session { near, far };
+    owner.works();
+    assert_eq!((&rule()["hits"], &rule()["enforced"]), (&3.into(), &3.into()));
+    lab.write_config(
+        &std::fs::read_to_string(lab.config_path())
+            .unwrap()
+            .replace("/admin", "/other")
+            .replace("no-admin", "no-other"),
+    );
+    lab.ask(Method::Post, "/api/v1/config/reload", None);
+    wait_until("the block has ended", || blocked() == 1.0);
+    let is_blocked = || {
+        let flows = lab.get("/api/v1/flows?limit=100");
+        flows.as_array().unwrap().iter().any(|flow| flow.to_string().contains("45556") && flow["blocked"] == true)
+    };
+    assert!(is_blocked());
+    assert!(lab.passes(forged(45556, request.len() + 4)));
+    wait_until("it is let go", || !is_blocked());
+    assert!(lab.passes(forged(45556, request.len() + 8)));
+    agent.stop();
 }
 
 #[test]
