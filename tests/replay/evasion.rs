@@ -22,7 +22,7 @@ fn check_denied(name: &str, desk: &Desk, rule: &str, packets: &Packets) {
     let ran = desk.replay(&[], packets);
     let seen = events(&ran.lines);
     let alerts: Vec<_> = of_kind(&seen, "alert").iter().map(|event| &event["alert"]).collect();
-    let told: Vec<_> = alerts.iter().map(|alert| (alert["rule"].as_str(), alert["action"].as_str())).collect();
+    let told: Vec<_> = alerts.iter().map(|alert| (alert["signature"].as_str(), alert["action"].as_str())).collect();
     assert_eq!(told, [(Some(rule), Some("blocked"))], "{name}: {}", ran.lines);
 }
 
