@@ -854,7 +854,7 @@ impl<'r> Field<'r> {
         let path = self.path();
         let names = || path.split('.').map(|name| name.split('[').next().unwrap_or_default());
         names().any(|name| SECRET_KEYS.contains(&name))
-            || names().last().is_some_and(|name| SECRET_TABLES.contains(&name))
+            || names().next_back().is_some_and(|name| SECRET_TABLES.contains(&name))
     }
 
     /// A string.

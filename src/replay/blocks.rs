@@ -65,11 +65,12 @@ impl ReplayBlocks {
             return true;
         }
         let room = BLOCKED_FLOWS_MAX as usize;
-        if is_new && let Some(victim) = self.unanswered.victim(is_answered, self.until_ns.len(), room) {
-            if let Err(error) = self.end(&victim) {
-                log::warn!("ending a block: {error:#}");
-                return false;
-            }
+        if is_new
+            && let Some(victim) = self.unanswered.victim(is_answered, self.until_ns.len(), room)
+            && let Err(error) = self.end(&victim)
+        {
+            log::warn!("ending a block: {error:#}");
+            return false;
         }
         if is_new && self.until_ns.len() >= room {
             return false;

@@ -190,6 +190,9 @@ fn goes_on_after_its_block(client: &str, server: &str, rules: &str) {
     assert!(paths(&events(&ran.lines)).is_empty(), "{}", ran.lines);
 }
 
+/// A name, and what is put into a conversation.
+type Forgery<'a> = (&'a str, &'a dyn Fn(&mut Conversation));
+
 /// What one segment says, in its place or out of it, real or made for the observer, ends no flow: it is blocked all the same.
 #[test]
 fn no_fin_and_no_reset_keeps_a_flow_from_being_blocked() {
@@ -199,7 +202,7 @@ fn no_fin_and_no_reset_keeps_a_flow_from_being_blocked() {
     const ACK: u8 = 0x10;
     let request = b"GET /secret HTTP/1.1\r\nHost: www.example.org\r\n\r\n";
     let last = request.len() - 1;
-    let before: &[(&str, &dyn Fn(&mut Conversation))] = &[
+    let before: &[Forgery<'_>] = &[
         ("nothing", &|_| {}),
         ("the last byte with a FIN", &|talk| talk.segment(Client, last as i64, FIN | PSH_ACK, &request[last..])),
         ("a FIN ahead", &|talk| talk.segment(Client, 5, FIN | ACK, &[])),
