@@ -2,7 +2,8 @@
 //!
 //! Section `[audit]`; routes under `/api/v1/audit`. Entries are numbered and chained: each holds the SHA-256 of the one
 //! before ([`chain`]), so that one that was changed, taken out or put in shows. They are kept in a file of their own
-//! ([`store`]), with the history of each rule, which goes on over restarts ([`run`]). Sensitive values never get here: what an operation notes is what the API
+//! ([`store`]), with the history of each rule, which goes on over restarts ([`run`]). Sensitive values never get here:
+//! what an operation notes is what the API
 //! shows, and there secrets are masked.
 
 pub mod api;
@@ -240,7 +241,8 @@ fn compare(key: &str, before: &Value, after: &Value, found: &mut Vec<Change>) {
     }
 }
 
-/// What a reload, or a restart, changed: a note for each rule of a section that came, went or is another, and one for all other keys.
+/// What a reload, or a restart, changed: a note for each rule of a section that came, went or is another, and one for all
+/// other keys.
 /// Both are the configuration as it is shown, secrets masked.
 pub fn config_changes(before: &Value, after: &Value) -> Vec<Note> {
     let mut notes = Vec::new();
