@@ -3,8 +3,7 @@
 //! Section `[audit]`; routes under `/api/v1/audit`. Entries are numbered and chained: each holds the SHA-256 of the one
 //! before ([`chain`]), so that one that was changed, taken out or put in shows. They are kept in a file of their own
 //! ([`store`]), with the history of each rule, which goes on over restarts ([`run`]). Sensitive values never get here:
-//! what an operation notes is what the API
-//! shows, and there secrets are masked.
+//! what an operation notes is what the API shows, and there secrets are masked.
 
 pub mod api;
 pub mod budget;

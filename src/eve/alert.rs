@@ -14,7 +14,7 @@ use super::json::Json;
 pub const GENERATOR: u64 = 3775;
 
 /// What Suricata says of an alert, too.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head<'a> {
     /// The flow was blocked, or the packet dropped; else it went on.
     pub is_blocked: bool,

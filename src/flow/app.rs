@@ -13,6 +13,7 @@ use super::{Flow, Reaction, Watcher};
 use crate::packet::frame::protocol;
 use crate::packet::proto::detect::{Detected, PREFIX_MAX, START_MAX, blank_start};
 use crate::packet::proto::ftp::Transfer;
+use crate::packet::proto::inner::Renumbered;
 use crate::packet::proto::{AppProto, Expected, Fact, Out, Parser, Side, Stage, Told};
 
 /// Datagrams that may say nothing before a flow of UDP is given up.
@@ -123,40 +124,6 @@ impl Pending {
 
     fn of(&self, side: Side) -> &[u8] {
         &self.bytes[side as usize]
-    }
-}
-
-/// The parser of what a flow went on in, whose transactions are numbered behind those that were told before.
-struct Later {
-    parser: Box<dyn Parser>,
-    first_tx: u32,
-}
-
-impl Later {
-    fn run(&mut self, out: &mut Out, work: impl FnOnce(&mut dyn Parser, &mut Out)) {
-        let before = out.told.len();
-        work(&mut *self.parser, out);
-        for told in &mut out.told[before..] {
-            told.tx = told.tx.wrapping_add(self.first_tx);
-        }
-    }
-}
-
-impl Parser for Later {
-    fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
-        self.run(out, |parser, out| parser.take(side, bytes, out));
-    }
-
-    fn skip(&mut self, side: Side, missing: u64, out: &mut Out) {
-        self.run(out, |parser, out| parser.skip(side, missing, out));
-    }
-
-    fn end(&mut self, side: Side, out: &mut Out) {
-        self.run(out, |parser, out| parser.end(side, out));
-    }
-
-    fn memory(&self) -> usize {
-        size_of::<Later>() + self.parser.memory()
     }
 }
 
@@ -340,7 +307,7 @@ impl Feed<'_, '_> {
         };
         self.start(protocol, speaker);
         if let App::Parsing { parser, is_flipped, ended } = std::mem::replace(self.app, App::Ignored) {
-            let parser = Box::new(Later { parser, first_tx });
+            let parser = Box::new(Renumbered { parser, first_tx });
             *self.app = App::Parsing { parser, is_flipped, ended };
         }
     }

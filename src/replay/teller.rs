@@ -17,6 +17,7 @@ use crate::engines::firewall::alerts::severity_of;
 use crate::engines::l7::Ruling;
 use crate::engines::l7::alerts::Enforcement;
 use crate::engines::l7::judge::{Decided, Hit, Scratch};
+use crate::eve::alert::Head;
 use crate::event::Outcome;
 use crate::flow::{Anomaly, EndReason, Flow, Reaction, Watcher};
 use crate::packet::frame::protocol::TCP;
@@ -142,16 +143,15 @@ impl<'o> Teller<'o> {
             self.folds.clear();
         }
         self.folds.insert(kind, self.now_ns.saturating_add(FOLD_NS));
-        let alert = Alert {
+        let head = Head {
             is_blocked: verdict.outcome == Outcome::Dropped,
             component: Component::Firewall.name(),
             rule,
-            rule_action,
             signature: rule,
             category: "packet",
             severity: number_of(severity_of(verdict)),
-            matched: None,
         };
+        let alert = Alert { head, rule_action, matched: None };
         let line = self.eve.packet_alert(verdict, &alert);
         put(&mut self.out, &mut self.error, &mut self.summary.lines, line);
     }
@@ -199,7 +199,7 @@ fn block(blocks: &mut ReplayBlocks, flow: &Flow, now_ns: u64) -> Enforcement {
 }
 
 /// A severity as EVE counts it.
-fn number_of(severity: Severity) -> u8 {
+fn number_of(severity: Severity) -> u64 {
     match severity {
         Severity::Critical => 1,
         Severity::High => 2,
@@ -210,16 +210,15 @@ fn number_of(severity: Severity) -> u8 {
 
 /// A hit as EVE shows it.
 fn alert_of(hit: &Hit, enforcement: Enforcement) -> Alert<'_> {
-    Alert {
+    let head = Head {
         is_blocked: hit.wants_block() && enforcement == Enforcement::Blocked,
-        component: "l7",
+        component: Component::L7.name(),
         rule: &hit.rule,
-        rule_action: hit.action.name(),
         signature: &hit.rule,
         category: hit.protocol.name(),
         severity: number_of(hit.severity),
-        matched: hit.field.as_ref().map(|_| &hit.matched[..]),
-    }
+    };
+    Alert { head, rule_action: hit.action.name(), matched: hit.field.as_ref().map(|_| &hit.matched[..]) }
 }
 
 /// Writes a line; after the first failure none.

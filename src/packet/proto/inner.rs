@@ -78,48 +78,73 @@ impl Grant {
     }
 }
 
-/// The parser of what a conversation became. Its transactions are numbered on from those before.
-pub(crate) struct Inner {
-    /// `None` where no parser is there for it: what it says is passed over.
-    parser: Option<Box<dyn Parser>>,
-    first_tx: u32,
+/// A parser whose transactions are numbered on from those that were told before it.
+pub(crate) struct Renumbered {
+    pub parser: Box<dyn Parser>,
+    pub first_tx: u32,
 }
+
+impl Renumbered {
+    fn run(&mut self, out: &mut Out, work: impl FnOnce(&mut dyn Parser, &mut Out)) {
+        let before = out.told.len();
+        work(&mut *self.parser, out);
+        for told in &mut out.told[before..] {
+            told.tx = told.tx.wrapping_add(self.first_tx);
+        }
+    }
+}
+
+impl Parser for Renumbered {
+    fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
+        self.run(out, |parser, out| parser.take(side, bytes, out));
+    }
+
+    fn skip(&mut self, side: Side, missing: u64, out: &mut Out) {
+        self.run(out, |parser, out| parser.skip(side, missing, out));
+    }
+
+    fn end(&mut self, side: Side, out: &mut Out) {
+        self.run(out, |parser, out| parser.end(side, out));
+    }
+
+    fn memory(&self) -> usize {
+        size_of::<Renumbered>() + self.parser.memory()
+    }
+}
+
+/// The parser of what a conversation became; none where what it says is passed over.
+pub(crate) struct Inner(Option<Renumbered>);
 
 impl Inner {
     /// Goes on as `protocol`, with its first transaction numbered `first_tx`, and tells so.
     pub(crate) fn begin(protocol: AppProto, first_tx: u32, out: &mut Out) -> Inner {
         out.became = Some(protocol);
-        Inner { parser: parser_for(protocol), first_tx }
+        Inner(parser_for(protocol).map(|parser| Renumbered { parser, first_tx }))
     }
 
     /// As [`Parser::take`].
     pub(crate) fn take(&mut self, side: Side, bytes: &[u8], out: &mut Out) {
-        if !bytes.is_empty() {
-            self.run(out, |parser, out| parser.take(side, bytes, out));
+        if let Some(parser) = self.0.as_mut().filter(|_| !bytes.is_empty()) {
+            parser.take(side, bytes, out);
         }
     }
 
     /// As [`Parser::skip`].
     pub(crate) fn skip(&mut self, side: Side, missing: u64, out: &mut Out) {
-        self.run(out, |parser, out| parser.skip(side, missing, out));
+        if let Some(parser) = &mut self.0 {
+            parser.skip(side, missing, out);
+        }
     }
 
     /// As [`Parser::end`].
     pub(crate) fn end(&mut self, side: Side, out: &mut Out) {
-        self.run(out, |parser, out| parser.end(side, out));
+        if let Some(parser) = &mut self.0 {
+            parser.end(side, out);
+        }
     }
 
     /// As [`Parser::memory`].
     pub(crate) fn memory(&self) -> usize {
-        self.parser.as_ref().map_or(0, |parser| parser.memory())
-    }
-
-    fn run(&mut self, out: &mut Out, work: impl FnOnce(&mut dyn Parser, &mut Out)) {
-        let Some(parser) = &mut self.parser else { return };
-        let before = out.told.len();
-        work(parser.as_mut(), out);
-        for told in &mut out.told[before..] {
-            told.tx = told.tx.wrapping_add(self.first_tx);
-        }
+        self.0.as_ref().map_or(0, Renumbered::memory)
     }
 }

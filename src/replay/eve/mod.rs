@@ -21,20 +21,10 @@ use crate::packet::proto::{Side, Told};
 /// What was enforced and said of a rule that was hit, by a flow or by a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alert<'a> {
-    /// The flow was blocked, or the packet dropped; else it went on.
-    pub is_blocked: bool,
-    /// Whose rule: a component's name.
-    pub component: &'a str,
-    /// The rule's id.
-    pub rule: &'a str,
+    /// What Suricata says of an alert, too.
+    pub head: Head<'a>,
     /// What the rule wishes.
     pub rule_action: &'a str,
-    /// What the rule is about.
-    pub signature: &'a str,
-    /// Its class.
-    pub category: &'a str,
-    /// 1 is the gravest.
-    pub severity: u8,
     /// What the rule matched, if it says so.
     pub matched: Option<&'a [u8]>,
 }
@@ -197,15 +187,7 @@ impl Eve {
 
 /// The member `alert`.
 fn member(json: &mut Json, alert: &Alert<'_>) {
-    let head = Head {
-        is_blocked: alert.is_blocked,
-        component: alert.component,
-        rule: alert.rule,
-        signature: alert.signature,
-        category: alert.category,
-        severity: alert.severity.into(),
-    };
-    eve::alert::alert(json, &head, |json| {
+    eve::alert::alert(json, &alert.head, |json| {
         detail(json, "rule_action", alert.rule_action.as_bytes());
         if let Some(matched) = alert.matched {
             detail(json, "matched", matched);

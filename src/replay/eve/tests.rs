@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::eve::alert::Head;
 use crate::eve::alert::tests::metadata_of;
 use crate::flow::{Direction, State};
 use crate::packet::proto::{AppProto, Fact, Stage, dns, ftp, http, quic, smb, smtp, ssh, tls};
@@ -267,18 +268,17 @@ fn protocols_without_ports() {
 #[test]
 fn alerts() {
     let mut eve = Eve::default();
-    let alert = Alert {
+    let head = Head {
         is_blocked: true,
         component: "l7",
         rule: "no-example",
-        rule_action: "deny",
         signature: "tls sni *.example.org",
         category: "l7",
         severity: 2,
-        matched: Some(b"www.example.org"),
     };
+    let alert = Alert { head, rule_action: "deny", matched: Some(b"www.example.org") };
     let told = Told { tx: 0, stage: Stage::Asked, fact: Fact::Tls(Arc::new(handshake())) };
     insta::assert_snapshot!(pretty(eve.alert(&flow(), TIME, &alert, Some(&told))));
-    let passed = Alert { is_blocked: false, matched: None, ..alert };
+    let passed = Alert { head: Head { is_blocked: false, ..head }, matched: None, ..alert };
     insta::assert_snapshot!("alert_that_went_on", pretty(eve.alert(&flow(), TIME, &passed, None)));
 }
